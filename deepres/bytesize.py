@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-_FACTORS = {
+_FACTORS: dict[str, int] = {
     "": 1,
     "b": 1,
     **{f"{p}b": 1000**k for k, p in enumerate("kmgt", start=1)},
@@ -33,7 +33,7 @@ def parse_bytes(value: int | float | str) -> int:
     size = number * _FACTORS[match[2].lower()]
     if not math.isfinite(size) or size < 1:
         raise ValueError(help_)
-    return int(match[1]) * _FACTORS[match[2].lower()] if match[1].isdigit() else round(size)
+    return round(size)
 
 
 def format_bytes(num_bytes: int) -> str:

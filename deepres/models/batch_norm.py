@@ -1,0 +1,167 @@
+"""Batch normalisation whose first forward pass can be replayed bit for bit.
+
+NOTE [ Replaying batch norm ]
+Activations that were discarded are recomputed in the backward pass, and batch norm is the one layer for which
+running the forward pass again would not be the same: it would update the running statistics a second time,
+count a second batch, and reduce (under synchronisation: communicate) once more. Therefore:
+1. The first forward pass of a batch writes the batch's mean and inverse standard deviation into a *memo* that
+   its caller keeps: two floats a channel.
+2. Every later pass over the same batch is given that memo and only normalises with what it finds there. It
+   reduces nothing, communicates nothing, updates nothing.
+3. Both passes run the very same kernel on the very same operands, so their results agree in every bit:
+   `native_batch_norm` normalises with `scale = invstd * weight` whatever `invstd` came from, and with running
+   statistics `(mean, variance 0)`, `eps = 1` and `weight = invstd * weight` that product is the same one.
+4. The gradient of both is the training one, through the statistics (`native_batch_norm_backward`).
+For the same reason the training pass never goes through cuDNN, whose kernels round differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Memo = dict[nn.Module, tuple[Tensor, Tensor]]
+"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std)."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of `x: (N, C, H, W)` (Ioffe and Szegedy 2015), replayable; see the NOTE above.
+
+    Parameters, buffers and results are those of `torch.nn.BatchNorm2d`.
+
+    Attributes:
+        process_group: the processes whose batches are normalised together in training (synchronised batch
+            norm, on any device); None normalises each process's batch alone. Set by `synchronize_batch_norm`.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.process_group: dist.ProcessGroup | None = None
+
+    def forward(self, x: Tensor, memo: Memo | None = None) -> Tensor:
+        """Normalise `x`; in training, write the batch's statistics to `memo` or, if it holds them, use them.
+
+        Raises:
+            ValueError: in training, if there is only one value a channel, which has no variance.
+        """
+        if not self.training:
+            return super().forward(x)
+        if memo is not None and self in memo:
+            mean, invstd = memo[self]
+            y: Tensor = _Normalise.apply(
+                x, self.weight, self.bias, mean, invstd, self.eps, self.process_group
+            )  # type: ignore[no-untyped-call]
+            return y
+        if x.numel() == x.size(1) and self.process_group is None:
+            raise ValueError(
+                f"batch norm needs more than one value a channel in training, got {tuple(x.shape)}"
+            )
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.process_group is not None:
+            mean, invstd = self._global_statistics(x, self.process_group, self.momentum)
+            y = _Normalise.apply(x, self.weight, self.bias, mean, invstd, self.eps, self.process_group)  # type: ignore[no-untyped-call]
+        else:
+            y, mean, invstd = torch.native_batch_norm(
+                x, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
+            )
+        if memo is not None:
+            memo[self] = (mean, invstd)
+        return y
+
+    @torch.no_grad()
+    def _global_statistics(
+        self, x: Tensor, group: dist.ProcessGroup, momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and inverse std over all processes' batches, (C,) each; updates the running statistics."""
+        local = x.detach().to(self.weight.dtype)
+        variance, mean = torch.var_mean(local, dim=(0, 2, 3), correction=0)
+        count = mean.new_full((1,), float(x.numel() // x.size(1)))
+        parts = mean.new_empty(dist.get_world_size(group), 2 * mean.numel() + 1)
+        dist.all_gather_into_tensor(parts.view(-1), torch.cat([mean, variance, count]), group=group)
+        means, variances, counts = torch.split(parts, [mean.numel(), mean.numel(), 1], dim=1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (total / (total - 1)), momentum)
+        return mean, torch.rsqrt(variance + self.eps)
+
+
+def synchronize_batch_norm(model: nn.Module, process_group: dist.ProcessGroup | None) -> None:
+    """Make every `BatchNorm2d` of `model` normalise over all processes of the group (None: over its own)."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.process_group = process_group
+
+
+def normalise(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor) -> Tensor:
+    """`(x - mean) * scale + bias` for each channel, with the kernel (and so the bits) of the training pass."""
+    y: Tensor = torch.native_batch_norm(x, scale, bias, mean, torch.zeros_like(mean), False, 0.0, 1.0)[0]
+    return y
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch norm with given statistics of the batch and the gradient that goes through these statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        eps: float,
+        process_group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, invstd)
+        ctx.eps = eps
+        ctx.process_group = process_group
+        return normalise(x, invstd * weight, bias, mean)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        if ctx.process_group is None:
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                grads[0], x, weight, None, None, mean, invstd, True, ctx.eps, wanted
+            )
+            return (*gradients, None, None, None, None)
+        return (
+            *_synchronised_backward(grads[0], x, weight, mean, invstd, ctx.process_group, wanted),
+            *[None] * 4,
+        )
+
+
+def _synchronised_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    process_group: dist.ProcessGroup,
+    wanted: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias; the sums that x's gradient needs run over all processes' batches."""
+    per_channel = (1, -1, 1, 1)
+    dy = grad.to(weight.dtype)
+    normalised = (x.to(weight.dtype) - mean.view(per_channel)) * invstd.view(per_channel)
+    sum_dy = dy.sum((0, 2, 3))
+    sum_dy_normalised = (dy * normalised).sum((0, 2, 3))
+    dx = None
+    if wanted[0]:
+        count = sum_dy.new_full((1,), float(x.numel() // x.size(1)))
+        sums = torch.cat([sum_dy, sum_dy_normalised, count])
+        dist.all_reduce(sums, group=process_group)
+        mean_dy, mean_dy_normalised = (sums[:-1] / sums[-1]).view(2, *per_channel).unbind(0)
+        dx = (dy - mean_dy - normalised * mean_dy_normalised) * (weight * invstd).view(per_channel)
+        dx = dx.to(x.dtype)
+    return dx, sum_dy_normalised if wanted[1] else None, sum_dy if wanted[2] else None

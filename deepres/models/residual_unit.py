@@ -1,0 +1,192 @@
+"""The Residual Unit, with the paper's placements of activations (Table 2) and its shortcuts (Table 1)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.models.batch_norm import BatchNorm2d, Memo, normalise
+from deepres.models.conv_outputs import ConvOutputs
+from deepres.models.shortcut import Matching, Shortcut, ShortcutName
+
+Block = Literal["basic", "bottleneck", "single"]
+Activation = Literal[
+    "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
+]
+StrideOn = Literal["1x1", "3x3"]
+Preactivation = Literal["own", "shared", "none"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
+Steps = tuple[tuple[str, int], ...]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+# Around each convolution (W) but the last, around the last, after the addition; B batch norm, R ReLU (Table 2).
+_ORDERS: dict[Activation, tuple[str, str, str]] = {
+    "original": ("WBR", "WB", "R"),
+    "bn_after_addition": ("WBR", "W", "BR"),
+    "relu_before_addition": ("WBR", "WBR", ""),
+    "relu_only_preactivation": ("RWB", "RWB", ""),
+    "full_preactivation": ("BRW", "BRW", ""),
+}
+
+
+def leading_activation(activation: Activation) -> str:
+    """What stands before a unit's first convolution: "" (post-activation), "R" or "BR"."""
+    return _ORDERS[activation][0].partition("W")[0]
+
+
+class ResidualUnit(nn.Module):
+    """`x_{l+1} = f(h(x_l) + F(x_l))` (Equations 1 and 2 of the paper).
+
+    Args:
+        in_channels: channels of x_l.
+        width: channels between the convolutions of a bottleneck; those of the output in other blocks.
+        out_channels: channels of x_{l+1}.
+        block: `basic` (3×3, 3×3), `bottleneck` (1×1, 3×3, 1×1) or `single` (one 3×3).
+        stride: 2 in the units that halve the map, else 1.
+        activation: the placement of BN and ReLU.
+        shortcut: the variant of h; its numbers are `Shortcut`'s.
+        matching: how a unit that changes the shape matches x_l to x_{l+1}.
+        stride_on: the bottleneck's convolution that has the stride (others: always the first).
+        preactivation: where a pre-activation unit's first activation stands: in its `own` residual branch;
+            `shared` by branch and shortcut, before the split; or `none`, as the stem has it. The paper's
+            appendix shares it in the first unit; its authors' code also in those that change the shape.
+        shortcut_scale, residual_scale, gate_bias, dropout: see `Shortcut`.
+
+    Attributes:
+        retentions: what `forward` can keep for the backward pass (see `forward`).
+    """
+
+    retentions = ("all", "conv_outputs")
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        *,
+        block: Block = "bottleneck",
+        stride: int = 1,
+        activation: Activation = "full_preactivation",
+        shortcut: ShortcutName = "identity",
+        matching: Matching = "projection",
+        stride_on: StrideOn = "1x1",
+        preactivation: Preactivation = "own",
+        shortcut_scale: float = 0.5,
+        residual_scale: float = 0.5,
+        gate_bias: float = -6.0,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        kernels = {"single": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}[block]
+        channels = (in_channels, *[width] * (len(kernels) - 1), out_channels)
+        strided = 1 if block == "bottleneck" and stride_on == "3x3" else 0
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels[j], channels[j + 1], k, stride if j == strided else 1, k // 2, bias=False)
+            for j, k in enumerate(kernels)
+        )
+
+        around, around_last, after_addition = _ORDERS[activation]
+        leading = leading_activation(activation)
+        branch = around * (len(kernels) - 1) + around_last
+        before_split = leading if preactivation == "shared" else ""
+        branch = branch if preactivation == "own" else branch.removeprefix(leading)
+        norms = [
+            BatchNorm2d(channels[order.count("W")])
+            for order in _prefixes_to("B", before_split + branch + after_addition)
+        ]
+        self.norms = nn.ModuleList(norms)
+        counts = itertools.count(), itertools.count()
+        self._before_split, self._branch, self._after_addition = (
+            _numbered(order, *counts) for order in (before_split, branch, after_addition)
+        )
+        self._adds_in_place = not branch.endswith("R")  # the ReLU's backward reads its output
+        self.shortcut = Shortcut(
+            in_channels,
+            out_channels,
+            stride,
+            name=shortcut,
+            matching=matching,
+            normalise_projection=activation in ("original", "relu_before_addition"),
+            shortcut_scale=shortcut_scale,
+            residual_scale=residual_scale,
+            gate_bias=gate_bias,
+            dropout=dropout,
+        )
+
+    def forward(self, x: Tensor, retention: str = "all", memo: Memo | None = None) -> Tensor:
+        """Run the unit on `x: (N, in_channels, H, W)`.
+
+        Args:
+            x: the unit's input, which is never changed in place.
+            retention: what autograd keeps: `all`, or `conv_outputs` (outputs of the convolutions; what BN and
+                ReLU make of them is replayed). The result and its gradients are the same, bit for bit.
+            memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
+                batch norms put their statistics there, and find them there (see `BatchNorm2d`).
+        """
+        if retention == "all" or not torch.is_grad_enabled() or not self.training:
+            return self._run(x, memo, None)
+        if retention != "conv_outputs":
+            raise ValueError(f"retention must be one of {', '.join(self.retentions)}, got {retention!r}")
+        with ConvOutputs() as keep:
+            return self._run(x, {} if memo is None else memo, keep)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """F(x_l), for the analysis of a net; `x` is after the shared activation, if the unit has one."""
+        return self._walk(self._branch, x, None, None)
+
+    def _run(self, x: Tensor, memo: Memo | None, keep: ConvOutputs | None) -> Tensor:
+        x = self._walk(self._before_split, x, memo, keep)
+        h = self.shortcut(x, memo)
+        y = self._walk(self._branch, x, memo, keep)
+        y = self.shortcut.combine(h, y, in_place=self._adds_in_place)
+        return self._walk(self._after_addition, y, memo, None, owned=True)
+
+    def _walk(
+        self, steps: Steps, x: Tensor, memo: Memo | None, keep: ConvOutputs | None, *, owned: bool = False
+    ) -> Tensor:
+        """Run `steps` on `x`, which may be overwritten if it is `owned`."""
+        for kind, index in steps:
+            if kind == "W":
+                x = self.convs[index](x)
+                if keep is not None:
+                    keep.forget()
+            elif kind == "R":
+                x = F.relu(x, inplace=owned)
+            else:
+                norm = self.norms[index]
+                y = norm(x, memo)
+                if kind == "BR":
+                    if keep is not None:
+                        assert memo is not None
+                        keep.drop(y, _replay_of_norm_relu(x, norm, memo))
+                    y = F.relu(y, inplace=True)
+                x = y
+            owned = True
+        return x
+
+
+def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[], Tensor]:
+    """What computes ReLU(norm(x)) again from the statistics in `memo`, even where parameters were released."""
+    assert isinstance(norm, BatchNorm2d)
+    mean, invstd = memo[norm]
+    x, scale, bias = x.detach(), invstd * norm.weight.detach(), norm.bias.detach()
+    return lambda: torch.relu_(normalise(x, scale, bias, mean))
+
+
+def _prefixes_to(step: str, order: str) -> Iterator[str]:
+    """What stands before each `step` of `order`."""
+    return (order[:j] for j, letter in enumerate(order) if letter == step)
+
+
+def _numbered(order: str, convs: Iterator[int], norms: Iterator[int]) -> Steps:
+    """The steps of `order`, each with the index of its convolution or batch norm; BR is one step."""
+    return tuple(
+        (kind, next(convs) if kind == "W" else next(norms) if "B" in kind else 0)
+        for kind in re.findall("BR|B|R|W", order)
+    )

@@ -1,0 +1,245 @@
+"""Residual networks of any depth: `stem -> units -> head` (He et al. 2016)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from deepres.models.batch_norm import BatchNorm2d
+from deepres.models.residual_unit import (
+    ACTIVATIONS,
+    BLOCKS,
+    Activation,
+    Block,
+    Preactivation,
+    ResidualUnit,
+    StrideOn,
+    leading_activation,
+)
+from deepres.models.shortcut import SHORTCUTS, Matching, ShortcutName
+
+Family = Literal["cifar", "imagenet"]
+
+_LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
+_IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
+    ("basic", 18): (2, 2, 2, 2),
+    ("basic", 34): (3, 4, 6, 3),
+    ("bottleneck", 50): (3, 4, 6, 3),
+    ("bottleneck", 101): (3, 4, 23, 3),
+    ("bottleneck", 152): (3, 8, 36, 3),
+    ("bottleneck", 200): (3, 24, 36, 3),
+}
+
+
+class ResNet(nn.Module):
+    """A residual net whose forward pass is its definition: `head(units(stem(x)))`.
+
+    Args:
+        stem: images (N, 3, H, W) to the first unit's input.
+        units: the Residual Units in order, a flat sequence; a plan of recomputation is applied to it.
+        head: the last unit's output to logits (N, num_classes).
+
+    Attributes:
+        units_per_stage: how many units each stage (units of one spatial size) has.
+    """
+
+    def __init__(
+        self, stem: nn.Sequential, units: nn.Sequential, head: nn.Sequential, units_per_stage: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.units = units
+        self.head = head
+        self.units_per_stage = units_per_stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images `x: (N, 3, H, W)`."""
+        logits: Tensor = self.head(self.units(self.stem(x)))
+        return logits
+
+
+@dataclass(frozen=True)
+class _Layout:
+    stem_channels: int
+    units: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+def build_resnet(
+    depth: int,
+    *,
+    dataset: Family = "cifar",
+    num_classes: int = 10,
+    block: Block | None = None,
+    activation: Activation = "full_preactivation",
+    shortcut: ShortcutName = "identity",
+    matching: Matching | None = None,
+    stride_on: StrideOn = "1x1",
+    stem_activation: bool | None = None,
+    shortcut_scale: float = 0.5,
+    residual_scale: float = 0.5,
+    gate_bias: float = -6.0,
+    dropout: float = 0.5,
+) -> ResNet:
+    """Build a net of the paper, or of its kind at another depth, with freshly drawn parameters.
+
+    The last pre-activation unit is followed by one more activation, as in the paper's appendix. Convolutions
+    are drawn from He's normal distribution (fan-out), linear weights as PyTorch draws them.
+
+    Args:
+        depth: number of weighted layers. CIFAR: 6n+2 (basic), 9n+2 (bottleneck), 3n+2 (single); ImageNet: 18,
+            34 (basic), 50, 101, 152, 200 (bottleneck).
+        dataset: `cifar` (3×3 stem, stages at the image's size, a half and a quarter of it, inner widths 16, 32,
+            64) or `imagenet` (7×7 stride-2 stem and max pool, four stages, inner widths 64 to 512).
+        num_classes: width of the last layer.
+        block: kind of unit; by default, CIFAR nets are basic below 164 layers where the depth allows it and
+            bottleneck nets otherwise, as in the paper.
+        activation, shortcut, stride_on, shortcut_scale, residual_scale, gate_bias, dropout: see `ResidualUnit`.
+        matching: how shortcuts match shapes; by default zero padding in CIFAR's basic nets, else projection.
+        stem_activation: in a pre-activation net, activate once in the stem ("right after conv1", before
+            ImageNet's max pool) instead of at the start of the first unit. By default in ImageNet nets, as in
+            the authors' code; without a max pool between, as in CIFAR nets, both are the same function.
+
+    Raises:
+        ValueError: no net has that depth (the message has the nearest that do), or an unknown variant.
+    """
+    for what, value, known in (
+        ("dataset", dataset, get_args(Family)),
+        ("block", block, (None, *BLOCKS)),
+        ("activation", activation, ACTIVATIONS),
+        ("shortcut", shortcut, SHORTCUTS),
+        ("matching", matching, (None, *get_args(Matching))),
+        ("stride_on", stride_on, get_args(StrideOn)),
+    ):
+        if value not in known:
+            raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    block = block or default_block(depth, dataset)
+    layout = _layout(depth, dataset, block)
+    if matching is None:
+        matching = "zero_padding" if dataset == "cifar" and block != "bottleneck" else "projection"
+    leading = leading_activation(activation)
+    if stem_activation is None or not leading:
+        stem_activation = not leading or dataset == "imagenet"
+
+    stem: OrderedDict[str, nn.Module] = OrderedDict()
+    kernel, stride = (3, 1) if dataset == "cifar" else (7, 2)
+    stem["conv"] = nn.Conv2d(3, layout.stem_channels, kernel, stride, kernel // 2, bias=False)
+    if stem_activation and leading != "R":
+        stem["norm"] = BatchNorm2d(layout.stem_channels)
+    if stem_activation:
+        stem["relu"] = nn.ReLU(inplace=True)
+    if dataset == "imagenet":
+        stem["pool"] = nn.MaxPool2d(3, 2, 1)
+
+    units: list[nn.Module] = []
+    channels = layout.stem_channels
+    for stage, (num_units, width) in enumerate(zip(layout.units, layout.widths, strict=True)):
+        out_channels = width * 4 if block == "bottleneck" else width
+        for k in range(num_units):
+            stride = 2 if stage > 0 and k == 0 else 1
+            where: Preactivation = "own"
+            if not units:
+                where = "none" if stem_activation else "shared"
+            elif stride != 1 or channels != out_channels:
+                where = "shared"
+            units.append(
+                ResidualUnit(
+                    channels,
+                    width,
+                    out_channels,
+                    block=block,
+                    stride=stride,
+                    activation=activation,
+                    shortcut=shortcut,
+                    matching=matching,
+                    stride_on=stride_on,
+                    preactivation=where if leading else "own",
+                    shortcut_scale=shortcut_scale,
+                    residual_scale=residual_scale,
+                    gate_bias=gate_bias,
+                    dropout=dropout,
+                )
+            )
+            channels = out_channels
+
+    head: OrderedDict[str, nn.Module] = OrderedDict()
+    if leading == "BR":
+        head["norm"] = BatchNorm2d(channels)
+    if leading:
+        head["relu"] = nn.ReLU(inplace=leading == "BR")
+    head["pool"] = nn.AdaptiveAvgPool2d(1)
+    head["flatten"] = nn.Flatten()
+    head["linear"] = nn.Linear(channels, num_classes)
+
+    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(head["linear"].bias)  # type: ignore[arg-type]  # a linear layer's bias is a tensor
+    return net
+
+
+def default_block(depth: int, dataset: Family) -> Block:
+    """The kind of unit that the paper uses at this depth."""
+    if dataset == "imagenet":
+        return "basic" if depth in (18, 34) else "bottleneck"
+    fits_basic, fits_bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
+    return "basic" if fits_basic and not (fits_bottleneck and depth >= 164) else "bottleneck"
+
+
+def _layout(depth: int, dataset: Family, block: Block) -> _Layout:
+    """Units and widths of each stage.
+
+    Raises:
+        ValueError: no such net; names the nearest depths.
+    """
+    if dataset == "imagenet":
+        if (block, depth) not in _IMAGENET_UNITS:
+            known = sorted(d for b, d in _IMAGENET_UNITS if b == block)
+            allowed = f"one of {', '.join(map(str, known))}" if known else "that of a CIFAR net"
+            raise ValueError(f"depth must be {allowed} for ImageNet nets of {block} units, got {depth}")
+        return _Layout(64, _IMAGENET_UNITS[block, depth], (64, 128, 256, 512))
+    step = 3 * _LAYERS[block]
+    if depth < step + 2 or (depth - 2) % step:
+        below = max(1, (depth - 2) // step) * step + 2
+        nearest = f"{below}, {below + step}" if depth > below else f"{below}"
+        example = {"basic": "20, 110", "bottleneck": "164, 1001", "single": "110"}[block]
+        raise ValueError(
+            f"depth must be {step}n+2 for {block} units (e.g. {example}), got {depth}; nearest: {nearest}"
+        )
+    return _Layout(16, ((depth - 2) // step,) * 3, (16, 32, 64))
+
+
+def resnet110(num_classes: int = 10) -> ResNet:
+    """The paper's CIFAR ResNet-110: basic units, full pre-activation."""
+    return build_resnet(110, num_classes=num_classes, block="basic")
+
+
+def resnet164(num_classes: int = 10) -> ResNet:
+    """The paper's CIFAR ResNet-164: bottleneck units, full pre-activation."""
+    return build_resnet(164, num_classes=num_classes, block="bottleneck")
+
+
+def resnet1001(num_classes: int = 10) -> ResNet:
+    """The paper's CIFAR ResNet-1001: bottleneck units, full pre-activation."""
+    return build_resnet(1001, num_classes=num_classes, block="bottleneck")
+
+
+def resnet101(num_classes: int = 1000) -> ResNet:
+    """The paper's ImageNet ResNet-101, full pre-activation."""
+    return build_resnet(101, dataset="imagenet", num_classes=num_classes)
+
+
+def resnet152(num_classes: int = 1000) -> ResNet:
+    """The paper's ImageNet ResNet-152, full pre-activation."""
+    return build_resnet(152, dataset="imagenet", num_classes=num_classes)
+
+
+def resnet200(num_classes: int = 1000) -> ResNet:
+    """The paper's ImageNet ResNet-200, full pre-activation."""
+    return build_resnet(200, dataset="imagenet", num_classes=num_classes)

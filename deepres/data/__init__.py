@@ -1,1 +1,18 @@
-"""."""
+"""Data sets, and the batches that one rank sees of them."""
+
+from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
+from deepres.data.opening import DATASETS, Augmentation, Normalize, inspect_data, open_data
+from deepres.data.source import DataSource
+
+__all__ = [
+    "DATASETS",
+    "IGNORED_LABEL",
+    "Augmentation",
+    "Batch",
+    "DataError",
+    "DataInfo",
+    "DataSource",
+    "Normalize",
+    "inspect_data",
+    "open_data",
+]

@@ -1,0 +1,97 @@
+"""Normalisation, and random crops and flips of a whole batch at once, on the device.
+
+The CIFAR recipe of the paper (and of ResNet v1, section 4.2): subtract the mean, pad 4 pixels of zeros on each
+side, crop at random to the old size, flip every other image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+PADDING = 4
+NUM_CROP_DRAWS = 3
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """x ↦ (x − mean) · scale, for pixels x in 0 … 255.
+
+    Attributes:
+        mean: (1, 3, 1, 1), or (1, 3, H, W) for a mean of each pixel; float32.
+        scale: (1, 3, 1, 1) float32.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of_constants(
+        cls, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+    ) -> "Normalization":
+        """Given means and standard deviations of the channels, for pixels in 0 … 1; ImageNet's by default."""
+        means = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1) * 255
+        stds = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1) * 255
+        return cls(means.float(), (1 / stds).float())
+
+    @classmethod
+    def channel_mean_std(cls, images: Tensor) -> "Normalization":
+        """Mean and standard deviation of each channel over a set: exact, for they come from a histogram.
+
+        Args:
+            images: (N, 3, H, W) uint8, on the CPU.
+        """
+        values = torch.arange(256, dtype=torch.float64)
+        counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(3)])
+        share = counts.double() / counts[0].sum()
+        mean = share @ values
+        std = (share @ values**2 - mean**2).clamp_min(1e-6).sqrt()
+        return cls(mean.float().view(1, 3, 1, 1), (1 / std).float().view(1, 3, 1, 1))
+
+    @classmethod
+    def per_pixel_mean(cls, images: Tensor) -> "Normalization":
+        """The paper's: the mean image is subtracted, and pixels are scaled to a range of 1, not by a deviation.
+
+        Args:
+            images: (N, 3, H, W) uint8, on the CPU.
+        """
+        mean = images.sum(0, dtype=torch.int64).double() / len(images)
+        return cls(mean.float()[None], torch.full((1, 3, 1, 1), 1 / 255))
+
+    def to(self, device: torch.device) -> "Normalization":
+        """The same on another device."""
+        return Normalization(self.mean.to(device), self.scale.to(device))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8, any strides → (N, 3, H, W) float32, contiguous."""
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.sub_(self.mean).mul_(self.scale)
+
+
+def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool) -> Tensor:
+    """Pads with zeros, crops at a random place, and mirrors every other image; one gather, no loop.
+
+    Args:
+        images: (N, C, H, W), normalised: so the padding has the mean's colour.
+        draws: (N, 3) in [0, 1): row, column, flip.
+        flip: whether to mirror at all (a mirrored digit is no digit).
+    """
+    _, _, height, width = images.shape
+    device = images.device
+    offsets = torch.from_numpy((draws[:, :2] * (2 * PADDING + 1)).astype(np.int64)).to(device)
+    mirrored = torch.from_numpy(draws[:, 2:3] < 0.5).to(device)
+    rows = offsets[:, 0:1] + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(len(images), width)
+    if flip:
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = offsets[:, 1:2] + columns
+    padded = torch.nn.functional.pad(images, (PADDING,) * 4)
+    sample = torch.arange(len(images), device=device)[:, None, None]
+    # Advanced indices around a slice put the channels last: (N, H, W, C).
+    crops = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+    return crops.permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,59 @@
+"""What the data floor hands upwards: batches, facts about a data set, and its one kind of error."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""The label of a row that must not count: `torch.nn.functional.cross_entropy` ignores it by default."""
+
+
+class DataError(ValueError):
+    """A data set is missing, incomplete, broken or unfit for what was asked; the message is one line."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Facts about a data set that are known before any image is read.
+
+    Attributes:
+        name: as given to `open_data`.
+        num_classes: labels are 0 … `num_classes` − 1.
+        image_size: height and width of the training images that the model sees, in pixels.
+        num_train: training images.
+        num_test: test (or validation) images.
+        class_names: one name a label, in the order of the labels; empty where the set has none.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int
+    num_train: int
+    num_test: int
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's micro batch.
+
+    A row whose label is `IGNORED_LABEL` holds no image (it is all zeros): either its file could not be read, or
+    it fills up the last evaluation batch, so that every rank runs equally many. Take the *sum* of the loss and
+    divide by what you mean to divide by: the mean of `cross_entropy` over a batch with nothing but such rows is
+    NaN.
+
+    Attributes:
+        images: (N, 3, H, W) float32, normalised, on the device; N ≥ 1.
+        labels: (N,) int64, on the device.
+        indices: (N,) int64, on the CPU: each row's sample in its set, −1 for a filler.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        num_rows = self.images.shape[0]
+        assert self.images.dtype == torch.float32
+        assert self.labels.shape == self.indices.shape == (num_rows,)

@@ -1,0 +1,312 @@
+"""CIFAR-10 and CIFAR-100 from their official files (Krizhevsky, "Learning Multiple Layers of Features from Tiny
+Images", 2009; formats: https://www.cs.toronto.edu/~kriz/cifar.html).
+
+Binary files hold records of one image: its label (CIFAR-100: coarse label, fine label), then 1,024 bytes each of
+red, green and blue, row by row. Python batches hold the same as a pickled dictionary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deepres.data.batch import DataError, DataInfo
+from deepres.data.download import download_and_unpack, file_md5
+from deepres.data.unpickle import load_byte_arrays
+
+BASE_URL = "https://www.cs.toronto.edu/~kriz"
+IMAGE_SIZE = 32
+_IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way that the files of a set are laid out.
+
+    Attributes:
+        folder: the name under which the official archive unpacks.
+        train: the files of training images, in order.
+        test: the file of test images.
+        names: the file of class names; they are optional.
+        md5: checksums of the official files, as far as they are published.
+    """
+
+    kind: Literal["binary", "python"]
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    md5: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """CIFAR-10 or CIFAR-100.
+
+    Attributes:
+        labels_per_record: the leading bytes of a binary record; the last of them is the label used.
+        label_key: the labels in a python batch.
+        names_key: the class names in the python meta file.
+        num_train_images, num_test_images: the whole set's.
+        archive, archive_md5: the official archive of the binary files.
+    """
+
+    name: str
+    title: str
+    num_classes: int
+    labels_per_record: int
+    label_key: str
+    names_key: str
+    layouts: tuple[Layout, Layout]
+    archive: str
+    archive_md5: str
+    num_train_images: int = 50_000
+    num_test_images: int = 10_000
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one image in a binary file."""
+        return self.labels_per_record + _IMAGE_BYTES
+
+
+CIFAR10 = Cifar(
+    name="cifar10",
+    title="CIFAR-10",
+    num_classes=10,
+    labels_per_record=1,
+    label_key="labels",
+    names_key="label_names",
+    archive="cifar-10-binary.tar.gz",
+    archive_md5="c32a1d4ab5d03f1284b67883e8d87530",
+    layouts=(
+        Layout(
+            kind="binary",
+            folder="cifar-10-batches-bin",
+            train=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
+            test="test_batch.bin",
+            names="batches.meta.txt",
+            md5={},
+        ),
+        Layout(
+            kind="python",
+            folder="cifar-10-batches-py",
+            train=tuple(f"data_batch_{k}" for k in range(1, 6)),
+            test="test_batch",
+            names="batches.meta",
+            md5={
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                "test_batch": "40351d587109b95175f43aff81a1287e",
+            },
+        ),
+    ),
+)
+
+CIFAR100 = Cifar(
+    name="cifar100",
+    title="CIFAR-100",
+    num_classes=100,
+    labels_per_record=2,
+    label_key="fine_labels",
+    names_key="fine_label_names",
+    archive="cifar-100-binary.tar.gz",
+    archive_md5="03b5dce01913d631647c71ecec9e9cb8",
+    layouts=(
+        Layout(
+            kind="binary",
+            folder="cifar-100-binary",
+            train=("train.bin",),
+            test="test.bin",
+            names="fine_label_names.txt",
+            md5={},
+        ),
+        Layout(
+            kind="python",
+            folder="cifar-100-python",
+            train=("train",),
+            test="test",
+            names="meta",
+            md5={
+                "train": "16019d7e3df5f24257cddd939b257f8d",
+                "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            },
+        ),
+    ),
+)
+
+
+def find_cifar(
+    cifar: Cifar, root: Path, *, download: bool = False, base_url: str = BASE_URL, verify: bool = False
+) -> tuple[Layout, Path]:
+    """Finds complete files of the set, binary ones first; fetches them where asked and absent.
+
+    Args:
+        root: the folder that holds an official folder (such as `cifar-10-batches-bin`), or that folder itself.
+        download: fetch the official binary archive into `root` if no files are found there. Its checksum is
+            always compared.
+        base_url: where the archive lies.
+        verify: compare the checksums of the python files with the official ones. (For single binary files none
+            are published.)
+
+    Returns:
+        The layout, and the folder that holds its files.
+
+    Raises:
+        DataError: there are no files, some are missing or of the wrong length, a checksum differs, or the
+            download fails.
+    """
+    try:
+        return _find(cifar, root, verify)
+    except FileNotFoundError as error:
+        if not download:
+            folders = " or ".join(layout.folder for layout in cifar.layouts)
+            raise DataError(
+                f"no {cifar.title} at {root}: {error}; set data.root to the folder that holds {folders}, "
+                "or data.download=true"
+            ) from None
+    binary = cifar.layouts[0]
+    url = f"{base_url.rstrip('/')}/{cifar.archive}"
+    download_and_unpack(url, md5=cifar.archive_md5, root=root, folder=binary.folder)
+    return _check(cifar, binary, root / binary.folder)
+
+
+def _find(cifar: Cifar, root: Path, verify: bool) -> tuple[Layout, Path]:
+    incomplete = None
+    for layout in cifar.layouts:
+        if verify and not layout.md5:
+            continue
+        for folder in (root / layout.folder, root):
+            present = [name for name in (*layout.train, layout.test) if (folder / name).is_file()]
+            if not present and folder.name != layout.folder:
+                continue
+            if not folder.is_dir():
+                continue
+            try:
+                return _check(cifar, layout, folder, verify)
+            except DataError as error:
+                incomplete = incomplete or error
+    if incomplete is not None:
+        raise incomplete
+    if not root.exists():
+        raise FileNotFoundError("there is no such folder")
+    if not root.is_dir():
+        raise FileNotFoundError("it is a file")
+    found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    listing = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    python_only = " of the python files, which alone have published checksums to verify" if verify else ""
+    raise FileNotFoundError(f"found {listing or 'nothing'}{python_only}")
+
+
+def _check(cifar: Cifar, layout: Layout, folder: Path, verify: bool = False) -> tuple[Layout, Path]:
+    """Raises `DataError` unless the files are all there and as long as they must be."""
+    names = (*layout.train, layout.test)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{cifar.title} at {folder} is incomplete: {', '.join(missing)} missing; found "
+            f"{len(names) - len(missing)} of {len(names)} files; remove the folder and set data.download=true, "
+            "or copy it again"
+        )
+    for name in names:
+        path, num_images = folder / name, _images_in(cifar, layout, name)
+        found_bytes = path.stat().st_size
+        expected_bytes = num_images * cifar.record_bytes
+        if layout.kind == "binary" and found_bytes != expected_bytes:
+            raise DataError(f"{path}: expected {expected_bytes} bytes, found {found_bytes}; fetch it again")
+        if layout.kind == "python":
+            if found_bytes < num_images * _IMAGE_BYTES:
+                raise DataError(
+                    f"{path}: expected more than {num_images * _IMAGE_BYTES} bytes, found {found_bytes}; "
+                    "fetch it again"
+                )
+            if verify and file_md5(path) != layout.md5[name]:
+                raise DataError(
+                    f"{path}: wrong checksum: MD5 {file_md5(path)}, expected the official {layout.md5[name]}"
+                )
+            _read_python(cifar, path, num_images)
+    return layout, folder
+
+
+def _images_in(cifar: Cifar, layout: Layout, name: str) -> int:
+    return cifar.num_test_images if name == layout.test else cifar.num_train_images // len(layout.train)
+
+
+def inspect_cifar(cifar: Cifar, layout: Layout, folder: Path) -> DataInfo:
+    """Facts about a set that `find_cifar` found, class names included where the folder has them."""
+    names: tuple[str, ...] = ()
+    path = folder / layout.names
+    if path.is_file() and layout.kind == "binary":
+        names = tuple(path.read_text(encoding="utf-8", errors="replace").split())
+    elif path.is_file():
+        entries = load_byte_arrays(path).get(cifar.names_key)
+        if isinstance(entries, list):
+            names = tuple(e.decode("ascii", "replace") if isinstance(e, bytes) else str(e) for e in entries)
+    return DataInfo(
+        name=cifar.name,
+        num_classes=cifar.num_classes,
+        image_size=IMAGE_SIZE,
+        num_train=cifar.num_train_images,
+        num_test=cifar.num_test_images,
+        class_names=names if len(names) == cifar.num_classes else (),
+    )
+
+
+def read_cifar(
+    cifar: Cifar, layout: Layout, folder: Path, split: Literal["train", "test"]
+) -> tuple[Tensor, Tensor]:
+    """Reads one split.
+
+    Returns:
+        Images (N, 3, 32, 32) uint8 and labels (N,) int64.
+
+    Raises:
+        DataError: a file is cut off, or holds labels that do not exist.
+    """
+    files = layout.train if split == "train" else (layout.test,)
+    read = _read_binary if layout.kind == "binary" else _read_python
+    parts = [read(cifar, folder / name, _images_in(cifar, layout, name)) for name in files]
+    images = np.concatenate([images for images, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    return torch.from_numpy(images.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)), torch.from_numpy(labels)
+
+
+_Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+def _read_binary(cifar: Cifar, path: Path, num_images: int) -> _Split:
+    content = np.fromfile(path, np.uint8)
+    if len(content) != num_images * cifar.record_bytes:
+        raise DataError(f"{path}: expected {num_images * cifar.record_bytes} bytes, found {len(content)}")
+    records = content.reshape(num_images, cifar.record_bytes)
+    labels = records[:, cifar.labels_per_record - 1]
+    _check_labels(cifar, path, int(labels.min()), int(labels.max()))
+    return records[:, cifar.labels_per_record :], labels.astype(np.int64)
+
+
+def _read_python(cifar: Cifar, path: Path, num_images: int) -> _Split:
+    batch = load_byte_arrays(path)
+    images, labels = batch.get("data"), batch.get(cifar.label_key)
+    if not isinstance(images, np.ndarray) or images.shape != (num_images, _IMAGE_BYTES):
+        found = f"shape {images.shape}" if isinstance(images, np.ndarray) else "none"
+        raise DataError(f"{path}: expected images of shape ({num_images}, {_IMAGE_BYTES}), found {found}")
+    if not isinstance(labels, list) or len(labels) != num_images or not all(type(n) is int for n in labels):
+        raise DataError(
+            f"{path}: expected {num_images} integers under {cifar.label_key!r}, one for each image"
+        )
+    _check_labels(cifar, path, min(labels), max(labels))
+    return images, np.array(labels, np.int64)
+
+
+def _check_labels(cifar: Cifar, path: Path, lowest: int, highest: int) -> None:
+    if lowest < 0 or highest >= cifar.num_classes:
+        raise DataError(
+            f"{path}: labels of {cifar.title} are 0 … {cifar.num_classes - 1}, found {lowest} … {highest}; "
+            "the file is damaged"
+        )

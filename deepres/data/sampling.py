@@ -1,0 +1,116 @@
+"""Which image is seen when, and with which random numbers: pure functions of (seed, epoch, position).
+
+NOTE [ Positions ]
+1. An epoch has one global order, a permutation of the training set. A *position* is a place in that order.
+2. With G = micro batch × accumulation × ranks, step k takes the positions [k·G, (k+1)·G), whatever the
+   factorisation of G. Micro batch m of rank r starts at (m·ranks + r)·micro_batch, so consecutive micro batches
+   are consecutive in the global order, and so are the ranks within one.
+3. Everything random about an image is drawn from (seed, epoch, position). So neither workers nor processes nor
+   what ran before can change it, and an epoch can be entered in the middle.
+4. The numbers are the raw words of Philox-4×64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+   SC 2011), a counter-based generator: the key is (seed, epoch), the counter (purpose, position). NumPy promises
+   never to change that stream, while it does not promise so for `permutation` and the like, nor torch for
+   `randperm`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_ORDER, _AUGMENTATION = 0, 1  # purposes: streams that never meet
+_WORDS_PER_COUNT = 4
+
+
+def _words(seed: int, epoch: int, purpose: int, first_count: int, num_counts: int) -> npt.NDArray[np.uint64]:
+    """The Philox words of `num_counts` consecutive counters: (num_counts, 4)."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0 … 2**64 − 1, got {seed}")
+    bits = np.random.Philox(key=seed + (epoch << 64), counter=(purpose << 192) + first_count)
+    return bits.random_raw(num_counts * _WORDS_PER_COUNT).reshape(num_counts, _WORDS_PER_COUNT)
+
+
+def shuffled(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The global order of an epoch: a permutation of 0 … `num_samples` − 1, uniform up to 64-bit ties."""
+    words = _words(seed, epoch, _ORDER, 0, -(-num_samples // _WORDS_PER_COUNT))
+    return np.argsort(words.reshape(-1)[:num_samples], kind="stable").astype(np.int64)
+
+
+def uniforms(
+    seed: int, epoch: int, first_position: int, num_positions: int, num_draws: int
+) -> npt.NDArray[np.float64]:
+    """Random numbers in [0, 1) for the augmentation of consecutive positions.
+
+    Returns:
+        (num_positions, num_draws); a row depends on its position (and on `num_draws`), not on its neighbours.
+    """
+    counts = -(-num_draws // _WORDS_PER_COUNT)
+    words = _words(seed, epoch, _AUGMENTATION, first_position * counts, num_positions * counts)
+    return (words.reshape(num_positions, -1)[:, :num_draws] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to fetch for one micro batch.
+
+    Attributes:
+        epoch: the epoch, for the random numbers.
+        first_position: the position of row 0; row i's is `first_position` + i.
+        indices: (N,) int64, samples of the set; −1 for a filler.
+    """
+
+    epoch: int
+    first_position: int
+    indices: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Deals positions out to one rank. See NOTE [ Positions ].
+
+    Training drops the samples after the last whole step; which ones those are changes with every epoch.
+    Evaluation shows each image to exactly one rank, and gives every rank the same number of batches of the same
+    sizes, so that ranks that compute together never wait for one that has finished: the last batch is spread
+    evenly, and where it does not divide, the last ranks get fillers (index −1).
+    """
+
+    seed: int
+    num_train: int
+    num_test: int
+    micro_batch_size: int
+    accumulation: int
+    eval_batch_size: int
+    rank: int
+    world_size: int
+
+    @property
+    def num_train_batches(self) -> int:
+        """Micro batches a rank and epoch: floor(images / G) steps of `accumulation` each."""
+        return self.num_train // self.global_batch_size * self.accumulation
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images a step: G = micro batch × accumulation × ranks."""
+        return self.micro_batch_size * self.accumulation * self.world_size
+
+    @property
+    def num_test_batches(self) -> int:
+        """Evaluation batches of each rank."""
+        return -(-self.num_test // (self.eval_batch_size * self.world_size))
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[Request]:
+        """This rank's micro batches of an epoch, from its micro batch `start` on."""
+        order = shuffled(self.num_train, self.seed, epoch)
+        for micro_batch in range(start, self.num_train_batches):
+            first = (micro_batch * self.world_size + self.rank) * self.micro_batch_size
+            yield Request(epoch, first, order[first : first + self.micro_batch_size])
+
+    def test(self) -> Iterator[Request]:
+        """This rank's evaluation batches."""
+        for first in range(0, self.num_test, self.eval_batch_size * self.world_size):
+            remaining = min(self.num_test - first, self.eval_batch_size * self.world_size)
+            num_rows = -(-remaining // self.world_size)
+            mine = self.rank * num_rows + np.arange(num_rows)
+            indices = np.where(mine < remaining, first + mine, -1).astype(np.int64)
+            yield Request(0, first + self.rank * num_rows, indices)

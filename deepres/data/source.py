@@ -1,0 +1,127 @@
+"""A data set as the trainer sees it: one rank's batches, in an order that can be entered anywhere."""
+
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from deepres.data.augment import NUM_CROP_DRAWS, Normalization, crop_and_flip
+from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
+from deepres.data.sampling import Schedule, uniforms
+from deepres.data.supply import Fetched, Supply
+
+DeviceAugmentation = Literal["none", "crop", "crop_flip"]
+
+_logger = logging.getLogger(__name__)
+
+
+class DataSource:
+    """One rank's batches of a data set; `open_data` makes it.
+
+    What batch comes when, and how it is augmented, depends on the seed, the epoch and the position alone: not on
+    workers, not on processes, not on what was asked for before (NOTE [ Positions ] in sampling.py). torch's,
+    NumPy's and Python's global random numbers are left alone.
+
+    Args:
+        info: facts about the set.
+        schedule: who gets what.
+        train: the training split.
+        test: the test split.
+        normalization: on the same device as the pixels.
+        augmentation: what happens to training images on the device.
+        max_bad_images: how many unreadable images this rank puts up with.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        schedule: Schedule,
+        *,
+        train: Supply,
+        test: Supply,
+        normalization: Normalization,
+        augmentation: DeviceAugmentation,
+        max_bad_images: int,
+    ) -> None:
+        self.info = info
+        self._schedule = schedule
+        self._train, self._test = train, test
+        self._normalization = normalization
+        self._augmentation = augmentation
+        self._max_bad_images = max_bad_images
+        self._bad_paths: set[str] = set()
+
+    @property
+    def num_train_batches(self) -> int:
+        """Micro batches of this rank in an epoch: whole steps only, the last images of an epoch are dropped."""
+        return self._schedule.num_train_batches
+
+    @property
+    def num_test_batches(self) -> int:
+        """Evaluation batches, the same number on every rank."""
+        return self._schedule.num_test_batches
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the data occupy on the device between batches."""
+        return self._train.device_bytes + self._test.device_bytes
+
+    @property
+    def num_bad_images(self) -> int:
+        """Images that this rank could not read so far; one that fails again is not counted again."""
+        return len(self._bad_paths)
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's micro batches of an epoch, shuffled and augmented.
+
+        Args:
+            epoch: from 0; decides the order and the augmentation.
+            start: the micro batch to begin with; what follows is what would have followed without a break.
+
+        Only one iteration can be under way; a new one ends it.
+
+        Raises:
+            DataError: more than `max_bad_images` images cannot be read.
+        """
+        for fetched in self._train.fetch(self._schedule.train(epoch, start)):
+            yield self._finish(fetched, augment=True)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """This rank's share of the test images, each of them on one rank, in order, without augmentation.
+
+        Raises:
+            DataError: more than `max_bad_images` images cannot be read.
+        """
+        for fetched in self._test.fetch(self._schedule.test()):
+            yield self._finish(fetched, augment=False)
+
+    def close(self) -> None:
+        """Stops workers and closes files; the source is of no use afterwards."""
+        self._train.close()
+        self._test.close()
+
+    def _finish(self, fetched: Fetched, *, augment: bool) -> Batch:
+        for path, reason in fetched.failures:
+            self._count_bad(path, reason)
+        request, labels = fetched.request, fetched.labels
+        images = self._normalization(fetched.images)
+        if augment and self._augmentation != "none":
+            draws = uniforms(
+                self._schedule.seed, request.epoch, request.first_position, len(labels), NUM_CROP_DRAWS
+            )
+            images = crop_and_flip(images, draws, flip=self._augmentation == "crop_flip")
+        if not fetched.is_whole:
+            images = images.masked_fill_((labels == IGNORED_LABEL).view(-1, 1, 1, 1), 0)
+        return Batch(images, labels, torch.from_numpy(request.indices))
+
+    def _count_bad(self, path: str, reason: str) -> None:
+        if path in self._bad_paths:
+            return
+        self._bad_paths.add(path)
+        _logger.warning("%s cannot be read and is left out: %s", path, reason)
+        if len(self._bad_paths) > self._max_bad_images:
+            raise DataError(
+                f"{len(self._bad_paths)} images cannot be read, of which data.max_bad_images allows "
+                f"{self._max_bad_images}; the last: {path} ({reason})"
+            )

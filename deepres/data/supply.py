@@ -1,0 +1,87 @@
+"""Where pixels come from: `Supply`, and the kind whose images live on the device."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deepres.data.batch import IGNORED_LABEL
+from deepres.data.sampling import Request
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a supply gives for one request.
+
+    Attributes:
+        request: the request.
+        images: (N, 3, H, W) uint8 on the device, of any strides.
+        labels: (N,) int64 on the device; `IGNORED_LABEL` where there is no image.
+        failures: path and reason of each image that could not be read.
+    """
+
+    request: Request
+    images: Tensor
+    labels: Tensor
+    failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row holds an image; known without waiting for the device."""
+        return not self.failures and bool((self.request.indices >= 0).all())
+
+
+class Supply(Protocol):
+    """One split's pixels and labels."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the split occupies on the device between batches."""
+
+    def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
+        """Serves the requests in their order, ahead of the caller where that helps."""
+
+    def close(self) -> None:
+        """Stops workers and closes files."""
+
+
+class ResidentSupply:
+    """Images that are looked up on the device, a whole batch at once.
+
+    Args:
+        look_up: takes indices (N,) int64 on the device; returns images (N, 3, H, W) uint8 and labels (N,) int64.
+        device: the device.
+        device_bytes: what `look_up` keeps there.
+    """
+
+    def __init__(
+        self, look_up: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device, device_bytes: int
+    ) -> None:
+        self._look_up, self._device, self._device_bytes = look_up, device, device_bytes
+
+    @classmethod
+    def of_tensors(cls, images: Tensor, labels: Tensor, device: torch.device) -> "ResidentSupply":
+        """Holds `images` (N, 3, H, W) uint8 and `labels` (N,) int64 on the device."""
+        table, answers = images.to(device), labels.to(device)
+        return cls(
+            lambda indices: (table.index_select(0, indices), answers.index_select(0, indices)),
+            device,
+            table.nbytes + answers.nbytes,
+        )
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the split occupies on the device between batches."""
+        return self._device_bytes
+
+    def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
+        """Serves the requests in their order."""
+        for request in requests:
+            indices = torch.from_numpy(request.indices).to(self._device)
+            images, labels = self._look_up(indices.clamp_min(0))
+            yield Fetched(request, images, labels.masked_fill(indices < 0, IGNORED_LABEL))
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,282 @@
+"""The configuration of a run: its schema, defaults and checks.
+
+A run is a YAML file with the sections below, plus `section.key=value` from the command line. Unknown keys are
+errors. `load_config` is the way in; what it returns is checked and frozen.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line for the person who wrote it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class ModelConfig(_Section):
+    """The net; see `deepres.build_resnet`, whose arguments these are."""
+
+    depth: int
+    dataset: Literal["cifar", "imagenet"] = "cifar"
+    num_classes: PositiveInt | None = None
+    """By default as many as the data has."""
+    block: Literal["basic", "bottleneck", "single"] | None = None
+    activation: Literal[
+        "original",
+        "bn_after_addition",
+        "relu_before_addition",
+        "relu_only_preactivation",
+        "full_preactivation",
+    ] = "full_preactivation"
+    shortcut: Literal[
+        "identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"
+    ] = "identity"
+    matching: Literal["projection", "zero_padding"] | None = None
+    stride_on: Literal["1x1", "3x3"] = "1x1"
+    stem_activation: bool | None = None
+    shortcut_scale: float = 0.5
+    residual_scale: float = 0.5
+    gate_bias: float = -6.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+class DataConfig(_Section):
+    """The images; see `deepres.data`."""
+
+    name: Literal["cifar10", "cifar100", "image_folder", "imagenet", "digits", "synthetic"]
+    root: Path = Path("data")
+    download: bool = False
+    image_size: PositiveInt | None = None
+    """Crop size; by default the data set's own (32; ImageNet 224)."""
+    augmentation: Literal["none", "pad_crop_flip", "scale", "scale_and_aspect"] | None = None
+    """By default the data set's usual one."""
+    normalize: Literal["per_pixel_mean", "mean_std"] = "mean_std"
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Decoding processes a training process has (image folders only)."""
+    max_bad_images: Annotated[int, Field(ge=0)] = 0
+    """How many images that cannot be decoded are skipped before the run stops."""
+    num_classes: PositiveInt = 10
+    """Of `synthetic`."""
+    num_images: PositiveInt = 2048
+    """Training images of `synthetic`; a quarter as many are tested on."""
+
+
+class OptimConfig(_Section):
+    """SGD and its schedule."""
+
+    learning_rate: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 1e-4
+    clip_grad_norm: PositiveFloat | None = None
+    schedule_unit: Literal["iterations", "epochs"] = "epochs"
+    """What `milestones` and `warmup` count."""
+    milestones: tuple[PositiveInt, ...] = ()
+    """When the learning rate is multiplied by `factor`."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """How long `warmup_learning_rate` holds (the paper: 0.01 for 400 iterations)."""
+    warmup_learning_rate: PositiveFloat = 0.01
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class TrainConfig(_Section):
+    """Length, batch and reproducibility of a run."""
+
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
+    global_batch_size: PositiveInt | None = None
+    """Images an optimizer step sees: micro batch × accumulation × processes. Two of them give the third."""
+    micro_batch_size: PositiveInt | None = None
+    accumulation: PositiveInt | None = None
+    eval_batch_size: PositiveInt | None = None
+    """Images a process tests at once; by default the micro batch."""
+    eval_every: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False
+    """Only algorithms whose results are the same in every run."""
+    output: Path = Path("runs")
+    """Runs are written to `output/<name of the config>-<date>`."""
+    run_dir: Path | None = None
+    """Write to this folder instead."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give epochs or max_steps")
+        return self
+
+
+class EngineConfig(_Section):
+    """How a step is run across processes."""
+
+    name: Literal["plain", "deepspeed", "fairscale"] = "plain"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed: 1 shards optimizer states over the processes, 2 gradients too, 3 parameters too."""
+    offload_optimizer: bool = False
+    """DeepSpeed, stages 1 to 3: optimizer states and updates on the CPU."""
+    offload_parameters: bool = False
+    """DeepSpeed, stage 3: parameters on the CPU."""
+    bucket_mb: PositiveFloat = 25.0
+    """Gradients communicated at once, at most; never more than the model has."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all processes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        if self.name != "deepspeed":
+            for key in ("zero_stage", "offload_optimizer", "offload_parameters"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} needs engine.name=deepspeed, got engine.name={self.name}")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
+        return self
+
+
+class RecomputeConfig(_Section):
+    """What is discarded in the forward pass and replayed in the backward pass."""
+
+    segments: Literal["none", "sqrt"] | PositiveInt = "none"
+    """Uniform segments over the units: how many, or the square root of the number of units."""
+
+
+class PrecisionConfig(_Section):
+    """Number formats; parameters and batch-norm statistics are always fp32."""
+
+    compute: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run under autocast, fp16 (CUDA only) with loss scaling."""
+    channels_last: bool = False
+
+
+class LogConfig(_Section):
+    """What a run tells."""
+
+    every: PositiveInt = 50
+    """Steps between lines."""
+    tensorboard: bool = False
+    plots: bool = True
+    """Draw the curves at the end, where matplotlib is installed."""
+
+
+class Config(_Section):
+    """A run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    engine: EngineConfig = EngineConfig()
+    recompute: RecomputeConfig = RecomputeConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    log: LogConfig = LogConfig()
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included; `load_config` reads them back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, check everything that needs no data or device.
+
+    Raises:
+        ConfigError: with one line that says where and what.
+    """
+    try:
+        content, lines = read_yaml(path)
+        for override in overrides:
+            _apply_override(content, lines, override)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, path, lines)) from None
+
+
+def listed(values: Iterable[object]) -> str:
+    """`a, b, c`, for messages."""
+    return ", ".join(map(str, values))
+
+
+def _apply_override(content: dict[str, Any], lines: dict[KeyPath, int], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = tuple(key.split("."))
+    if not equals or len(path) < 2 or not all(path):
+        raise ConfigError(f"expected section.key=value (e.g. train.epochs=3), got {override!r}")
+    section: Any = content
+    for part in path[:-1]:
+        section = section.setdefault(part, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{override!r}: {'.'.join(path[:-1])} is not a section")
+    section[path[-1]] = parse_value(text)
+    for line in [p for p in lines if p[: len(path)] == path]:
+        del lines[line]
+
+
+def _one_line(error: ValidationError, path: Path, lines: dict[KeyPath, int]) -> str:
+    """The first of pydantic's complaints, unknown keys before all others, as one line."""
+    details = sorted(error.errors(include_url=False), key=lambda d: d["type"] != "extra_forbidden")
+    first = details[0]
+    keys = tuple(_config_keys(first["loc"]))
+    where = f"{path}:{lines[keys]}" if keys in lines else str(path)
+    name = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        close = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f"did you mean {'.'.join((*keys[:-1], close[0]))}?" if close else f"known: {listed(known)}"
+        return f"{where}: unknown key {name}; {hint}"
+    if first["type"] == "missing":
+        return f"{where}: {name} is missing"
+    # Of a union's complaints (none | sqrt | N) tell all that it would have taken.
+    same_key = [d for d in details if tuple(_config_keys(d["loc"])) == keys]
+    problem = "; or ".join(dict.fromkeys(d["msg"].removeprefix("Value error, ") for d in same_key))
+    got = "" if isinstance(first["input"], (dict, BaseModel)) else f", got {first['input']!r}"
+    return f"{where}: {name}: {problem[0].lower()}{problem[1:]}{got}"
+
+
+def _config_keys(location: tuple[int | str, ...]) -> Iterator[str]:
+    """The part of a pydantic location that a person wrote: without the branches of unions and list positions."""
+    section: Any = Config
+    for part in location:
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return
+        yield str(part)
+        field = section.model_fields.get(str(part))
+        section = field.annotation if field is not None else None
+
+
+def _known_keys(keys: KeyPath) -> list[str]:
+    section: Any = Config
+    for key in keys:
+        annotation = section.model_fields[key].annotation
+        section = next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
+    return list(section.model_fields)

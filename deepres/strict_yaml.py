@@ -1,0 +1,70 @@
+"""YAML without surprises: no duplicate keys, no objects, and every error with its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KeyPath = tuple[str, ...]
+
+
+class YamlError(ValueError):
+    """A file that is no YAML, or YAML that is refused; the message begins with `file:line`."""
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """The mapping that the file holds, and the line (from 1) of each key, by its path.
+
+    Raises:
+        YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key, or asks for
+            anything but plain data (`!!python/object`).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise YamlError(f"{path}: cannot be read: {reason}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[KeyPath, int] = {}
+        if node is not None:
+            _note_lines(node, (), lines, path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise YamlError(f"{where}: not valid YAML: {problem}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise YamlError(f"{path}:1: expected sections such as `model:`, got a {type(content).__name__}")
+    return content, lines
+
+
+def parse_value(text: str) -> Any:
+    """The value of a command-line `key=value`, read as YAML reads it.
+
+    Raises:
+        YamlError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise YamlError(f"{text!r} is not a YAML value") from None
+
+
+def _note_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[Hashable] = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise YamlError(f"{path}:{line}: duplicate key {'.'.join((*prefix, str(key.value)))!r}")
+        seen.add(key.value)
+        lines[*prefix, str(key.value)] = line
+        _note_lines(value, (*prefix, str(key.value)), lines, path)

@@ -1,0 +1,208 @@
+"""A chain: the units of a network in order, with what each costs in bytes and milliseconds.
+
+Costs may be measured on a device or predicted from shapes; nothing here knows where they came from.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from deepres.recompute.document import field, read_document, write_document
+
+_FORMAT, _VERSION = "deepres.chain", 1
+
+
+def _check_bytes(owner: object, what: str, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} of {what} must be an int of at least 0, got {value!r}")
+
+
+def _check_ms(owner: object, what: str, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} of {what} must be a finite number of at least 0, got {value!r}")
+        object.__setattr__(owner, name, float(value) + 0.0)  # one text for 1 and 1.0, for 0.0 and −0.0
+
+
+def _check_tuple(owner: object, what: str, name: str, kind: type) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, Sequence) or not value or not all(isinstance(item, kind) for item in value):
+        raise ValueError(
+            f"{name} of {what} must be one {kind.__name__} or more, in a tuple, got {value!r:.60}"
+        )
+    object.__setattr__(owner, name, tuple(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """A way to run a unit when its own backward comes next: what it keeps, and what its backward replays.
+
+    Args:
+        name: how plans call it; unique within a unit.
+        kept_bytes: held from the unit's run to its backward, its output included, its input not.
+        replay_ms: added to the unit's backward.
+        forward_temp_bytes: transient of the run, beside input and kept bytes.
+        backward_temp_bytes: transient of the backward, beside input, kept bytes and both gradients.
+
+    Raises:
+        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind.
+    """
+
+    name: str = "all"
+    kept_bytes: int = 3
+    replay_ms: float = 0.0
+    forward_temp_bytes: int = 0
+    backward_temp_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a retention's name must be a non-empty str, got {self.name!r}")
+        what = f"retention {self.name!r}"
+        _check_bytes(self, what, "kept_bytes", "forward_temp_bytes", "backward_temp_bytes")
+        _check_ms(self, what, "replay_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCost:
+    """What one unit costs.
+
+    Args:
+        forward_ms: one run forward, keeping or discarding.
+        backward_ms: one backward, without any replay.
+        output_bytes: the unit's output, and so its gradient too.
+        retentions: the ways in which the unit can be run keeping; at least one.
+        forward_temp_bytes: transient of a discarding run, beside input and output.
+
+    Raises:
+        ValueError: a cost is negative, not finite or not a number of its kind, or `retentions` is
+            empty or has a name twice.
+    """
+
+    forward_ms: float = 1.0
+    backward_ms: float = 2.0
+    output_bytes: int = 1
+    retentions: tuple[Retention, ...] = (Retention(),)
+    forward_temp_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        _check_bytes(self, "a unit", "output_bytes", "forward_temp_bytes")
+        _check_ms(self, "a unit", "forward_ms", "backward_ms")
+        _check_tuple(self, "a unit", "retentions", Retention)
+        names = [retention.name for retention in self.retentions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a unit's retentions must have different names, got {', '.join(names)}")
+
+    def retention(self, name: str) -> Retention:
+        """The retention of that name.
+
+        Raises:
+            ValueError: the unit has none of that name.
+        """
+        for retention in self.retentions:
+            if retention.name == name:
+                return retention
+        names = ", ".join(retention.name for retention in self.retentions)
+        raise ValueError(f"no retention {name!r}; there is: {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The units of a network in order. Unit i, from 0, takes x_i to x_{i+1}.
+
+    Args:
+        input_bytes: x_0, held throughout a step.
+        units: at least one.
+        fixed_bytes: what a step holds whatever the plan: batch statistics, what stem and head keep.
+
+    Raises:
+        ValueError: a cost is negative or not an int, or there are no units.
+    """
+
+    input_bytes: int = 1
+    units: tuple[UnitCost, ...] = (UnitCost(),)
+    fixed_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes")
+        _check_tuple(self, "a chain", "units", UnitCost)
+
+    @property
+    def state_bytes(self) -> tuple[int, ...]:
+        """The bytes of x_0 … x_L: the chain's input and each unit's output."""
+        return (self.input_bytes, *(unit.output_bytes for unit in self.units))
+
+    @property
+    def step_ms(self) -> float:
+        """A step without any extra: every forward and every backward once."""
+        return math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of `to_json`, in hex: equal for equal chains, in every process."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The chain as JSON text; `from_json` gives an equal chain."""
+        units = [
+            {
+                "forward_ms": unit.forward_ms,
+                "backward_ms": unit.backward_ms,
+                "output_bytes": unit.output_bytes,
+                "forward_temp_bytes": unit.forward_temp_bytes,
+                "retentions": [
+                    {
+                        "name": retention.name,
+                        "kept_bytes": retention.kept_bytes,
+                        "replay_ms": retention.replay_ms,
+                        "forward_temp_bytes": retention.forward_temp_bytes,
+                        "backward_temp_bytes": retention.backward_temp_bytes,
+                    }
+                    for retention in unit.retentions
+                ],
+            }
+            for unit in self.units
+        ]
+        fields = {"input_bytes": self.input_bytes, "fixed_bytes": self.fixed_bytes, "units": units}
+        return write_document(_FORMAT, _VERSION, fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Chain":
+        """The chain that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a document, is newer than this deepres, or holds costs
+                that no chain can have.
+        """
+        fields = read_document(text, _FORMAT, _VERSION)
+        units = field(fields, "units", list, "the chain")
+        return cls(
+            input_bytes=field(fields, "input_bytes", int, "the chain"),
+            units=tuple(_unit_from(unit, f"unit {i}") for i, unit in enumerate(units)),
+            fixed_bytes=field(fields, "fixed_bytes", int, "the chain"),
+        )
+
+
+def _unit_from(fields: Any, what: str) -> UnitCost:
+    return UnitCost(
+        forward_ms=field(fields, "forward_ms", float, what),
+        backward_ms=field(fields, "backward_ms", float, what),
+        output_bytes=field(fields, "output_bytes", int, what),
+        retentions=tuple(
+            Retention(
+                name=field(retention, "name", str, f"a retention of {what}"),
+                kept_bytes=field(retention, "kept_bytes", int, f"a retention of {what}"),
+                replay_ms=field(retention, "replay_ms", float, f"a retention of {what}"),
+                forward_temp_bytes=field(retention, "forward_temp_bytes", int, f"a retention of {what}"),
+                backward_temp_bytes=field(retention, "backward_temp_bytes", int, f"a retention of {what}"),
+            )
+            for retention in field(fields, "retentions", list, what)
+        ),
+        forward_temp_bytes=field(fields, "forward_temp_bytes", int, what),
+    )

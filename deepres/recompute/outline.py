@@ -1,0 +1,74 @@
+"""A plan as text for people: runs of equal neighbours on one line, nesting shown by indentation."""
+
+from itertools import groupby
+
+from deepres.bytesize import format_bytes
+from deepres.recompute.segment_tree import Segment, segment_tree
+
+
+def outline(
+    segments: tuple[tuple[int, int], ...],
+    retentions: tuple[str, ...],
+    peak_bytes: int | None = None,
+    total_ms: float | None = None,
+    extra_ms: float | None = None,
+) -> str:
+    """The segments and retentions of a plan, one line for each run of equal items; costs if it has them.
+
+    A run of equal segments is `12 segments of 9 units, each:`, and what is in one of them follows,
+    indented. Lines that are not indented say which units they speak of, counted from 0.
+    """
+    nodes = segment_tree(len(retentions), segments)
+    shapes = _shapes(nodes, retentions)
+    num_units = len(retentions)
+    lines = [f"{_count(num_units, 'unit')}, {_count(len(segments), 'segment')}"]
+    if peak_bytes is not None and total_ms is not None and extra_ms is not None:
+        share = extra_ms / (total_ms - extra_ms) if total_ms > extra_ms else 0.0
+        lines[0] += f", peak {format_bytes(peak_bytes)}, {total_ms:.1f} ms a step"
+        lines[0] += f" ({extra_ms:.1f} ms extra, {share:.1%})"
+    pending: list[tuple[int, str, Segment | None]] = [(-1, "", nodes[0])]
+    while pending:
+        depth, line, segment = pending.pop()
+        if depth >= 0:
+            lines.append("  " * depth + line)
+        if segment is None:
+            continue
+        runs = []
+        for _, run in groupby(segment.items(), key=lambda item: shapes[item]):
+            items = list(run)
+            runs.append((depth + 1, _run_text(items, retentions, depth < 0), _segment(items[0])))
+        pending += reversed(runs)
+    return "\n".join(lines)
+
+
+def _run_text(items: list[Segment | int], retentions: tuple[str, ...], is_outermost: bool) -> str:
+    first, last = items[0], items[-1]
+    start = first if isinstance(first, int) else first.start
+    stop = last + 1 if isinstance(last, int) else last.stop
+    where = (
+        "" if not is_outermost else f"unit {start}: " if stop - start == 1 else f"units {start}–{stop - 1}: "
+    )
+    if isinstance(first, int):
+        return f"{where}{len(items)} × {retentions[first]}"
+    size = _count(first.stop - first.start, "unit")
+    return where + (f"segment of {size}:" if len(items) == 1 else f"{len(items)} segments of {size}, each:")
+
+
+def _segment(item: Segment | int) -> Segment | None:
+    return None if isinstance(item, int) else item
+
+
+def _shapes(nodes: list[Segment], retentions: tuple[str, ...]) -> dict[Segment | int, int]:
+    """A number for each segment and unit, the same for those that are equal but for where they are."""
+    numbers: dict[object, int] = {}
+    shapes: dict[Segment | int, int] = {}
+    for unit, name in enumerate(retentions):
+        shapes[unit] = numbers.setdefault(name, len(numbers))
+    for node in reversed(nodes):  # what is inside comes before what is around it
+        content = tuple(shapes[item] for item in node.items())
+        shapes[node] = numbers.setdefault(content, len(numbers))
+    return shapes
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

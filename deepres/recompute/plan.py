@@ -1,0 +1,266 @@
+"""Plans: which units are discarded and replayed, how each is kept, and the schedule that follows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deepres.recompute.chain import Chain
+from deepres.recompute.document import field, read_document, write_document
+from deepres.recompute.outline import outline
+from deepres.recompute.segment_tree import Segment, segment_tree
+
+_FORMAT, _VERSION = "deepres.plan", 1
+
+
+class Action(Enum):
+    """What a step of a schedule does with its unit."""
+
+    DISCARD = "discard"
+    """Run forward, keep nothing but the output."""
+    KEEP = "keep"
+    """Run forward and keep what the unit's retention says."""
+    BACKWARD = "backward"
+    """Run backward."""
+
+
+class Step(NamedTuple):
+    """One step of a schedule.
+
+    Args:
+        action: what is done.
+        unit: with which unit, from 0.
+        holds_input: whether the unit's input x_unit is still needed afterwards: true of every KEEP,
+            of a DISCARD that begins a segment (the segment is replayed from it), of no BACKWARD.
+    """
+
+    action: Action
+    unit: int
+    holds_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which segments of a chain are discarded and replayed, and how each unit is kept.
+
+    NOTE [ What a plan means ]
+    The items of a range of units are its outermost segments and the units outside them, in order.
+    1. Forward phase of a range, left to right: a unit is run KEEP; a segment's units are each run
+       DISCARD, and the segment's input stays.
+    2. Backward phase, right to left: a unit's BACKWARD; a segment's own forward phase from its
+       input, over its inner items, and then its own backward phase.
+    3. A step is the forward phase of all units, then their backward phase.
+    So every unit is run KEEP once and BACKWARD once, and DISCARD once for each segment it lies in.
+    `schedule` spells this out; simulator and executor both follow it.
+
+    Args:
+        num_units: the units of the chain that it is for.
+        segments: ranges [start, stop) of units, each two disjoint or nested, none twice; they are
+            put in order of (start, −stop).
+        retentions: the name of each unit's retention.
+        peak_bytes: the most bytes that a step holds, None if not priced on a chain.
+        total_ms: a step's time, None if not priced.
+        extra_ms: `total_ms` without every forward and every backward once, None if not priced.
+
+    Raises:
+        ValueError: a segment is out of range, occurs twice or crosses another; the number of
+            retentions differs from `num_units`; some but not all of the costs are None.
+    """
+
+    num_units: int
+    segments: tuple[tuple[int, int], ...]
+    retentions: tuple[str, ...]
+    peak_bytes: int | None = None
+    total_ms: float | None = None
+    extra_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.num_units) is not int or self.num_units < 1:
+            raise ValueError(f"a plan's num_units must be an int of at least 1, got {self.num_units!r}")
+        object.__setattr__(self, "segments", _checked_segments(self.segments, self.num_units))
+        retentions = tuple(self.retentions) if isinstance(self.retentions, Sequence) else ()
+        if len(retentions) != self.num_units or not all(isinstance(name, str) for name in retentions):
+            raise ValueError(
+                f"a plan for {self.num_units} units needs as many names of retentions, got {self.retentions!r:.60}"
+            )
+        object.__setattr__(self, "retentions", retentions)
+        costs = (self.peak_bytes, self.total_ms, self.extra_ms)
+        if costs.count(None) not in (0, 3) or any(c is not None and not 0 <= c < math.inf for c in costs):
+            raise ValueError(f"a plan's costs must be all None or all finite and at least 0, got {costs}")
+
+    @property
+    def num_segments(self) -> int:
+        """How many segments there are, nested ones included."""
+        return len(self.segments)
+
+    @property
+    def nesting_depth(self) -> int:
+        """In how many segments the most replayed unit lies; 0 if everything is kept."""
+        depth, stops = 0, list[int]()
+        for start, stop in self.segments:
+            while stops and stops[-1] <= start:
+                stops.pop()
+            stops.append(stop)
+            depth = max(depth, len(stops))
+        return depth
+
+    def schedule(self) -> Iterator[Step]:
+        """The steps in order, by NOTE [ What a plan means ].
+
+        It takes O(steps) time and O(units) memory, however deep segments nest.
+        """
+        discard, keep, backward = Action.DISCARD, Action.KEEP, Action.BACKWARD
+        pending: list[Segment | int]  # whose backward phases are to come, the next one last
+        pending = [segment_tree(self.num_units, self.segments)[0]]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, int):
+                yield Step(backward, item, False)
+                continue
+            for inner in item.items():
+                if isinstance(inner, int):
+                    yield Step(keep, inner, True)
+                else:
+                    yield Step(discard, inner.start, True)
+                    for unit in range(inner.start + 1, inner.stop):
+                        yield Step(discard, unit, False)
+                pending.append(inner)
+
+    def priced(self, chain: Chain) -> "Plan":
+        """This plan with its costs on a chain.
+
+        Raises:
+            ValueError: the chain has another number of units, or a unit lacks the plan's retention.
+        """
+        from deepres.recompute.simulate import simulate  # simulate.py reads plans: at the top, a circle
+
+        cost = simulate(chain, self)
+        extra_ms = max(0.0, cost.total_ms - chain.step_ms)
+        return replace(self, peak_bytes=cost.peak_bytes, total_ms=cost.total_ms, extra_ms=extra_ms)
+
+    def __str__(self) -> str:
+        return outline(self.segments, self.retentions, self.peak_bytes, self.total_ms, self.extra_ms)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives an equal plan."""
+        fields = {
+            "num_units": self.num_units,
+            "segments": self.segments,
+            "retentions": self.retentions,
+            "peak_bytes": self.peak_bytes,
+            "total_ms": self.total_ms,
+            "extra_ms": self.extra_ms,
+        }
+        return write_document(_FORMAT, _VERSION, fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a document, is newer than this deepres, or its segments,
+                retentions or costs make no plan.
+        """
+        fields = read_document(text, _FORMAT, _VERSION)
+        costs: dict[str, Any] = {"peak_bytes": int, "total_ms": float, "extra_ms": float}
+        for name, kind in costs.items():
+            costs[name] = None if fields.get(name) is None else field(fields, name, kind, "the plan")
+        return cls(
+            num_units=field(fields, "num_units", int, "the plan"),
+            segments=tuple(field(fields, "segments", list, "the plan")),
+            retentions=tuple(field(fields, "retentions", list, "the plan")),
+            **costs,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, replacing a file that is there."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """The plan that `save` wrote.
+
+        Raises:
+            ValueError: the file holds no plan; the message names the file.
+            OSError: the file cannot be read.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def keep_all_plan(num_units: int, retention: str = "all") -> Plan:
+    """Every unit kept, nothing replayed.
+
+    Raises:
+        ValueError: there are no units.
+    """
+    return Plan(num_units, (), (retention,) * num_units)
+
+
+def uniform_plan(num_units: int, num_segments: int, retention: str = "all") -> Plan:
+    """Near-equal consecutive parts, each a segment but the last.
+
+    The last part is kept: its backward comes next, so to discard it would only take time.
+
+    Args:
+        num_units: the units of the chain.
+        num_segments: the parts, the last included; 1 keeps everything.
+        retention: how each unit is kept.
+
+    Raises:
+        ValueError: there are fewer parts than 1 or more than units.
+    """
+    if not 1 <= num_segments <= num_units:
+        raise ValueError(
+            f"segments must be between 1 and the {num_units} units of this model, got {num_segments}"
+        )
+    bounds = [part * num_units // num_segments for part in range(num_segments)]
+    return Plan(num_units, tuple(pairwise(bounds)), (retention,) * num_units)
+
+
+def sqrt_plan(num_units: int, retention: str = "all") -> Plan:
+    """About √units parts: O(√units) bytes for one more forward (Chen et al. 2016, arXiv 1604.06174, §4.1).
+
+    Raises:
+        ValueError: there are no units.
+    """
+    return uniform_plan(num_units, round(math.sqrt(max(num_units, 0))), retention)
+
+
+def per_unit_plan(num_units: int, retention: str = "all") -> Plan:
+    """Every unit its own segment, but the last.
+
+    Raises:
+        ValueError: there are no units.
+    """
+    return uniform_plan(num_units, num_units, retention)
+
+
+def _checked_segments(segments: Any, num_units: int) -> tuple[tuple[int, int], ...]:
+    """The segments in order of (start, −stop)."""
+    if not isinstance(segments, Sequence):
+        raise ValueError(f"a plan's segments must be a tuple of (start, stop), got {segments!r:.60}")
+    pairs = list[tuple[int, int]]()
+    for segment in segments:
+        pair = tuple(segment) if isinstance(segment, Sequence) else ()
+        if len(pair) != 2 or any(type(bound) is not int for bound in pair):
+            raise ValueError(f"a segment must be two ints (start, stop), got {segment!r:.60}")
+        if not 0 <= pair[0] < pair[1] <= num_units:
+            raise ValueError(f"a segment must have 0 <= start < stop <= {num_units}, got {pair}")
+        pairs.append((pair[0], pair[1]))
+    pairs.sort(key=lambda pair: (pair[0], -pair[1]))
+    around = list[tuple[int, int]]()  # the segments that the next one may lie in, outermost first
+    for pair in pairs:
+        while around and around[-1][1] <= pair[0]:
+            around.pop()
+        if around and around[-1] == pair:
+            raise ValueError(f"segment {pair} occurs twice")
+        if around and pair[1] > around[-1][1]:
+            raise ValueError(f"segments must be disjoint or nested, but {pair} crosses {around[-1]}")
+        around.append(pair)
+    return tuple(pairs)

@@ -1,0 +1,153 @@
+"""What a plan costs on a chain: the one place that says what a peak is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from deepres.recompute.chain import Chain, Retention
+from deepres.recompute.plan import Action, Plan
+
+
+class Moment(NamedTuple):
+    """The bytes held while one step of a schedule runs, by kind, and how long it takes.
+
+    Args:
+        action: what is done.
+        unit: with which unit, from 0.
+        fixed_bytes: what the chain holds whatever the plan.
+        kept_input_bytes: x_0, the inputs that segments are replayed from, and the input and output
+            of a discarding run. An x that is some unit's kept output counts there and not here.
+        kept_bytes: what units run KEEP hold by their retentions.
+        gradient_bytes: gradients of the x's.
+        transient_bytes: what lives in this step alone.
+        duration_ms: the step's time.
+    """
+
+    action: Action
+    unit: int
+    fixed_bytes: int
+    kept_input_bytes: int
+    kept_bytes: int
+    gradient_bytes: int
+    transient_bytes: int
+    duration_ms: float
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum over all kinds."""
+        return (
+            self.fixed_bytes
+            + self.kept_input_bytes
+            + self.kept_bytes
+            + self.gradient_bytes
+            + self.transient_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A plan's costs on a chain.
+
+    Args:
+        peak_bytes: the most bytes held in any step.
+        total_ms: the sum of all steps' times.
+        forward_runs: how often each unit is run forward; 1 if it is never replayed.
+    """
+
+    peak_bytes: int
+    total_ms: float
+    forward_runs: tuple[int, ...]
+
+
+def simulate(chain: Chain, plan: Plan) -> Simulation:
+    """A plan's peak and time on a chain.
+
+    Raises:
+        ValueError: the chain has another number of units, or a unit lacks the plan's retention.
+    """
+    peak_bytes, total_ms, forward_runs = 0, 0.0, [0] * plan.num_units
+    for moment in _moments(chain, plan):
+        peak_bytes = max(peak_bytes, moment.total_bytes)
+        total_ms += moment.duration_ms
+        forward_runs[moment.unit] += moment.action is not Action.BACKWARD
+    return Simulation(peak_bytes, total_ms, tuple(forward_runs))
+
+
+def timeline(chain: Chain, plan: Plan) -> tuple[Moment, ...]:
+    """The bytes held in each step of a plan's schedule, in order.
+
+    Raises:
+        ValueError: the chain has another number of units, or a unit lacks the plan's retention.
+    """
+    return tuple(_moments(chain, plan))
+
+
+def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
+    """NOTE [ Who holds what, and until when ]
+
+    1. x_0 and the fixed bytes are held throughout.
+    2. x_i, if unit i − 1 was run KEEP, is among that unit's kept bytes, until that unit's BACKWARD.
+    3. x_i, if unit i − 1 was run DISCARD, is held until the step that needs it last: the next DISCARD
+       of unit i, or the BACKWARD of unit i if the step holds its input (`Step.holds_input`). If the
+       next step is not unit i's at all (a segment that nothing follows), it goes at once.
+    4. What a KEEP keeps is held until the unit's BACKWARD.
+    5. The gradient of x_L is held from the end of the first forward phase on; each BACKWARD of unit i
+       adds the gradient of x_i, and then the gradient of x_{i+1} goes.
+    """
+    retentions = _retentions_of(chain, plan)
+    state_bytes = chain.state_bytes
+    fixed = chain.fixed_bytes
+    inputs, kept, gradient = chain.input_bytes, 0, 0
+    is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
+    is_input[0] = True
+    in_first_forward = True
+    output = 0  # the x that the last step made discarding; 0 if it made none
+    for action, unit, holds_input in plan.schedule():
+        if output and unit != output:
+            is_input[output] = False
+            inputs -= state_bytes[output]
+        output = 0
+        cost = chain.units[unit]
+        if action is Action.DISCARD:
+            output = unit + 1
+            is_input[output] = True
+            inputs += state_bytes[output]
+            yield Moment(
+                action, unit, fixed, inputs, kept, gradient, cost.forward_temp_bytes, cost.forward_ms
+            )
+            done_with_input = not holds_input
+        elif action is Action.KEEP:
+            retention = retentions[unit]
+            kept += retention.kept_bytes
+            yield Moment(
+                action, unit, fixed, inputs, kept, gradient, retention.forward_temp_bytes, cost.forward_ms
+            )
+            done_with_input = False
+        else:
+            retention = retentions[unit]
+            gradient += state_bytes[unit]
+            duration_ms = cost.backward_ms + retention.replay_ms
+            yield Moment(
+                action, unit, fixed, inputs, kept, gradient, retention.backward_temp_bytes, duration_ms
+            )
+            kept -= retention.kept_bytes
+            gradient -= state_bytes[unit + 1]
+            done_with_input = True
+        if done_with_input and unit and is_input[unit]:
+            is_input[unit] = False
+            inputs -= state_bytes[unit]
+        if in_first_forward and unit == plan.num_units - 1:
+            in_first_forward = False
+            gradient = state_bytes[-1]
+
+
+def _retentions_of(chain: Chain, plan: Plan) -> list[Retention]:
+    if plan.num_units != len(chain.units):
+        raise ValueError(f"this plan is for {plan.num_units} units, the chain has {len(chain.units)}")
+    retentions = list[Retention]()
+    for i, (unit, name) in enumerate(zip(chain.units, plan.retentions, strict=True)):
+        try:
+            retentions.append(unit.retention(name))
+        except ValueError as error:
+            raise ValueError(f"unit {i} has {error}") from None
+    return retentions

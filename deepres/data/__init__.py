@@ -1,7 +1,8 @@
 """Data sets, and the batches that one rank sees of them."""
 
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
-from deepres.data.opening import DATASETS, Augmentation, Normalize, inspect_data, open_data
+from deepres.data.opening import DATASETS, inspect_data, open_data
+from deepres.data.pipeline import Augmentation, Normalize
 from deepres.data.source import DataSource
 
 __all__ = [

@@ -1,24 +1,30 @@
 """Data sets by name: `inspect_data` looks, `open_data` reads."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from deepres.data import cifar, digits
 from deepres.data.augment import Normalization
 from deepres.data.batch import DataError, DataInfo
+from deepres.data.image_folder import (
+    IMAGE_SIZE,
+    NUM_IMAGENET_CLASSES,
+    FileSupply,
+    ImageFolder,
+    find_image_folder,
+)
+from deepres.data.pipeline import Augmentation, Normalize, make_pipeline
 from deepres.data.sampling import Schedule
-from deepres.data.source import DataSource, DeviceAugmentation
-from deepres.data.supply import ResidentSupply
+from deepres.data.source import DataSource
+from deepres.data.supply import ResidentSupply, Supply
 from deepres.data.synthetic import SyntheticImages
 
 DATASETS = ("cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic")
-Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
-Normalize = Literal["mean_std", "per_pixel_mean"]
 
 _CIFARS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 _CifarFiles = tuple[cifar.Layout, Path]
+_Found = _CifarFiles | ImageFolder | None
 
 
 def inspect_data(
@@ -31,6 +37,10 @@ def inspect_data(
     image_size: int | None = None,
     num_classes: int | None = None,
     num_images: int | None = None,
+    augmentation: Augmentation | None = None,
+    normalize: Normalize = "mean_std",
+    eval_image_size: int | None = None,
+    eval_shorter_side: int | None = None,
     global_batch_size: int | None = None,
 ) -> DataInfo:
     """Checks that a data set is there, whole and fit for what is asked, without reading all of its pixels.
@@ -44,15 +54,16 @@ def inspect_data(
         download: fetch CIFAR if it is not there.
         base_url: where CIFAR's archives lie.
         verify: compare the checksums of CIFAR's python files with the official ones.
-        image_size: height and width; needed by nobody, settable for all but CIFAR.
-        num_classes: of the synthetic set; for others, what the model expects, to be compared.
-        num_images: training images of the synthetic set; it has a fifth as many test images.
+        image_size: height and width that the model sees; 224 for image files if unset, else 32 (CIFAR's only).
+        num_classes: of the synthetic set (10 if unset); for others, what is expected, to be compared.
+        num_images: training images of the synthetic set (50,000 if unset); it has a fifth as many test images.
+        augmentation, normalize, eval_image_size, eval_shorter_side: as in `open_data`, to be checked.
         global_batch_size: images a step (micro batch × accumulation × ranks), to be compared.
 
     Raises:
         DataError: with one line that says what was wrong, what was found, and what to do.
     """
-    info, _ = _locate(
+    info, found = _locate(
         name,
         root=root,
         download=download,
@@ -62,8 +73,17 @@ def inspect_data(
         num_classes=num_classes,
         num_images=num_images,
     )
+    make_pipeline(
+        name,
+        is_files=isinstance(found, ImageFolder),
+        image_size=info.image_size,
+        augmentation=augmentation,
+        normalize=normalize,
+        eval_image_size=eval_image_size,
+        eval_shorter_side=eval_shorter_side,
+    )
     if global_batch_size is not None:
-        _check_global_batch(info, global_batch_size, "")
+        _check_global_batch(info, global_batch_size)
     return info
 
 
@@ -77,11 +97,13 @@ def open_data(
     image_size: int | None = None,
     num_classes: int | None = None,
     num_images: int | None = None,
+    augmentation: Augmentation | None = None,
+    normalize: Normalize = "mean_std",
+    eval_image_size: int | None = None,
+    eval_shorter_side: int | None = None,
     micro_batch_size: int,
     accumulation: int = 1,
     eval_batch_size: int | None = None,
-    augmentation: Augmentation | None = None,
-    normalize: Normalize = "mean_std",
     seed: int = 0,
     num_workers: int = 0,
     rank: int = 0,
@@ -96,14 +118,21 @@ def open_data(
 
     Args:
         name, root, download, base_url, verify, image_size, num_classes, num_images: as in `inspect_data`.
+        augmentation: of training images. `none` (the default of the synthetic set); `crop`: pad 4, crop at random
+            (of digits); `crop_flip`: and mirror every other one (of CIFAR); for image files also `scale` (their
+            default) and `scale_and_aspect`, see `Crop`. Image files that are not scaled at random are scaled to
+            `image_size` and cropped in the middle first.
+        normalize: `mean_std` by channel, or `per_pixel_mean` as in the paper; both of the training set. Image
+            files take ImageNet's mean and deviation.
+        eval_image_size: of image files, the centre crop in tests; `image_size` if unset.
+        eval_shorter_side: of image files, what the shorter side is scaled to before that crop. If unset: 256 for
+            224 (or in proportion) if the crop is as in training; the crop itself if it is another (320 for 320),
+            or if training does not scale at random.
         micro_batch_size: images of one forward pass of one rank.
         accumulation: micro batches of one rank in a step.
         eval_batch_size: images of one forward pass in evaluation; `micro_batch_size` if unset.
-        augmentation: of training images. `crop`: pad 4, crop at random (the default for digits); `crop_flip`:
-            and mirror every other one (for CIFAR); `none` (for the synthetic set).
-        normalize: `mean_std` by channel, or `per_pixel_mean` as in the paper; both of the training set.
         seed: of the order, the augmentation and the synthetic images; 0 … 2⁶⁴ − 1.
-        num_workers: processes that decode image files; 0: this one.
+        num_workers: processes that decode image files, for training and as many for tests; 0: this one.
         rank, world_size: of this process.
         device: where batches are wanted.
         max_bad_images: unreadable images that this rank leaves out before it gives up.
@@ -122,6 +151,15 @@ def open_data(
         num_classes=num_classes,
         num_images=num_images,
     )
+    pipeline = make_pipeline(
+        name,
+        is_files=isinstance(found, ImageFolder),
+        image_size=info.image_size,
+        augmentation=augmentation,
+        normalize=normalize,
+        eval_image_size=eval_image_size,
+        eval_shorter_side=eval_shorter_side,
+    )
     schedule = Schedule(
         seed=seed,
         num_train=info.num_train,
@@ -132,25 +170,34 @@ def open_data(
         rank=rank,
         world_size=world_size,
     )
-    factors = f" (micro batch {micro_batch_size} × accumulation {accumulation} × {world_size} processes)"
-    _check_global_batch(info, schedule.global_batch_size, factors)
-    train, test, normalization = _resident(info, found, normalize, seed, device)
+    _check_global_batch(info, schedule.global_batch_size)
+    train: Supply
+    test: Supply
+    if isinstance(found, ImageFolder):
+        assert pipeline.crops is not None
+        train, test = (
+            FileSupply(found.files, split, crop, seed=seed, num_workers=num_workers, device=device)
+            for split, crop in zip((found.train, found.test), pipeline.crops, strict=True)
+        )
+        normalization = Normalization.of_constants()
+    else:
+        train, test, normalization = _resident(info, found, normalize, seed, device)
     return DataSource(
         info,
         schedule,
         train=train,
         test=test,
         normalization=normalization.to(device),
-        augmentation=_device_augmentation(name, augmentation),
+        augmentation=pipeline.on_device,
         max_bad_images=max_bad_images,
     )
 
 
-def _check_global_batch(info: DataInfo, global_batch_size: int, factors: str) -> None:
+def _check_global_batch(info: DataInfo, global_batch_size: int) -> None:
     if global_batch_size > info.num_train:
         raise DataError(
-            f"{info.name} has {info.num_train} training images, fewer than one step takes: "
-            f"{global_batch_size}{factors}"
+            f"{info.name} has {info.num_train} training images, fewer than the {global_batch_size} of one step "
+            "(micro batch × accumulation × processes); make the batch smaller"
         )
 
 
@@ -164,7 +211,7 @@ def _locate(
     image_size: int | None,
     num_classes: int | None,
     num_images: int | None,
-) -> tuple[DataInfo, _CifarFiles | None]:
+) -> tuple[DataInfo, _Found]:
     """Finds the files of a set, if it has any."""
     if name not in DATASETS:
         raise DataError(f"data.name must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -173,7 +220,7 @@ def _locate(
     if name == "synthetic":
         num_images = 50_000 if num_images is None else num_images
         return DataInfo(name, num_classes or 10, image_size or 32, num_images, max(1, num_images // 5)), None
-    found: _CifarFiles | None = None
+    found: _Found = None
     if name == "digits":
         digits.check_digits()
         info = DataInfo(
@@ -189,7 +236,15 @@ def _locate(
         )
         info = cifar.inspect_cifar(_CIFARS[name], *found)
     else:
-        raise NotImplementedError
+        found = find_image_folder(Path(root), NUM_IMAGENET_CLASSES if name == "imagenet" else None)
+        info = DataInfo(
+            name,
+            num_classes=len(found.class_names),
+            image_size=image_size or IMAGE_SIZE,
+            num_train=len(found.train[0]),
+            num_test=len(found.test[0]),
+            class_names=found.class_names,
+        )
     if num_classes not in (None, info.num_classes):
         raise DataError(f"{name} has {info.num_classes} classes, got data.num_classes={num_classes}")
     return info, found
@@ -219,13 +274,3 @@ def _resident(
         ResidentSupply.of_tensors(*test, device),
         statistics(train[0]),
     )
-
-
-def _device_augmentation(name: str, augmentation: Augmentation | None) -> DeviceAugmentation:
-    if augmentation is None:
-        return "crop_flip" if name in _CIFARS else "crop" if name == "digits" else "none"
-    if augmentation in ("scale", "scale_and_aspect"):
-        raise DataError(
-            f"data.augmentation={augmentation} is for image files; {name} takes none, crop or crop_flip"
-        )
-    return augmentation  # type: ignore[return-value]

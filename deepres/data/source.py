@@ -103,7 +103,7 @@ class DataSource:
 
     def _finish(self, fetched: Fetched, *, augment: bool) -> Batch:
         for path, reason in fetched.failures:
-            self._count_bad(path, reason)
+            self._count_bad(path, " ".join(reason.split()))
         request, labels = fetched.request, fetched.labels
         images = self._normalization(fetched.images)
         if augment and self._augmentation != "none":

@@ -1,0 +1,150 @@
+"""Turns the bytes of an image file into pixels of the size that a network takes.
+
+Crops are resized with Pillow's bicubic filter, straight from the region of the original that they show.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would start Ghostscript
+_MODES_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+_NUM_ATTEMPTS = 10
+
+
+class BadImageError(Exception):
+    """The bytes are no image that can be decoded."""
+
+
+def decode_rgb(content: bytes) -> Image.Image:
+    """Decodes an image file, whatever its name says that it is.
+
+    Grey, palette, CMYK and 16-bit images become RGB of 8 bits; transparency is dropped; an image with an EXIF
+    orientation is turned upright; of several frames the first is taken.
+
+    Raises:
+        BadImageError: it is not one of JPEG, PNG, WebP, GIF, BMP, TIFF and PNM, or it is damaged, or it has more
+            pixels than Pillow holds to be safe.
+    """
+    if not content:
+        raise BadImageError("the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode in _MODES_16_BITS:
+                return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert(
+                    "RGB"
+                )
+            if image.mode == "F":
+                raise BadImageError("pixels are floating-point numbers of unknown range")
+            if image.mode == "P":
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+        except UnidentifiedImageError:
+            raise BadImageError(f"none of {', '.join(_FORMATS)}") from None
+        except _PILLOW_ERRORS as error:
+            raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Crop:
+    """From an image of any size to `size`² pixels.
+
+    Attributes:
+        kind: `centre`: the shorter side is scaled to `shorter_side`, the middle is taken.
+            `scale`: the shorter side is scaled to a random length in [256, 480] (for `size` 224, else in
+            proportion), a random square is taken and mirrored or not (Simonyan and Zisserman 2015; the paper's
+            for ImageNet).
+            `scale_and_aspect`: a random region of 8 to 100 % of the area and 3/4 to 4/3 aspect ratio is scaled
+            to the square and mirrored or not (Szegedy et al., CVPR 2015; details as in `fb.resnet.torch`).
+        size: height and width of the result.
+        shorter_side: for `centre`.
+    """
+
+    kind: Literal["centre", "scale", "scale_and_aspect"]
+    size: int
+    shorter_side: int = 0
+
+    @property
+    def num_draws(self) -> int:
+        """Random numbers that an image takes."""
+        return {"centre": 0, "scale": 4, "scale_and_aspect": 3 * _NUM_ATTEMPTS + 3}[self.kind]
+
+    def __call__(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+        """Crops.
+
+        Args:
+            image: RGB.
+            draws: (`num_draws`,) in [0, 1).
+
+        Returns:
+            (`size`, `size`, 3) uint8.
+        """
+        if self.kind == "centre":
+            return self._cut(image, _scaled(image, self.shorter_side), 0.5, 0.5)
+        if self.kind == "scale":
+            shortest, longest = round(self.size * 256 / 224), round(self.size * 480 / 224)
+            shorter_side = shortest + int(draws[0] * (longest - shortest + 1))
+            pixels = self._cut(image, _scaled(image, shorter_side), draws[1], draws[2])
+        else:
+            pixels = self._scale_and_aspect(image, draws)
+        return pixels[:, ::-1] if draws[-1] < 0.5 else pixels
+
+    def _cut(
+        self, image: Image.Image, scaled: tuple[int, int], x_share: float, y_share: float
+    ) -> npt.NDArray[np.uint8]:
+        """What cropping would give after resizing all of the image to `scaled`, in one go."""
+        width, height = scaled
+        left = int(x_share * (width - self.size + 1))
+        top = int(y_share * (height - self.size + 1))
+        x_scale, y_scale = image.width / width, image.height / height
+        box = (left * x_scale, top * y_scale, (left + self.size) * x_scale, (top + self.size) * y_scale)
+        box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
+        return self._resized(image, box)
+
+    def _scale_and_aspect(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+        for attempt in range(_NUM_ATTEMPTS):
+            area_share, aspect_share, turn = draws[3 * attempt : 3 * attempt + 3]
+            area = (0.08 + 0.92 * area_share) * image.width * image.height
+            aspect = 3 / 4 + (4 / 3 - 3 / 4) * aspect_share
+            sides = max(1, round((area * aspect) ** 0.5)), max(1, round((area / aspect) ** 0.5))
+            width, height = sides if turn < 0.5 else sides[::-1]
+            if width <= image.width and height <= image.height:
+                left = int(draws[-3] * (image.width - width + 1))
+                top = int(draws[-2] * (image.height - height + 1))
+                return self._resized(image, (left, top, left + width, top + height))
+        return self._cut(image, _scaled(image, self.size), 0.5, 0.5)
+
+    def _resized(self, image: Image.Image, box: tuple[float, float, float, float]) -> npt.NDArray[np.uint8]:
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+
+
+def _scaled(image: Image.Image, shorter_side: int) -> tuple[int, int]:
+    """Width and height with the shorter side scaled to `shorter_side`."""
+    factor = shorter_side / min(image.width, image.height)
+    return max(shorter_side, round(image.width * factor)), max(shorter_side, round(image.height * factor))

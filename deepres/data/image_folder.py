@@ -1,0 +1,199 @@
+"""Sets of image files, one folder a class, and the workers that decode them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deepres.data.batch import IGNORED_LABEL, DataError
+from deepres.data.decode import BadImageError, Crop, decode_rgb
+from deepres.data.image_files import ImageFiles, find_image_files
+from deepres.data.sampling import Request, uniforms
+from deepres.data.supply import Fetched
+
+IMAGE_SIZE = 224
+NUM_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """An image folder's files and labels.
+
+    Attributes:
+        files: of both splits: first those to test with or those to train on.
+        class_names: sorted; a label is a place in this list.
+        train, test: each the numbers of its files, and their labels, both (N,) int64.
+    """
+
+    files: ImageFiles
+    class_names: tuple[str, ...]
+    train: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    test: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder:
+    """Lists a set of image files: `train/<class>/*`, and `val/<class>/*` or (if there is no `val`) `test/…`.
+
+    Args:
+        root: a directory, or an archive of one.
+        num_classes: how many classes there must be.
+
+    Raises:
+        DataError: a split is missing, a class has no images or is in one split only, or the number of classes is
+            another; or as `find_image_files`.
+    """
+    files, entries = find_image_files(root)
+    splits = np.array([entry.split for entry in entries], dtype=np.str_)
+    found = set(splits.tolist())
+    test_split = "val" if "val" in found else "test"
+    if not {"train", test_split} <= found:
+        raise DataError(
+            f"no image folder at {root}: found {', '.join(sorted(found)) or 'no images'}; data.root must be a folder "
+            "or an archive that holds train/<class>/… and val/<class>/… or test/<class>/…"
+        )
+    classes = {
+        split: {entry.class_name for entry in entries if entry.split == split}
+        for split in ("train", test_split)
+    }
+    if classes["train"] != classes[test_split]:
+        differences = "; ".join(
+            f"only in {split}: {_first_few(classes[split] - classes[other])}"
+            for split, other in (("train", test_split), (test_split, "train"))
+            if classes[split] - classes[other]
+        )
+        raise DataError(f"{root}: train and {test_split} have different classes; {differences}")
+    class_names = tuple(sorted(classes["train"]))
+    if num_classes is not None and len(class_names) != num_classes:
+        raise DataError(f"{root}: expected {num_classes} classes, found {len(class_names)}")
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
+    train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)
+    return ImageFolder(files, class_names, (train, labels[train]), (test, labels[test]))
+
+
+def _first_few(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+_Decoded = tuple[Request, Tensor, Tensor, tuple[tuple[str, str], ...]]
+
+
+class _Decoder(Dataset[Any]):
+    """Serves requests; runs in workers, and draws no random numbers but those of the positions."""
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        numbers: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        crop: Crop,
+        seed: int,
+    ) -> None:
+        self._files, self._numbers, self._labels = files, numbers, labels
+        self._crop, self._seed = crop, seed
+
+    def __getitem__(self, request: Request) -> _Decoded:
+        num_rows, size = len(request.indices), self._crop.size
+        images = torch.zeros(num_rows, size, size, 3, dtype=torch.uint8)
+        pixels = images.numpy()
+        labels = torch.full((num_rows,), IGNORED_LABEL)
+        draws = uniforms(self._seed, request.epoch, request.first_position, num_rows, self._crop.num_draws)
+        failures = []
+        for row, index in enumerate(request.indices.tolist()):
+            if index < 0:
+                continue
+            number = int(self._numbers[index])
+            try:
+                pixels[row] = self._crop(decode_rgb(self._files.read(number)), draws[row])
+                labels[row] = int(self._labels[index])
+            except (BadImageError, OSError) as error:
+                failures.append((self._files.path(number), str(error)))
+        return request, images, labels, tuple(failures)
+
+
+@dataclass
+class _Queue:
+    """What the loader is to serve next."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+def _as_is(decoded: Any) -> Any:
+    return decoded
+
+
+class FileSupply:
+    """Images decoded ahead by worker processes, which live from the first batch until `close`.
+
+    Each worker decodes whole micro batches, two ahead. An image that cannot be decoded leaves its row without a
+    label.
+
+    Args:
+        files: the files.
+        split: the numbers of the split's files, and their labels.
+        crop: what to do with each image.
+        seed: of the crops.
+        num_workers: worker processes; 0: decode in this one, when asked.
+        device: where batches are wanted.
+    """
+
+    device_bytes = 0
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        split: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+        crop: Crop,
+        *,
+        seed: int,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        self._files, self._device = files, device
+        self._queue = _Queue()
+        self._num_fetches = 0
+        self._loader: DataLoader[Any] | None = DataLoader(
+            _Decoder(files, *split, crop, seed),
+            batch_size=None,  # a request is a batch already
+            sampler=self._queue,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # without one, every iteration draws from torch's global numbers
+        )
+
+    def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
+        """Serves the requests in their order, decoding ahead."""
+        assert self._loader is not None, "the data source is closed"
+        self._num_fetches += 1
+        this_fetch = self._num_fetches
+        self._queue.requests = requests
+        batches = iter(self._loader)
+        while True:
+            assert this_fetch == self._num_fetches, "a later iteration has taken over the workers"
+            try:
+                request, images, labels, failures = next(batches)
+            except StopIteration:
+                return
+            yield Fetched(
+                request,
+                images.to(self._device, non_blocking=True).permute(0, 3, 1, 2),
+                labels.to(self._device, non_blocking=True),
+                tuple((path, reason) for path, reason in failures),
+            )
+
+    def close(self) -> None:
+        """Stops the workers and closes the archive."""
+        self._loader = None
+        self._files.close()

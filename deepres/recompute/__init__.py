@@ -1,1 +1,21 @@
-"""."""
+"""Plans of recomputation: costs, the optimal plan for a byte budget, and its exact execution."""
+
+from deepres.recompute.chain import Chain, Retention, UnitCost
+from deepres.recompute.executor import RetainingUnit, apply_plan
+from deepres.recompute.plan import Plan, keep_all_plan, per_unit_plan, sqrt_plan, uniform_plan
+from deepres.recompute.simulate import Simulation, simulate
+
+__all__ = [
+    "Chain",
+    "Plan",
+    "RetainingUnit",
+    "Retention",
+    "Simulation",
+    "UnitCost",
+    "apply_plan",
+    "keep_all_plan",
+    "per_unit_plan",
+    "simulate",
+    "sqrt_plan",
+    "uniform_plan",
+]

@@ -1,0 +1,123 @@
+"""The processes of a run: who this one is, its device, and the few collectives a trainer needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepres.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among the run's.
+
+    Attributes:
+        rank: its number among all processes, from 0.
+        local_rank: its number among those of this host, and of its GPU.
+        world_size: the number of all processes.
+        local_world_size: the number of this host's.
+        device: where it computes.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which logs and writes."""
+        return self.rank == 0
+
+
+def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: int | None = None) -> Process:
+    """Read what the launcher (deepspeed, torchrun or none) set in the environment; starts nothing.
+
+    Args:
+        device: `auto` takes a GPU where there are any.
+        local_rank: from `--local_rank`, which the deepspeed launcher appends, if the environment has none.
+
+    Raises:
+        ConfigError: the environment is no launcher's, or there are fewer GPUs than processes on this host.
+    """
+    try:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        rank = int(os.environ.get("RANK", "0"))
+        local = int(os.environ.get("LOCAL_RANK", local_rank or 0))
+        local_world_size = int(
+            os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
+        )
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from None
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"RANK must be between 0 and WORLD_SIZE - 1 = {world_size - 1}, got {rank}")
+    num_gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cpu" or (device == "auto" and num_gpus == 0):
+        return Process(rank, local, world_size, local_world_size, torch.device("cpu"))
+    if local >= num_gpus:
+        raise ConfigError(
+            f"process {local} of this host needs a GPU of its own, there are {num_gpus}: start at most {num_gpus} "
+            f"processes here, or set engine.device=cpu"
+        )
+    return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
+
+
+def start_process_group(process: Process, timeout_s: float = 1800.0) -> None:
+    """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own."""
+    if dist.is_initialized():
+        return
+    os.environ.setdefault("RANK", str(process.rank))
+    os.environ.setdefault("WORLD_SIZE", str(process.world_size))
+    os.environ.setdefault("LOCAL_RANK", str(process.local_rank))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+    dist.init_process_group(
+        "nccl" if process.device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def stop_process_group() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of every process's `x`, in place and on each of them."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def average_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Replace floating-point `tensors` by their means over the processes, in one message."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    floats = [t for t in tensors if t.is_floating_point()]
+    if not floats:
+        return
+    flat = torch.cat([t.detach().reshape(-1).float() for t in floats])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    with torch.no_grad():
+        for tensor, mean in zip(floats, torch.split(flat, [t.numel() for t in floats]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

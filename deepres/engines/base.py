@@ -1,0 +1,140 @@
+"""What every engine does: one optimizer step over micro batches, evaluation, and the state of the net."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.batch_sizes import BatchSizes
+from deepres.config import Config
+from deepres.distributed import Process, average_over_processes
+from deepres.metrics import IGNORED_LABEL, answer_sums
+from deepres.models import synchronize_batch_norm
+
+
+class MicroBatch(Protocol):
+    """Images (N, 3, H, W) and their labels (N,), on the engine's device."""
+
+    @property
+    def images(self) -> Tensor:
+        """(N, 3, H, W)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,); -100 does not count."""
+
+
+class ComputeIn(nn.Module):
+    """A net run under autocast in a given format; its logits are fp32.
+
+    Autocast is entered inside the module so that it is the same under every engine and in every thread.
+    """
+
+    def __init__(self, net: nn.Module, compute: Literal["fp32", "bf16", "fp16"], device_type: str) -> None:
+        super().__init__()
+        self.net = net
+        self._device_type = device_type
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[compute]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes), float32."""
+        if self._dtype is None:
+            logits: Tensor = self.net(images)
+            return logits
+        with torch.autocast(self._device_type, self._dtype):
+            logits = self.net(images)
+        return logits.float()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step saw.
+
+    Attributes:
+        sums: this process's `answer_sums` over its micro batches, (4,) float64.
+    """
+
+    sums: Tensor
+
+
+class Engine(ABC):
+    """One way to run the training steps of a net across processes.
+
+    The loss of a step is the cross entropy summed over the images of the global batch and divided by its
+    nominal size, however it is cut into processes and micro batches; images with the ignored label add nothing.
+
+    Args:
+        net: the net, on the CPU, with parameters that are the same in every process.
+        config: the run's configuration.
+        process: this process; its group must have been started.
+        sizes: how the global batch is divided.
+    """
+
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
+        self.net = net
+        self.config = config
+        self.process = process
+        self.sizes = sizes
+        self._memory_format = torch.channels_last if config.precision.channels_last else torch.preserve_format
+        if config.precision.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
+        if config.engine.sync_batch_norm and process.world_size > 1:
+            synchronize_batch_norm(net, dist.group.WORLD)
+        self.module: nn.Module = ComputeIn(net, config.precision.compute, process.device.type)
+
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepResult:
+        """Run one optimizer step over `accumulation` micro batches."""
+        self.net.train()
+        self._set_learning_rate(learning_rate)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
+        for k, batch in enumerate(micro_batches):
+            is_last = k == self.sizes.accumulation - 1
+            with self._accumulating(is_last=is_last):
+                logits = self._run(batch.images)
+                total = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=IGNORED_LABEL)
+                # Engines average gradients over processes.
+                self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+            sums += answer_sums(logits, batch.labels)
+            del logits, total
+        self._update()
+        return StepResult(sums)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) in evaluation mode; collective where parameters are sharded."""
+        self.net.eval()
+        return self._run(images)
+
+    def average_buffers(self) -> None:
+        """Make the running statistics those of all processes, which each estimates from its own batches."""
+        average_over_processes(self.net.buffers())
+
+    def state(self) -> dict[str, Tensor]:
+        """The net's parameters and buffers by name, whole and on the CPU; collective."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
+
+    def _run(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
+        return logits
+
+    @contextmanager
+    def _accumulating(self, *, is_last: bool) -> Iterator[None]:  # noqa: ARG002
+        """Around a micro batch; gradients of all but the last may stay in this process."""
+        yield
+
+    @abstractmethod
+    def _set_learning_rate(self, learning_rate: float) -> None: ...
+
+    @abstractmethod
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None: ...
+
+    @abstractmethod
+    def _update(self) -> None: ...

@@ -1,0 +1,54 @@
+"""PyTorch alone: one process, or DistributedDataParallel over several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deepres.batch_sizes import BatchSizes
+from deepres.config import Config
+from deepres.distributed import Process
+from deepres.engines.base import Engine
+from deepres.optim import sgd
+
+
+class PlainEngine(Engine):
+    """Every process has all model states and adds its gradients to the others'."""
+
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
+        super().__init__(net, config, process, sizes)
+        self.module.to(process.device)
+        self._optimizer = sgd(net.parameters(), config.optim)
+        self._scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision.compute == "fp16")
+        if process.world_size > 1:
+            self.module = DistributedDataParallel(
+                self.module,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=config.engine.bucket_mb,
+            )
+
+    @contextmanager
+    def _accumulating(self, *, is_last: bool) -> Iterator[None]:
+        ddp = isinstance(self.module, DistributedDataParallel) and not is_last
+        with self.module.no_sync() if ddp else nullcontext():  # type: ignore[operator]  # it is DDP's
+            yield
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _update(self) -> None:
+        if self.config.optim.clip_grad_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,66 @@
+"""What is measured of a model's answers, and the file that it is written to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepres.distributed import sum_over_processes
+
+IGNORED_LABEL = -100
+
+
+def answer_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums over a batch, (4,) float64: cross entropy, right answers, right among the best five, images.
+
+    Args:
+        logits: (N, num_classes).
+        labels: (N,); rows labelled -100 do not count.
+    """
+    logits = logits.detach().float()
+    counted = labels != IGNORED_LABEL
+    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+    best = logits.topk(min(5, logits.size(1)), dim=1).indices
+    hits = (best == labels[:, None]) & counted[:, None]
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), counted.sum()]).double()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over images; accuracies are fractions, NaN where there were no images."""
+
+    loss: float
+    top1: float
+    top5: float
+    num_images: int
+
+    @classmethod
+    def over_processes(cls, sums: Tensor) -> Metrics:
+        """From every process's `answer_sums`, added up; collective."""
+        loss, top1, top5, count = sum_over_processes(sums.clone()).tolist()
+        count = count or float("nan")
+        num_images = 0 if count != count else int(count)
+        return cls(loss / count, top1 / count, top5 / count, num_images)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each on disk as soon as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append `{"kind": kind, …}`; numbers that are not finite become null."""
+        finite = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
+        self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,293 @@
+"""Runs a plan under autograd: exact training within the plan's bytes.
+
+NOTE [ Running a plan ]
+1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the first
+   BACKWARD step, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
+2. A keeping run builds the graph of that unit alone, from a leaf that shares the unit's input; its backward adds
+   to the parameters' `.grad` at once, so that hooks on them (DDP, ZeRO) run as without a plan. This is why
+   `loss.backward()` is supported and `torch.autograd.grad` is not.
+3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
+   numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
+   the protocol below are given their memo, all others have their batch norms' updates switched off.
+4. A value is released at the last step that reads it; what a unit's graph holds goes with the graph.
+
+A unit is any module that takes one tensor, returns one, and does not change its input. Such a module has the
+retention `all`. A unit that offers more follows the protocol `RetainingUnit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deepres.recompute.plan import Action, Plan, Step
+
+
+@runtime_checkable
+class RetainingUnit(Protocol):
+    """A unit that can keep less than autograd would, and replays without help.
+
+    Its `forward(x, retention, memo)` gives the same result and gradients, bit for bit, for each of its
+    retentions. `memo` is a dict, empty at a batch's first run and handed back at each replay; a replay computes
+    from it whatever must not be computed twice (statistics of the batch) and updates nothing.
+    """
+
+    retentions: tuple[str, ...]
+
+
+def apply_plan(model: nn.Module, plan: Plan | None) -> None:
+    """Make `model` train under `plan`; None undoes it.
+
+    Losses, gradients, buffers and the state of the random number generators stay the same, bit for bit; only
+    memory and time change. Parameters, their names and hooks are untouched.
+
+    Args:
+        model: an `nn.Sequential` of units, or a module that has one as its attribute `units`.
+        plan: a plan for that number of units.
+
+    Raises:
+        TypeError: there is no sequence of units.
+        ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
+    """
+    units = planned_units(model)
+    units.__dict__.pop("forward", None)
+    if plan is None:
+        return
+    if plan.num_units != len(units):
+        raise ValueError(
+            f"this plan is for {plan.num_units} units, the model has {len(units)}: make one for this model"
+        )
+    for i, (unit, retention) in enumerate(zip(units, plan.retentions, strict=True)):
+        offered = unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
+        if retention not in offered:
+            raise ValueError(
+                f"the plan keeps {retention!r} of unit {i} ({type(unit).__name__}), which offers "
+                f"{', '.join(offered)}: make a plan from a chain measured on this model"
+            )
+    if plan.segments or set(plan.retentions) != {"all"}:
+        units.__dict__["forward"] = PlanExecutor(units, plan)
+
+
+def planned_units(model: nn.Module) -> nn.Sequential:
+    """The sequence of units that plans apply to: `model.units`, or the model itself.
+
+    Raises:
+        TypeError: there is none.
+    """
+    units = model if isinstance(model, nn.Sequential) else getattr(model, "units", None)
+    if not isinstance(units, nn.Sequential):
+        raise TypeError(
+            f"a plan applies to an nn.Sequential or a module with one as `.units`, got {type(model).__name__}"
+        )
+    return units
+
+
+class PlanExecutor:
+    """The forward function of a sequence of units under a plan.
+
+    Attributes:
+        plan: the plan it runs.
+    """
+
+    def __init__(self, units: nn.Sequential, plan: Plan) -> None:
+        self.plan = plan
+        self._units = units
+        steps = tuple(plan.schedule())
+        turn = next(k for k, step in enumerate(steps) if step.action is Action.BACKWARD)
+        self._forward, self._backward = steps[:turn], steps[turn:]
+        self._anchor = torch.empty(0, requires_grad=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the units on `x`; under `no_grad`, or where nothing is to be trained, simply one after another."""
+        needs_grad = [x.requires_grad]
+        for unit in self._units:
+            needs_grad.append(needs_grad[-1] or any(p.requires_grad for p in unit.parameters()))
+        if not (torch.is_grad_enabled() and needs_grad[-1]):
+            for unit in self._units:
+                x = unit(x)
+            return x
+        execution = _Execution(list(self._units), self.plan.retentions, needs_grad, x)
+        # The anchor makes autograd call the backward pass even if x itself needs no gradient.
+        y: Tensor = _RunPlan.apply(x, self._anchor, execution, self._forward, self._backward)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _RunPlan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        anchor: Tensor,  # noqa: ARG004 (see where it is passed)
+        execution: _Execution,
+        forward: tuple[Step, ...],
+        backward: tuple[Step, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x)  # so that a change in place before the backward pass is noticed
+        ctx.execution, ctx.steps = execution, backward
+        return execution.run_forward(x.detach(), forward)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        if not torch.autograd._is_checkpoint_valid():  # type: ignore[no-untyped-call]
+            raise RuntimeError(
+                "a model under a plan supports loss.backward() only, not torch.autograd.grad or backward(inputs=…); "
+                "deepres.apply_plan(model, None) takes the plan off"
+            )
+        return (ctx.execution.run_backward(grads[0], ctx.steps), None, None, None, None)
+
+
+class _Execution:
+    """One pass of a batch through the units: the values, graphs and memos that are live."""
+
+    def __init__(
+        self, units: list[nn.Module], retentions: tuple[str, ...], needs_grad: list[bool], x: Tensor
+    ) -> None:
+        self._units = units
+        self._retentions = retentions
+        self._needs_grad = needs_grad
+        self._values: dict[int, Tensor] = {}
+        self._graphs: dict[int, tuple[Tensor, torch.autograd.graph.GradientEdge | None]] = {}
+        self._memos: dict[int, dict[Any, Any]] = {}
+        self._random_states: dict[int, _RandomState] = {}
+        self._device = x.device
+        self._autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in {x.device.type, "cpu"}
+        ]
+        self._random = _RandomState.read(self._device)
+
+    def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
+        self._values[0] = x
+        with self._as_in_forward():
+            for step in steps:
+                self._run_unit(step)
+        return self._values.pop(len(self._units))
+
+    def run_backward(self, grad: Tensor | None, steps: tuple[Step, ...]) -> Tensor | None:
+        for step in steps:
+            if not self._needs_grad[step.unit + 1]:
+                return None  # all that is left is frozen
+            if step.action is Action.BACKWARD:
+                grad = self._backward_of_unit(step.unit, grad)
+            else:
+                with self._as_in_forward():
+                    self._run_unit(step)
+        return grad
+
+    def _backward_of_unit(self, i: int, grad: Tensor | None) -> Tensor | None:
+        leaf, edge = self._graphs.pop(i)
+        self._values.pop(i, None)
+        self._values.pop(i + 1, None)
+        if edge is None:  # the unit's output depends on nothing that is trained
+            return None
+        torch.autograd.backward(edge, grad)
+        return leaf.grad
+
+    def _run_unit(self, step: Step) -> None:
+        i, keep = step.unit, step.action is Action.KEEP
+        is_segment_input = step.holds_input and not keep  # what KEEP holds is in the unit's graph
+        x = self._values[i] if is_segment_input else self._values.pop(i)
+        unit, version = self._units[i], x._version
+        x = x.detach()
+        x.requires_grad_(keep and self._needs_grad[i])
+        try:
+            with torch.set_grad_enabled(keep), self._first_run_or_replay(i):
+                if isinstance(unit, RetainingUnit):
+                    retention = self._retentions[i] if keep else "all"
+                    y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))
+                else:
+                    self._memos[i] = {}
+                    y = unit(x)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" not in str(error):
+                raise
+            raise _changes_input(i, unit) from error
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"unit {i} ({type(unit).__name__}) must return one tensor, got {type(y).__name__}"
+            )
+        if x._version != version:
+            raise _changes_input(i, unit)
+        if keep:
+            self._graphs[i] = (x, torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None)
+        self._values[i + 1] = y.detach()
+
+    @contextlib.contextmanager
+    def _as_in_forward(self) -> Iterator[None]:
+        """Autocast as in the forward pass, but without its cache, which would hold on to cast weights."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            yield
+
+    @contextlib.contextmanager
+    def _first_run_or_replay(self, i: int) -> Iterator[None]:
+        """Record the generators' state at a unit's first run if it draws from them; a replay draws the same."""
+        if i not in self._memos:
+            before = self._random
+            yield
+            self._random = _RandomState.read(self._device)
+            if self._random != before:
+                self._random_states[i] = before
+            return
+        with contextlib.ExitStack() as stack:
+            if i in self._random_states:
+                now = _RandomState.read(self._device)
+                stack.callback(now.restore)
+                self._random_states[i].restore()
+            if not isinstance(self._units[i], RetainingUnit):
+                stack.enter_context(_without_updates(self._units[i]))
+            yield
+
+
+def _changes_input(i: int, unit: nn.Module) -> RuntimeError:
+    return RuntimeError(
+        f"unit {i} ({type(unit).__name__}) changes its input in place, so it cannot be replayed: "
+        "make its first layer work out of place (inplace=False)"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _RandomState:
+    """The state of the generators that a unit can draw from: the CPU's and its device's."""
+
+    device: torch.device
+    states: tuple[Tensor, ...]
+
+    @classmethod
+    def read(cls, device: torch.device) -> _RandomState:
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return cls(device, tuple(states))
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.states[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.states[1], self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _RandomState) and all(map(torch.equal, self.states, other.states))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def _without_updates(unit: nn.Module) -> Iterator[None]:
+    """Stop PyTorch's batch norms in `unit` from counting a batch and from updating their running statistics."""
+    norms = [m for m in unit.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, states, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked

@@ -63,19 +63,26 @@ class DataConfig(_Section):
     name: Literal["cifar10", "cifar100", "image_folder", "imagenet", "digits", "synthetic"]
     root: Path = Path("data")
     download: bool = False
+    """Fetch CIFAR into `root` if it is not there."""
+    verify: bool = False
+    """Compare CIFAR's files with the official checksums."""
     image_size: PositiveInt | None = None
     """Crop size; by default the data set's own (32; ImageNet 224)."""
-    augmentation: Literal["none", "pad_crop_flip", "scale", "scale_and_aspect"] | None = None
+    augmentation: Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"] | None = None
     """By default the data set's usual one."""
+    eval_image_size: PositiveInt | None = None
+    """Centre crop of test images (image files only); by default `image_size`."""
+    eval_shorter_side: PositiveInt | None = None
+    """What their shorter side is scaled to before that crop."""
     normalize: Literal["per_pixel_mean", "mean_std"] = "mean_std"
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Decoding processes a training process has (image folders only)."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
     """How many images that cannot be decoded are skipped before the run stops."""
-    num_classes: PositiveInt = 10
-    """Of `synthetic`."""
-    num_images: PositiveInt = 2048
-    """Training images of `synthetic`; a quarter as many are tested on."""
+    num_classes: PositiveInt | None = None
+    """Of `synthetic` (10 if unset); of others, what the data must have."""
+    num_images: PositiveInt | None = None
+    """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
 
 
 class OptimConfig(_Section):

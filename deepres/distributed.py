@@ -64,10 +64,10 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return Process(rank, local, world_size, local_world_size, torch.device("cpu"))
-    if local >= num_gpus:
+    if local_world_size > num_gpus:
         raise ConfigError(
-            f"process {local} of this host needs a GPU of its own, there are {num_gpus}: start at most {num_gpus} "
-            f"processes here, or set engine.device=cpu"
+            f"{local_world_size} processes on this host need a GPU each, there are {num_gpus}: start at most "
+            f"{num_gpus}, or set engine.device=cpu"
         )
     return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
 

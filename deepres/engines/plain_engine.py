@@ -43,7 +43,7 @@ class PlainEngine(Engine):
             group["lr"] = learning_rate
 
     def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()
 
     def _update(self) -> None:
         if self.config.optim.clip_grad_norm is not None:

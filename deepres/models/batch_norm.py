@@ -51,9 +51,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if memo is not None and self in memo:
             mean, invstd = memo[self]
-            y: Tensor = _Normalise.apply(
+            y: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
                 x, self.weight, self.bias, mean, invstd, self.eps, self.process_group
-            )  # type: ignore[no-untyped-call]
+            )
             return y
         if x.numel() == x.size(1) and self.process_group is None:
             raise ValueError(

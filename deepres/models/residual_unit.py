@@ -133,7 +133,8 @@ class ResidualUnit(nn.Module):
             return self._run(x, memo, None)
         if retention != "conv_outputs":
             raise ValueError(f"retention must be one of {', '.join(self.retentions)}, got {retention!r}")
-        with ConvOutputs() as keep:
+        keep = ConvOutputs()
+        with keep:
             return self._run(x, {} if memo is None else memo, keep)
 
     def residual(self, x: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class _RunPlan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
-        if not torch.autograd._is_checkpoint_valid():  # type: ignore[no-untyped-call]
+        if not torch.autograd._is_checkpoint_valid():
             raise RuntimeError(
                 "a model under a plan supports loss.backward() only, not torch.autograd.grad or backward(inputs=…); "
                 "deepres.apply_plan(model, None) takes the plan off"

@@ -1,0 +1,56 @@
+"""What a pass through a net takes, measured on the device at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.memory.tracking import TensorBytes
+
+
+def measure_activation_peak(
+    net: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+) -> int:
+    """The most bytes of activations that a forward and backward pass over a micro batch holds at once.
+
+    Everything that tensors occupy counts, but for parameters, buffers, parameters' gradients and the images.
+    The net is left as it was: buffers, gradients (None) and random number generators.
+
+    Args:
+        net: the net whose parameters and buffers these are.
+        run: computes its logits (under autocast, say).
+        images: (N, 3, H, W).
+        labels: (N,); -100 does not count.
+    """
+    tracker = TensorBytes([*net.parameters(), *net.buffers(), images, labels])
+
+    def is_model_state_now(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        tracker.ignore(parameter.grad)
+
+    trained = [p for p in net.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(is_model_state_now) for p in trained]
+    with _as_if_not_run(net), tracker:
+        F.cross_entropy(run(images), labels).backward()
+    for hook in hooks:
+        hook.remove()
+    return tracker.peak_bytes
+
+
+@contextmanager
+def _as_if_not_run(net: nn.Module) -> Iterator[None]:
+    devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
+    buffers = [(b, b.detach().clone()) for b in net.buffers()]
+    was_training = net.training
+    net.train()
+    with torch.random.fork_rng(devices=devices):
+        yield
+    net.train(was_training)
+    net.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)

@@ -1,0 +1,60 @@
+"""The bytes of all tensors that are alive, counted as PyTorch makes and frees them, on any device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the storages of tensors that are made inside the context, each once, until they are freed.
+
+    What kernels use inside themselves (convolution workspaces) is no tensor and is not counted.
+
+    Args:
+        ignored: tensors whose storages never count (parameters, buffers).
+
+    Attributes:
+        live_bytes: now.
+        peak_bytes: the most since the context began or `reset_peak` was called.
+    """
+
+    def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._ignored = {t.untyped_storage()._cdata for t in ignored}
+        self._live: dict[int, int] = {}
+
+    def reset_peak(self) -> None:
+        """Begin to look for a new peak."""
+        self.peak_bytes = self.live_bytes
+
+    def ignore(self, tensor: Tensor) -> None:
+        """Count this tensor's storage no longer (a gradient that has become a model state)."""
+        key = tensor.untyped_storage()._cdata
+        self.live_bytes -= self._live.pop(key, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._live or key in self._ignored or storage.nbytes() == 0:
+            return
+        self._live[key] = storage.nbytes()
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.live_bytes -= self._live.pop(key, 0)

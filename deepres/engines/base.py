@@ -84,8 +84,6 @@ class Engine(ABC):
         self.process = process
         self.sizes = sizes
         self._memory_format = torch.channels_last if config.precision.channels_last else torch.preserve_format
-        if config.precision.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
         if config.engine.sync_batch_norm and process.world_size > 1:
             synchronize_batch_norm(net, dist.group.WORLD)
         self.module: nn.Module = ComputeIn(net, config.precision.compute, process.device.type)

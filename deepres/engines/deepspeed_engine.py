@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -18,7 +19,13 @@ from deepres.optim import sgd
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
-    from deepspeed.utils import set_z3_leaf_modules
+    from deepspeed.utils import logger, set_z3_leaf_modules
+
+# DeepSpeed calls collectives by names that newer PyTorch renames, and warns of SGD under ZeRO, at every step.
+warnings.filterwarnings(
+    "ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
+)
+logger.setLevel(logging.ERROR)
 
 
 class DeepSpeedEngine(Engine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -22,15 +23,21 @@ class PlainEngine(Engine):
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
         self.module.to(process.device)
+        # Sharding engines flatten parameters; for them, channels_last is the format of the activations alone.
+        self.module.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # the stubs lack it
         self._optimizer = sgd(net.parameters(), config.optim)
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision.compute == "fp16")
         if process.world_size > 1:
-            self.module = DistributedDataParallel(
-                self.module,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=config.engine.bucket_mb,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # of `broadcast_buffers`, which is still the way
+                self.module = DistributedDataParallel(
+                    self.module,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    bucket_cap_mb=config.engine.bucket_mb,
+                )
 
     @contextmanager
     def _accumulating(self, *, is_last: bool) -> Iterator[None]:

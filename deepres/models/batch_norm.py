@@ -81,9 +81,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         local = x.detach().to(self.weight.dtype)
         variance, mean = torch.var_mean(local, dim=(0, 2, 3), correction=0)
         count = mean.new_full((1,), float(x.numel() // x.size(1)))
-        parts = mean.new_empty(dist.get_world_size(group), 2 * mean.numel() + 1)
-        dist.all_gather_into_tensor(parts.view(-1), torch.cat([mean, variance, count]), group=group)
-        means, variances, counts = torch.split(parts, [mean.numel(), mean.numel(), 1], dim=1)
+        own = torch.cat([mean, variance, count])
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own, group=group)
+        means, variances, counts = torch.split(torch.stack(parts), [mean.numel(), mean.numel(), 1], dim=1)
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total

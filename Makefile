@@ -1,0 +1,29 @@
+# `make quickstart` trains, `make test` tests; both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed-quickstart
+	PATH="$(abspath $(BIN)):$$PATH" deepspeed --num_gpus 1 deepres/train.py --config configs/quickstart.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch first: with it there, deepspeed and fairscale build against it, and nothing asks for another one.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) setuptools wheel torch
+	$(INSTALL) -e ".[$*]"
+	touch $@

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,9 @@ def download_and_unpack(url: str, *, md5: str, root: Path, folder: str) -> None:
             _unpack(archive, root, folder)
     except DataError:
         raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DataError(f"cannot download {url}: the server answers {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"cannot download {url} to {root}: {error}") from error
 

@@ -47,7 +47,8 @@ def uniforms(
     """
     counts = -(-num_draws // _WORDS_PER_COUNT)
     words = _words(seed, epoch, _AUGMENTATION, first_position * counts, num_positions * counts)
-    return (words.reshape(num_positions, -1)[:, :num_draws] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    rows = words.reshape(num_positions, counts * _WORDS_PER_COUNT)
+    return (rows[:, :num_draws] >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for the person who wrote it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -265,9 +268,13 @@ def _one_line(error: ValidationError, path: Path, lines: dict[KeyPath, int]) -> 
         return f"{where}: {name} is missing"
     # Of a union's complaints (none | sqrt | N) tell all that it would have taken.
     same_key = [d for d in details if tuple(_config_keys(d["loc"])) == keys]
-    problem = "; or ".join(dict.fromkeys(d["msg"].removeprefix("Value error, ") for d in same_key))
-    got = "" if isinstance(first["input"], (dict, BaseModel)) else f", got {first['input']!r}"
-    return f"{where}: {name}: {problem[0].lower()}{problem[1:]}{got}"
+    problems = [d["msg"].removeprefix("Value error, ").removeprefix("Input should ") for d in same_key]
+    problem = " or ".join(
+        dict.fromkeys(p if k == 0 else p.removeprefix("be ") for k, p in enumerate(problems))
+    )
+    if first["msg"].startswith("Input should "):
+        return f"{where}: {name} must {problem}, got {first['input']!r}"
+    return f"{where}: {name}: {problem}"
 
 
 def _config_keys(location: tuple[int | str, ...]) -> Iterator[str]:

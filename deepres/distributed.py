@@ -64,6 +64,10 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return Process(rank, local, world_size, local_world_size, torch.device("cpu"))
+    if num_gpus == 0:
+        raise ConfigError(
+            "engine.device is cuda, but this host has no GPU that PyTorch can use: use auto or cpu"
+        )
     if local_world_size > num_gpus:
         raise ConfigError(
             f"{local_world_size} processes on this host need a GPU each, there are {num_gpus}: start at most "

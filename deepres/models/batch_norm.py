@@ -60,8 +60,8 @@ class BatchNorm2d(nn.BatchNorm2d):
                 f"batch norm needs more than one value a channel in training, got {tuple(x.shape)}"
             )
         assert self.momentum is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:  # a replay without a memo hides it
+            self.num_batches_tracked.add_(1)
         if self.process_group is not None:
             mean, invstd = self._global_statistics(x, self.process_group, self.momentum)
             y = _Normalise.apply(x, self.weight, self.bias, mean, invstd, self.eps, self.process_group)  # type: ignore[no-untyped-call]

@@ -163,8 +163,8 @@ class ResidualUnit(nn.Module):
                 norm = self.norms[index]
                 y = norm(x, memo)
                 if kind == "BR":
-                    if keep is not None:
-                        assert memo is not None
+                    # A norm in eval mode (frozen) leaves no memo: what follows it is kept.
+                    if keep is not None and memo is not None and norm in memo:
                         keep.drop(y, _replay_of_norm_relu(x, norm, memo))
                     y = F.relu(y, inplace=True)
                 x = y

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deepres.recompute.plan import Action, Plan, Step
 
@@ -114,7 +115,8 @@ class PlanExecutor:
             return x
         execution = _Execution(list(self._units), self.plan.retentions, needs_grad, x)
         # The anchor makes autograd call the backward pass even if x itself needs no gradient.
-        y: Tensor = _RunPlan.apply(x, self._anchor, execution, self._forward, self._backward)  # type: ignore[no-untyped-call]
+        x = _RunPlan.apply(x, self._anchor, execution, self._forward, self._backward)  # type: ignore[no-untyped-call]
+        y: Tensor = _TakeGradient.apply(x, execution)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -133,14 +135,33 @@ class _RunPlan(torch.autograd.Function):
         return execution.run_forward(x.detach(), forward)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         if not torch.autograd._is_checkpoint_valid():
             raise RuntimeError(
                 "a model under a plan supports loss.backward() only, not torch.autograd.grad or backward(inputs=…); "
                 "deepres.apply_plan(model, None) takes the plan off"
             )
-        return (ctx.execution.run_backward(grads[0], ctx.steps), None, None, None, None)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a model under a plan has no second derivatives (backward with create_graph=True); "
+                "deepres.apply_plan(model, None) takes the plan off"
+            )
+        return (ctx.execution.run_backward(ctx.steps), None, None, None, None)
+
+
+class _TakeGradient(torch.autograd.Function):
+    """Identity, for autograd holds the gradient that a node is given until it has run, and `_RunPlan` runs long."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, execution: _Execution) -> Tensor:
+        ctx.execution = execution
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.execution.gradient = grads[0]
+        return grads[0].new_zeros(()).expand_as(grads[0]), None  # one number stands for it
 
 
 class _Execution:
@@ -162,6 +183,7 @@ class _Execution:
             for kind in {x.device.type, "cpu"}
         ]
         self._random = _RandomState.read(self._device)
+        self.gradient: Tensor | None = None  # of the last output, on its way to `run_backward`
 
     def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
         self._values[0] = x
@@ -170,10 +192,16 @@ class _Execution:
                 self._run_unit(step)
         return self._values.pop(len(self._units))
 
-    def run_backward(self, grad: Tensor | None, steps: tuple[Step, ...]) -> Tensor | None:
-        for step in steps:
-            if not self._needs_grad[step.unit + 1]:
-                return None  # all that is left is frozen
+    def run_backward(self, steps: tuple[Step, ...]) -> Tensor | None:
+        if len(self._units) - 1 not in self._graphs:
+            raise RuntimeError(
+                "a model under a plan supports one backward pass for each forward pass, even with retain_graph=True: "
+                "add the losses up first, or take the plan off with deepres.apply_plan(model, None)"
+            )
+        grad, self.gradient = self.gradient, None
+        first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
+        last = steps.index(Step(Action.BACKWARD, first_trained, holds_input=False))
+        for step in steps[: last + 1]:
             if step.action is Action.BACKWARD:
                 grad = self._backward_of_unit(step.unit, grad)
             else:
@@ -185,7 +213,7 @@ class _Execution:
         leaf, edge = self._graphs.pop(i)
         self._values.pop(i, None)
         self._values.pop(i + 1, None)
-        if edge is None:  # the unit's output depends on nothing that is trained
+        if edge is None or grad is None:  # on the way to the loss a unit used nothing that is trained
             return None
         torch.autograd.backward(edge, grad)
         return leaf.grad
@@ -281,13 +309,21 @@ class _RandomState:
 
 @contextlib.contextmanager
 def _without_updates(unit: nn.Module) -> Iterator[None]:
-    """Stop PyTorch's batch norms in `unit` from counting a batch and from updating their running statistics."""
-    norms = [m for m in unit.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics."""
+    kept: dict[nn.Module, dict[str, Any]] = {}
+    for norm in unit.modules():
+        if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats:
+            hidden: dict[str, Any] = {"num_batches_tracked": None}
+            if isinstance(norm, _BatchNorm):
+                hidden["momentum"] = 0.0
+            else:  # instance norm averages over the batch even what does not change, and that rounds
+                hidden |= {"running_mean": None, "running_var": None}
+            kept[norm] = {name: getattr(norm, name) for name in hidden}
+            for name, value in hidden.items():
+                setattr(norm, name, value)
     try:
         yield
     finally:
-        for norm, (momentum, num_batches_tracked) in zip(norms, states, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+        for norm, values in kept.items():
+            for name, value in values.items():
+                setattr(norm, name, value)

@@ -106,22 +106,25 @@ class Crop:
             (`size`, `size`, 3) uint8.
         """
         if self.kind == "centre":
-            return self._cut(image, _scaled(image, self.shorter_side), 0.5, 0.5)
+            return self._centre(image, self.shorter_side)
         if self.kind == "scale":
             shortest, longest = round(self.size * 256 / 224), round(self.size * 480 / 224)
             shorter_side = shortest + int(draws[0] * (longest - shortest + 1))
-            pixels = self._cut(image, _scaled(image, shorter_side), draws[1], draws[2])
+            width, height = _scaled(image, shorter_side)
+            left = int(draws[1] * (width - self.size + 1))
+            top = int(draws[2] * (height - self.size + 1))
+            pixels = self._cut(image, (width, height), left, top)
         else:
             pixels = self._scale_and_aspect(image, draws)
         return pixels[:, ::-1] if draws[-1] < 0.5 else pixels
 
-    def _cut(
-        self, image: Image.Image, scaled: tuple[int, int], x_share: float, y_share: float
-    ) -> npt.NDArray[np.uint8]:
+    def _centre(self, image: Image.Image, shorter_side: int) -> npt.NDArray[np.uint8]:
+        width, height = _scaled(image, shorter_side)
+        return self._cut(image, (width, height), (width - self.size) // 2, (height - self.size) // 2)
+
+    def _cut(self, image: Image.Image, scaled: tuple[int, int], left: int, top: int) -> npt.NDArray[np.uint8]:
         """What cropping would give after resizing all of the image to `scaled`, in one go."""
         width, height = scaled
-        left = int(x_share * (width - self.size + 1))
-        top = int(y_share * (height - self.size + 1))
         x_scale, y_scale = image.width / width, image.height / height
         box = (left * x_scale, top * y_scale, (left + self.size) * x_scale, (top + self.size) * y_scale)
         box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
@@ -138,7 +141,7 @@ class Crop:
                 left = int(draws[-3] * (image.width - width + 1))
                 top = int(draws[-2] * (image.height - height + 1))
                 return self._resized(image, (left, top, left + width, top + height))
-        return self._cut(image, _scaled(image, self.size), 0.5, 0.5)
+        return self._centre(image, self.size)
 
     def _resized(self, image: Image.Image, box: tuple[float, float, float, float]) -> npt.NDArray[np.uint8]:
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))

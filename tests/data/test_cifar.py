@@ -76,7 +76,7 @@ def test_a_half_complete_folder_names_what_is_missing(tiny_cifar, index):
 
 def test_an_empty_folder_of_the_right_name_is_incomplete(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
-    with pytest.raises(DataError, match="is incomplete: .* missing; found 0 of 6 files"):
+    with pytest.raises(DataError, match=r"is incomplete: .* missing; found 0 of 6 files"):
         find_cifar(CIFAR10, tmp_path)
 
 

@@ -21,7 +21,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self):
         self.requests.append(self.path)
         if not self.path.startswith("/cut/"):
-            return super().do_GET()
+            super().do_GET()
+            return
         content = Path(self.translate_path(self.path.removeprefix("/cut"))).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -81,7 +82,7 @@ def test_an_archive_that_is_there_already_is_not_fetched_again(archive, tmp_path
 
 def test_nothing_is_fetched_unasked(archive, tmp_path):
     url, cifar = archive
-    with pytest.raises(DataError, match="or data.download=true"):
+    with pytest.raises(DataError, match=r"or data\.download=true"):
         find_cifar(cifar, tmp_path / "root", base_url=url)
     assert Handler.requests == []
 

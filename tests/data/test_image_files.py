@@ -1,0 +1,188 @@
+import io
+import os
+import pickle
+import stat
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from deepres.data import DataError
+from deepres.data.image_files import find_image_files
+
+ARCHIVES = ["set.tar", "set.tar.xz", "set.tar.gz", "set.tar.bz2", "set.zip"]
+
+
+def content(files, entries):
+    return {"/".join(entry[:3]): files.read(i) for i, entry in enumerate(entries)}
+
+
+@pytest.fixture
+def expected(image_folder):
+    return {
+        str(path.relative_to(image_folder)): path.read_bytes()
+        for path in sorted(image_folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "some/where/"])
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_gives_the_same_files_in_the_same_order_as_the_folder(
+    image_folder, pack, expected, name, prefix
+):
+    files, entries = find_image_files(pack(image_folder, name, prefix))
+    assert list(content(files, entries).items()) == list(expected.items())
+    assert content(*find_image_files(image_folder)) == expected
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_copy_in_another_process_reads_the_same(image_folder, pack, expected, name):
+    files, entries = find_image_files(pack(image_folder, name))
+    files.read(0)
+    assert content(pickle.loads(pickle.dumps(files)), entries) == expected
+    files.close()
+    assert content(files, entries) == expected  # closing only lets go
+    files.close()
+
+
+def test_forked_processes_do_not_disturb_each_other(image_folder, pack, expected):
+    files, entries = find_image_files(pack(image_folder, "set.tar"))
+    files.read(0)  # the children share this descriptor
+    children = []
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            os._exit(0 if all(content(files, entries) == expected for _ in range(50)) else 1)
+        children.append(child)
+    assert all(content(files, entries) == expected for _ in range(50))
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    files.close()
+
+
+def test_hidden_files_and_files_elsewhere_do_not_count(image_folder, pack, expected):
+    for name in (".DS_Store", "readme.txt", "train/.hidden/0.png", "train/cat/._0.png", "extra/cat/0.png"):
+        (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / name).write_bytes(b"x")
+    for root in (image_folder, pack(image_folder, "set.zip"), pack(image_folder, "set.tar")):
+        assert content(*find_image_files(root)) == expected
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"x", **fields) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    for key, value in fields.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("name", ["evil.tar", "evil.tar.gz"])
+@pytest.mark.parametrize(
+    ("member", "fields", "message"),
+    [
+        ("../train/cat/1.png", {}, r"refused: holds '../train/cat/1.png', a name that leads outside"),
+        ("train/cat/../../../1.png", {}, "a name that leads outside"),
+        ("/train/cat/1.png", {}, "a name that leads outside"),
+        (
+            "train/cat/1.png",
+            {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
+            "is no regular file",
+        ),
+        (
+            "train/cat/1.png",
+            {"type": tarfile.LNKTYPE, "linkname": "train/cat/0.png", "size": 0},
+            "is no regular",
+        ),
+        ("train/cat/1.png", {"type": tarfile.FIFOTYPE, "size": 0}, "is no regular file"),
+        ("train/cat/0.png", {}, "holds train/cat/0.png twice"),
+        ("other/train/cat/1.png", {}, r"more than one image folder: \. and other"),
+    ],
+)
+def test_a_tar_archive_with_suspicious_members_is_refused(tmp_path, name, member, fields, message):
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as tar:
+        add(tar, "train/cat/0.png")
+        add(tar, member, **fields)
+    with pytest.raises(DataError, match=message):
+        find_image_files(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("member", "mode", "message"),
+    [
+        ("../train/cat/1.png", stat.S_IFREG, "a name that leads outside"),
+        ("/train/cat/1.png", stat.S_IFREG, "a name that leads outside"),
+        ("train/cat/1.png", stat.S_IFLNK, "is no regular file"),
+    ],
+)
+def test_a_zip_archive_with_suspicious_members_is_refused(tmp_path, member, mode, message):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        info = zipfile.ZipInfo(member)
+        info.external_attr = (mode | 0o644) << 16
+        archive.writestr(info, b"/etc/passwd")
+    with pytest.raises(DataError, match=message):
+        find_image_files(tmp_path / "evil.zip")
+
+
+def test_links_that_are_no_images_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        add(tar, "train/cat/0.png")
+        add(tar, "latest", type=tarfile.SYMTYPE, linkname="/etc", size=0)
+    _, entries = find_image_files(tmp_path / "set.tar")
+    assert len(entries) == 1
+
+
+def test_a_zip_member_of_another_compression_is_an_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("train/cat/0.png", b"x" * 100)
+    with pytest.raises(DataError, match=r"train/cat/0.png is encrypted, or neither stored nor deflated"):
+        find_image_files(tmp_path / "set.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damage_in_a_zip_archive_is_noticed_when_the_file_is_read(tmp_path, method):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("train/cat/0.png", np.random.default_rng(0).bytes(1000))
+    damaged = bytearray(path.read_bytes())
+    damaged[500] ^= 1
+    path.write_bytes(damaged)
+    files, _ = find_image_files(path)
+    with pytest.raises(OSError, match=r"checksum|inflated|cut off"):
+        files.read(0)
+    files.close()
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_cut_off_archive_is_an_error_of_one_line(image_folder, pack, name):
+    path = pack(image_folder, name)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=f"{name}: cannot be read: ") as error:
+        find_image_files(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_larger_than_memory_says_to_unpack_it(image_folder, pack, monkeypatch):
+    path = pack(image_folder, "set.tar.xz")
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    with pytest.raises(
+        DataError, match=r"more than half of this machine's memory .* use a plain .tar or .zip"
+    ):
+        find_image_files(path)
+
+
+def test_what_is_no_folder_and_no_archive_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=f"no image folder at {tmp_path / 'absent'}: there is nothing"):
+        find_image_files(tmp_path / "absent")
+    (tmp_path / "set.rar").touch()
+    with pytest.raises(DataError, match=r"set\.rar is neither a folder nor an archive \(\.tar, "):
+        find_image_files(tmp_path / "set.rar")
+
+
+def test_a_link_that_leads_nowhere_counts_as_an_image_that_cannot_be_read(image_folder):
+    (image_folder / "train" / "cat" / "7.png").symlink_to("nowhere")
+    files, entries = find_image_files(image_folder)
+    index = [entry[:3] for entry in entries].index(("train", "cat", "7.png"))
+    with pytest.raises(OSError, match=r"nowhere|7.png"):
+        files.read(index)
+    assert files.path(index) == str(image_folder / "train/cat/7.png")

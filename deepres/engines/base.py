@@ -117,7 +117,7 @@ class Engine(ABC):
 
     def state(self) -> dict[str, Tensor]:
         """The net's parameters and buffers by name, whole and on the CPU; collective."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
+        return {name: on_cpu(tensor) for name, tensor in self.net.state_dict().items()}
 
     def _run(self, images: Tensor) -> Tensor:
         logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
@@ -136,3 +136,8 @@ class Engine(ABC):
 
     @abstractmethod
     def _update(self) -> None: ...
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, without its graph."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

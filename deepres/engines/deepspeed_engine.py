@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
-from deepres.engines.base import Engine
+from deepres.engines.base import Engine, on_cpu
 from deepres.models import ResidualUnit
 from deepres.optim import sgd
 
@@ -26,6 +26,8 @@ warnings.filterwarnings(
     "ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
 )
 logger.setLevel(logging.ERROR)
+# On CPUs it would compile, for a minute and into a cache that processes share, a collective for inference alone.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class DeepSpeedEngine(Engine):
@@ -54,7 +56,7 @@ class DeepSpeedEngine(Engine):
         for name, tensor in self.net.state_dict(keep_vars=True).items():
             parameters = [tensor] if isinstance(tensor, nn.Parameter) else []
             with deepspeed.zero.GatheredParameters(parameters):
-                state[name] = tensor.detach().cpu().clone()
+                state[name] = on_cpu(tensor)
         return state
 
     def _set_learning_rate(self, learning_rate: float) -> None:

@@ -1,0 +1,224 @@
+"""The command line, as a user types it: what it trains, what it leaves, what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from deepres.config import load_config
+from deepres.models import build_resnet
+from deepres.train import main
+from tests.processes import ROOT, environment, free_port, metrics, run
+
+QUICKSTART = "configs/quickstart.yaml"
+TRAIN = "deepres/train.py"
+SMALL = (
+    "data.name=synthetic", "data.image_size=8", "data.num_images=64", "model.depth=11", "train.epochs=1",
+    "train.global_batch_size=8", "log.every=2",
+)  # fmt: skip
+
+
+def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
+    run_dir = tmp_path / "run"
+    done = run(
+        sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, "train.epochs=3", f"train.run_dir={run_dir}"
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in metrics(run_dir, "train")]
+    assert losses[-1] < losses[0] - 0.5
+    (summary,) = metrics(run_dir, "summary")
+    last_line = done.stdout.strip().splitlines()[-1]
+    for part in (
+        "test accuracy",
+        "peak activation memory",
+        "images/s",
+        "recomputation",
+        f"run folder {run_dir}",
+    ):
+        assert part in last_line
+    assert summary["step"] == 24
+    assert [row["num_images"] for row in metrics(run_dir, "test")] == [12] * 3
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = load_config(run_dir / "config.yaml")
+    assert config.model.depth == 11
+    net = build_resnet(config.model.depth, block=config.model.block)
+    net.load_state_dict(load_file(run_dir / "model.safetensors"))
+
+
+@pytest.mark.parametrize("engine", ["name=plain", "name=deepspeed"])
+def test_a_deterministic_rerun_has_the_same_bits_with_segments_or_without(tmp_path, engine):
+    weights = []
+    for name, segments in (("a", "none"), ("b", "none"), ("c", "sqrt"), ("d", "3")):
+        overrides = (f"engine.{engine}", "engine.zero_stage=0", f"recompute.segments={segments}")
+        done = run(
+            sys.executable,
+            TRAIN,
+            "--config",
+            QUICKSTART,
+            *SMALL,
+            *overrides,
+            f"train.run_dir={tmp_path / name}",
+        )
+        assert done.returncode == 0, done.stderr
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
+
+
+def test_segments_are_told_and_save_memory(tmp_path):
+    peaks = {}
+    for segments in ("none", "sqrt"):
+        run_dir = tmp_path / segments
+        overrides = ("model.depth=83", "train.max_steps=1", "engine.name=plain", "engine.zero_stage=0")
+        overrides += ("train.deterministic=false",)
+        arguments = (*SMALL, *overrides, f"recompute.segments={segments}", f"train.run_dir={run_dir}")
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        (peaks[segments],) = metrics(run_dir, "summary")
+    assert peaks["sqrt"]["activation_peak_bytes"] < 0.5 * peaks["none"]["activation_peak_bytes"]
+    assert peaks["none"]["recompute_share"] == 0
+    # 27 units, 5 parts of which the first four (21 units) are replayed: 21 forwards beside 27 · 3.
+    assert peaks["sqrt"]["recompute_share"] == pytest.approx(21 / (81 + 21))
+
+
+@pytest.mark.multi_process
+def test_deepspeed_and_torchrun_and_two_hosts_train_alike(tmp_path):
+    """One launcher with two processes, and two launchers with one each as on two hosts, by torchrun and deepspeed."""
+    common = ("--config", QUICKSTART, *SMALL, "engine.zero_stage=2", "train.eval_batch_size=5")
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("first slots=1\nsecond slots=1\n", encoding="utf-8")
+
+    def torchrun(*options: str) -> list[str]:
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", *options]
+
+    ports = [str(free_port()) for _ in range(4)]
+    hosts = ("--master_addr", "127.0.0.1", "--master_port")
+    launches = {
+        "deepspeed": [["deepspeed", "--num_gpus", "2", "--master_port", ports[0]]],
+        "torchrun": [torchrun("2", "--master_port", ports[1])],
+        "torchrun-hosts": [
+            torchrun("1", "--nnodes", "2", "--node_rank", str(rank), *hosts, ports[2]) for rank in range(2)
+        ],
+        "deepspeed-hosts": [
+            ["deepspeed", "--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank), *hosts, ports[3]]
+            for rank in range(2)
+        ],
+    }
+    losses = {}
+    for name, commands in launches.items():
+        started = [
+            subprocess.Popen(
+                [*command, TRAIN, *common, f"train.run_dir={tmp_path / name}"],
+                cwd=ROOT,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for command in commands
+        ]
+        outputs = [process.communicate(timeout=200)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * len(started), f"{name}: " + "\n".join(
+            outputs
+        )
+        losses[name] = [row["loss"] for row in metrics(tmp_path / name, "train")]
+        (test,) = metrics(tmp_path / name, "test")
+        assert test["num_images"] == 12
+    assert len(losses["deepspeed"]) == 4
+    assert all(other == losses["deepspeed"] for other in losses.values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_trains_two_steps(tmp_path, path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "--config configs/" in text
+    overrides = [
+        "data.name=synthetic", "data.augmentation=null", "data.num_images=8", "train.max_steps=2",
+        "train.global_batch_size=4", "train.eval_batch_size=2", f"train.run_dir={tmp_path / 'run'}", "log.plots=false",
+    ]  # fmt: skip
+    if "imagenet" in path.stem:
+        overrides += ["data.image_size=32", "data.eval_image_size=null", "data.eval_shorter_side=null"]
+    elif "1001" in path.stem:
+        overrides += ["data.image_size=8"]
+    if load_config(path).engine.name == "plain":
+        assert main(["--config", str(path), *overrides]) == 0
+    else:
+        done = run(sys.executable, TRAIN, "--config", path, *overrides)
+        assert done.returncode == 0, done.stderr
+    (summary,) = metrics(tmp_path / "run", "summary")
+    assert summary["step"] == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_written_for_its_own_data(path):
+    config = load_config(path)
+    assert (config.model.dataset == "imagenet") == (config.data.name == "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.deph=20"], "unknown key model.deph; did you mean model.depth?"),
+        (
+            ["model.depth=1000"],
+            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
+        ),
+        (["train.micro_batch_size=3"], "train.micro_batch_size 3 does not divide; it may be 1, 2, 4, 8"),
+        (["precision.compute=fp16"], "precision.compute fp16 needs a GPU"),
+        (["recompute.segments=0"], "recompute.segments must be 'none' or 'sqrt'"),
+        (["recompute.segments=10"], "segments must be between 1 and the 9 units of this model, got 10"),
+        (["model.num_classes=11"], "model.num_classes is 11, but digits has 10 classes"),
+        (["data.name=cifar10", "data.root=/nowhere"], "no CIFAR-10 at /nowhere"),
+        (["data.name=imagenet", "data.root=/nowhere"], "no image folder at /nowhere"),
+        (["train.global_batch_size=4096"], "4096"),
+        (["data.name=digits", "data.augmentation=scale"], "scale"),
+        pytest.param(
+            ["engine.device=cuda"],
+            "engine.device is cuda, but this host has no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line_before_anything_starts(tmp_path, capsys, overrides, message):
+    run_dir = tmp_path / "run"
+    config = ["--config", QUICKSTART, "train.global_batch_size=8", f"train.run_dir={run_dir}"]
+    assert main([*config, *overrides]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not dist.is_initialized()
+    assert not run_dir.exists()
+
+
+def test_a_mistake_in_a_launched_run_is_told_once_and_ends_with_2(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
+    done = run(sys.executable, *launcher, TRAIN, "--config", QUICKSTART, "optim.learning_rate=.nan")
+    assert done.returncode != 0
+    assert (
+        done.stderr.count("error: configs/quickstart.yaml: optim.learning_rate must be a finite number") == 1
+    )
+    alone = run(sys.executable, TRAIN, "--config", QUICKSTART, "optim.learning_rate=.nan")
+    assert alone.returncode == 2
+    assert "Traceback" not in alone.stderr
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):
+    before = json.dumps({"kind": "summary"}) + "\n"
+    Path(tmp_path / "metrics.jsonl").write_text(before, encoding="utf-8")
+    assert main(["--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path}"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_two_processes_need_two_gpus(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--config", QUICKSTART]) == 2
+    assert "2 processes on this host need a GPU each, there are 1" in capsys.readouterr().err

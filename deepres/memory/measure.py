@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,11 @@ def measure_activation_peak(
         assert parameter.grad is not None
         tracker.ignore(parameter.grad)
 
-    trained = [p for p in net.parameters() if p.requires_grad]
-    hooks = [p.register_post_accumulate_grad_hook(is_model_state_now) for p in trained]
-    with _as_if_not_run(net), tracker:
+    with _as_if_not_run(net), ExitStack() as hooks, tracker:
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(is_model_state_now).remove)
         F.cross_entropy(run(images), labels).backward()
-    for hook in hooks:
-        hook.remove()
     return tracker.peak_bytes
 
 
@@ -45,12 +44,15 @@ def measure_activation_peak(
 def _as_if_not_run(net: nn.Module) -> Iterator[None]:
     devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
     buffers = [(b, b.detach().clone()) for b in net.buffers()]
-    was_training = net.training
+    modes = [(module, module.training) for module in net.modules()]
     net.train()
-    with torch.random.fork_rng(devices=devices):
-        yield
-    net.train(was_training)
-    net.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:  # also where the pass did not fit the device
+        for module, was_training in modes:
+            module.training = was_training
+        net.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

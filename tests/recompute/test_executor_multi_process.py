@@ -1,0 +1,117 @@
+"""Plans under DistributedDataParallel, in two processes: the same bits as without, in each of them."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deepres import apply_plan, build_resnet
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
+from tests.processes import torchrun
+
+pytestmark = pytest.mark.multi_process
+
+NESTED = Plan(9, ((0, 8), (1, 8), (2, 4), (5, 7)), ("all", "conv_outputs", "all") * 3)
+CASES: dict[str, dict[str, Any]] = {
+    "nested segments": {"plan": NESTED},
+    "every unit discarded": {"plan": per_unit_plan(9)},
+    "outputs of convolutions alone": {"plan": keep_all_plan(9, "conv_outputs")},
+    "everything discarded": {"plan": Plan(9, ((0, 9),), ("all",) * 9)},
+    "gated, activations after addition": {
+        "plan": NESTED,
+        "net": {"activation": "original", "shortcut": "exclusive_gating"},
+    },
+    "dropout": {"plan": NESTED, "net": {"shortcut": "dropout"}},
+    "bf16": {"plan": NESTED, "dtype": torch.bfloat16},
+    "gradients that are views of buckets": {"plan": NESTED, "ddp": {"gradient_as_bucket_view": True}},
+    "buffers of the first process": {"plan": NESTED, "ddp": {"broadcast_buffers": True}},
+    "accumulated gradients": {"plan": NESTED, "num_micro_batches": 3},
+    "a frozen prefix": {"plan": uniform_plan(9, 2), "num_frozen": 3},
+    "units without stem and head": {"plan": NESTED, "only_units": True},
+}
+
+
+def _train(
+    plan: Plan | None,
+    *,
+    net: dict[str, Any] | None = None,
+    ddp: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    num_micro_batches: int = 1,
+    num_frozen: int = 0,
+    only_units: bool = False,
+) -> list[Tensor]:
+    """Losses, gradients, buffers, parameters and the generator's state over three steps."""
+    torch.manual_seed(0)
+    model: nn.Module = build_resnet(29, **(net or {}))
+    if num_frozen:
+        model.stem.requires_grad_(False)
+        model.units[:num_frozen].requires_grad_(False)
+    if only_units:
+        model = nn.Sequential(*model.units)
+    apply_plan(model, plan)
+    # Several buckets, so that messages and backward pass overlap, and buckets in another order after the first step.
+    parallel = DistributedDataParallel(
+        model, **{"broadcast_buffers": False, "bucket_cap_mb": 0.02, **(ddp or {})}
+    )
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    torch.manual_seed(10 + dist.get_rank())
+    found: list[Tensor] = []
+    for _ in range(3):
+        for k in range(num_micro_batches):
+            x, labels = torch.randn(2, 16 if only_units else 3, 8, 8), torch.randint(10, (2,))
+            is_last = k + 1 == num_micro_batches
+            with contextlib.nullcontext() if is_last else parallel.no_sync():
+                with torch.autocast("cpu", dtype) if dtype is not None else contextlib.nullcontext():
+                    logits = parallel(x).flatten(1)
+                    loss = F.cross_entropy(logits, labels) / num_micro_batches
+                loss.backward()
+            found.append(loss.detach())
+        found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found += [b.clone() for b in model.buffers()]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return [*found, *model.parameters(), torch.get_rng_state()]
+
+
+def _in_each_process(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    found = {}
+    for name, how in CASES.items():
+        plan, options = how["plan"], {key: value for key, value in how.items() if key != "plan"}
+        with_a_plan, without = _train(plan, **options), _train(None, **options)
+        different = [
+            k for k, (a, b) in enumerate(zip(with_a_plan, without, strict=True)) if not torch.equal(a, b)
+        ]
+        found[name] = {"different": different, "loss": without[0], "parameters": without[-4:-1]}
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("executor")
+    done = torchrun(Path(__file__), folder)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_data_parallel_training_under_a_plan_has_the_bits_of_training_without(processes, case):
+    first, second = (found[case] for found in processes)
+    assert first["different"] == []
+    assert second["different"] == []
+    # The processes had batches of their own, and exchanged gradients.
+    assert not torch.equal(first["loss"], second["loss"])
+    assert all(map(torch.equal, first["parameters"], second["parameters"]))
+
+
+if __name__ == "__main__":
+    _in_each_process(Path(sys.argv[1]))

@@ -176,4 +176,8 @@ def _recompute_share(plan: Plan) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a thread of gloo that asks for the interpreter while that shuts down would abort the process.
+    os._exit(exit_status)

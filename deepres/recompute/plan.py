@@ -81,14 +81,15 @@ class Plan:
         if type(self.num_units) is not int or self.num_units < 1:
             raise ValueError(f"a plan's num_units must be an int of at least 1, got {self.num_units!r}")
         object.__setattr__(self, "segments", _checked_segments(self.segments, self.num_units))
-        retentions = tuple(self.retentions) if isinstance(self.retentions, Sequence) else ()
+        retentions = tuple(self.retentions) if isinstance(self.retentions, list | tuple) else ()
         if len(retentions) != self.num_units or not all(isinstance(name, str) for name in retentions):
             raise ValueError(
                 f"a plan for {self.num_units} units needs as many names of retentions, got {self.retentions!r:.60}"
             )
         object.__setattr__(self, "retentions", retentions)
         costs = (self.peak_bytes, self.total_ms, self.extra_ms)
-        if costs.count(None) not in (0, 3) or any(c is not None and not 0 <= c < math.inf for c in costs):
+        is_priced = type(self.peak_bytes) is int and all(_is_cost(cost) for cost in costs)
+        if costs != (None, None, None) and not is_priced:
             raise ValueError(f"a plan's costs must be all None or all finite and at least 0, got {costs}")
 
     @property
@@ -239,6 +240,10 @@ def per_unit_plan(num_units: int, retention: str = "all") -> Plan:
         ValueError: there are no units.
     """
     return uniform_plan(num_units, num_units, retention)
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _checked_segments(segments: Any, num_units: int) -> tuple[tuple[int, int], ...]:

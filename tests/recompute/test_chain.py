@@ -1,0 +1,169 @@
+import hashlib
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deepres.recompute.chain import Chain, Retention, UnitCost
+
+CHAIN = Chain(
+    input_bytes=12,
+    units=(
+        UnitCost(0.5, 1.25, 4, (Retention("all", 12), Retention("conv_outputs", 6, 0.1, 3, 2)), 5),
+        UnitCost(1, 2, 2, (Retention("all", 6),)),
+    ),
+    fixed_bytes=100,
+)
+
+
+def test_a_chain_has_the_defaults_of_its_documentation() -> None:
+    assert Chain() == Chain(input_bytes=1, units=(UnitCost(),), fixed_bytes=0)
+    assert UnitCost() == UnitCost(1.0, 2.0, 1, (Retention(),), 0)
+    assert Retention() == Retention("all", 3, 0.0, 0, 0)
+
+
+def test_a_chain_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        CHAIN.input_bytes = 3  # type: ignore[misc]
+
+
+def test_states_are_the_input_and_each_output() -> None:
+    assert CHAIN.state_bytes == (12, 4, 2)
+
+
+def test_a_step_without_extra_is_every_forward_and_backward_once() -> None:
+    assert CHAIN.step_ms == 4.75
+
+
+@pytest.mark.parametrize("name", ["kept_bytes", "forward_temp_bytes", "backward_temp_bytes"])
+@pytest.mark.parametrize("value", [-1, 1.0, True, None, "3", math.nan])
+def test_bytes_of_a_retention_must_be_ints_of_at_least_0(name: str, value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"{name} of retention 'all' must be an int of at least 0, got {value!r}"
+    ):
+        replace(Retention(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["output_bytes", "forward_temp_bytes"])
+def test_bytes_of_a_unit_must_be_ints_of_at_least_0(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} of a unit must be an int of at least 0, got -2"):
+        replace(UnitCost(), **{name: -2})
+
+
+@pytest.mark.parametrize("name", ["input_bytes", "fixed_bytes"])
+def test_bytes_of_a_chain_must_be_ints_of_at_least_0(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} of a chain must be an int of at least 0, got 0\.5"):
+        replace(Chain(), **{name: 0.5})
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
+def test_times_must_be_finite_numbers_of_at_least_0(value: Any) -> None:
+    message = f"of a unit must be a finite number of at least 0, got {value!r}"
+    with pytest.raises(ValueError, match=f"forward_ms {message}"):
+        UnitCost(forward_ms=value)
+    with pytest.raises(ValueError, match=f"backward_ms {message}"):
+        UnitCost(backward_ms=value)
+    with pytest.raises(ValueError, match=f"replay_ms of retention 'all' must be a finite .* got {value!r}"):
+        Retention(replay_ms=value)
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_a_retention_needs_a_name(name: Any) -> None:
+    with pytest.raises(ValueError, match="a retention's name must be a non-empty str, got"):
+        Retention(name)
+
+
+def test_a_unit_needs_a_retention() -> None:
+    with pytest.raises(
+        ValueError, match=r"retentions of a unit must be one Retention or more, in a tuple, got \(\)"
+    ):
+        UnitCost(retentions=())
+
+
+def test_retentions_of_a_unit_have_different_names() -> None:
+    with pytest.raises(ValueError, match="retentions must have different names, got all, few, all"):
+        UnitCost(retentions=(Retention(), Retention("few"), Retention()))
+
+
+def test_an_unknown_retention_is_answered_with_those_there_are() -> None:
+    assert CHAIN.units[0].retention("conv_outputs").kept_bytes == 6
+    with pytest.raises(ValueError, match="no retention 'none'; there is: all, conv_outputs"):
+        CHAIN.units[0].retention("none")
+
+
+@pytest.mark.parametrize("units", [(), None, (1, 2), "units"])
+def test_a_chain_needs_units(units: Any) -> None:
+    with pytest.raises(ValueError, match="units of a chain must be one UnitCost or more, in a tuple, got"):
+        Chain(units=units)
+
+
+def test_lists_of_units_and_whole_numbers_of_ms_make_an_equal_chain() -> None:
+    units: Any = [UnitCost(forward_ms=1, retentions=[Retention()])]  # type: ignore[arg-type]
+    assert Chain(units=units) == Chain()
+    assert hash(Chain(units=units)) == hash(Chain())
+    assert Chain(units=units).key == Chain().key
+
+
+def test_a_chain_comes_back_equal_from_json() -> None:
+    assert Chain.from_json(CHAIN.to_json()) == CHAIN
+
+
+def test_the_key_is_the_same_in_every_process_and_differs_with_any_cost() -> None:
+    program = "from deepres.recompute.chain import Chain; print(Chain().key)"
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == Chain().key == hashlib.sha256(Chain().to_json().encode()).hexdigest()
+    unit, retention = UnitCost(), Retention()
+    others = {
+        Chain(input_bytes=2).key,
+        Chain(fixed_bytes=1).key,
+        Chain(units=(unit, unit)).key,
+        *(
+            Chain(units=(UnitCost(**{name: 7}),)).key
+            for name in ("forward_ms", "backward_ms", "output_bytes")
+        ),
+        Chain(units=(replace(unit, forward_temp_bytes=1),)).key,
+        *(
+            Chain(units=(UnitCost(retentions=(replace(retention, **{name: 7}),)),)).key
+            for name in ("kept_bytes", "replay_ms", "forward_temp_bytes", "backward_temp_bytes")
+        ),
+    }
+    assert len(others) == 11
+    assert Chain().key not in others
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"not a complete JSON document .* write the deepres\.chain again"),
+        (CHAIN.to_json()[:-9], r"not a complete JSON document"),
+        ("[" * 100_000, r"not a complete JSON document"),
+        ("[]", r'"format" must be \'deepres\.chain\', got \'list\''),
+        ('{"format":"deepres.plan"}', r"not a deepres\.chain document: .* got 'deepres\.plan'"),
+        ('{"format":"deepres.chain","version":"1"}', r"must be a whole number from 1 to 1, got '1'"),
+        (
+            '{"format":"deepres.chain","version":2}',
+            r"has version 2, and this deepres reads up to 1: update deepres",
+        ),
+        ('{"format":"deepres.chain","version":1}', r'the chain lacks "units"'),
+        (
+            CHAIN.to_json().replace('"fixed_bytes":100', '"fixed_bytes":1e2'),
+            r'"fixed_bytes" of the chain must be int',
+        ),
+        (
+            CHAIN.to_json().replace('"replay_ms":0.1', '"replay_ms":NaN'),
+            r"replay_ms of retention 'conv_outputs' must",
+        ),
+        (
+            CHAIN.to_json().replace('"name":"all"', '"name":7'),
+            r'"name" of a retention of unit 0 must be str, got 7',
+        ),
+        (CHAIN.to_json().replace('"units":[', '"units":[3,'), r"unit 0 must be an object, got 3"),
+    ],
+)
+def test_json_that_is_no_chain_is_one_line_of_error(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Chain.from_json(text)
+    assert "\n" not in str(caught.value)

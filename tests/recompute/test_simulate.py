@@ -1,0 +1,153 @@
+import random
+
+import pytest
+
+from deepres.recompute.chain import Chain, Retention, UnitCost
+from deepres.recompute.plan import Action, Plan, keep_all_plan, per_unit_plan, uniform_plan
+from deepres.recompute.simulate import Simulation, simulate, timeline
+
+D, K, B = Action.DISCARD, Action.KEEP, Action.BACKWARD
+
+
+def totals(chain: Chain, plan: Plan) -> list[int]:
+    return [moment.total_bytes for moment in timeline(chain, plan)]
+
+
+def test_keeping_all_holds_every_unit_and_two_gradients_at_the_turn() -> None:
+    chain = Chain(2, (UnitCost(1.0, 2.0, 4, (Retention("all", 10),)),) * 3, fixed_bytes=100)
+    assert simulate(chain, keep_all_plan(3)) == Simulation(100 + 2 + 30 + 8, 9.0, (1, 1, 1))
+    assert totals(chain, keep_all_plan(3)) == [112, 122, 132, 140, 130, 118]
+
+
+def test_a_segment_holds_its_input_and_one_kept_unit_at_a_time() -> None:
+    chain = Chain(1, (UnitCost(1.0, 2.0, 1, (Retention("all", 10),)),) * 3)
+    moments = timeline(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3))
+    assert [(m.action, m.unit) for m in moments] == [
+        (D, 0), (D, 1), (K, 2), (B, 2), (D, 0), (K, 1), (B, 1), (K, 0), (B, 0),
+    ]  # fmt: skip
+    assert [m.kept_input_bytes for m in moments] == [2, 3, 2, 2, 2, 2, 2, 1, 1]
+    assert [m.kept_bytes for m in moments] == [0, 0, 10, 10, 0, 10, 10, 10, 10]
+    assert [m.gradient_bytes for m in moments] == [0, 0, 0, 2, 1, 1, 2, 1, 2]
+    assert [m.duration_ms for m in moments] == [1, 1, 1, 2, 1, 1, 2, 1, 2]
+    assert simulate(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3)) == Simulation(14, 12.0, (3, 2, 1))
+
+
+def test_transients_and_replays_are_counted_where_they_happen() -> None:
+    unit = UnitCost(1.0, 2.0, 1, (Retention("few", 3, 0.25, 20, 30),), forward_temp_bytes=40)
+    moments = timeline(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few")))
+    assert [m.transient_bytes for m in moments] == [40, 20, 30, 20, 30]
+    assert [m.duration_ms for m in moments] == [1.0, 1.0, 2.25, 1.0, 2.25]
+    assert totals(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few"))) == [42, 25, 37, 25, 36]
+
+
+def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps() -> None:
+    chain = Chain(1, (UnitCost(1.0, 2.0, 5, (Retention("all", 10),)),) * 3)
+    moments = timeline(chain, Plan(3, ((1, 2),), ("all",) * 3))
+    assert [(m.action, m.unit, m.kept_input_bytes, m.kept_bytes) for m in moments] == [
+        (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
+    ]  # fmt: skip
+
+
+def test_every_unit_runs_once_more_for_each_segment_it_lies_in() -> None:
+    chain = Chain(units=(UnitCost(),) * 9)
+    assert simulate(chain, uniform_plan(9, 3)).forward_runs == (2,) * 6 + (1,) * 3
+    assert simulate(chain, per_unit_plan(9)).forward_runs == (2,) * 8 + (1,)
+
+
+def random_plan(chain: Chain, draw: random.Random) -> Plan:
+    segments = set[tuple[int, int]]()
+    num_units = len(chain.units)
+    for _ in range(draw.randint(0, 2 * num_units)):
+        start = draw.randrange(num_units)
+        stop = draw.randint(start + 1, num_units)
+        if all(
+            stop <= s or start >= t or s <= start < stop <= t or start <= s < t <= stop for s, t in segments
+        ):
+            segments.add((start, stop))
+    names = tuple(draw.choice(unit.retentions).name for unit in chain.units)
+    return Plan(num_units, tuple(segments), names)
+
+
+def random_chain(draw: random.Random) -> Chain:
+    def size() -> int:
+        return draw.randint(0, 9)
+
+    def retention(name: str) -> Retention:
+        return Retention(name, size(), draw.random(), size(), size())
+
+    units = tuple(
+        UnitCost(draw.random(), draw.random(), size(), (retention("all"), retention("few")), size())
+        for _ in range(draw.randint(1, 9))
+    )
+    return Chain(size(), units, size())
+
+
+def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
+    """The same bytes from another definition: a value is held from when it is made to its last reader."""
+    steps = list(plan.schedule())
+    x = chain.state_bytes
+    turn = next(t for t, step in enumerate(steps) if step.unit == plan.num_units - 1)
+    made = {("x", 0): (-1, 0), ("gradient", plan.num_units): (turn + 1, x[-1])}  # value: (since when, bytes)
+    held = [chain.fixed_bytes + chain.input_bytes] * len(steps)
+
+    def release(value: tuple[str, int], last: int) -> None:
+        since, size = made.pop(value, (0, 0))
+        for t in range(since, last + 1):
+            held[t] += size
+
+    read = dict[tuple[str, int], int]()
+    for t, (action, unit, _) in enumerate(steps):
+        retention = chain.units[unit].retention(plan.retentions[unit])
+        read["x", unit] = t
+        if action is B:
+            read["gradient", unit + 1] = t
+            made["gradient", unit] = (t, x[unit])
+            read["gradient", unit] = t
+            release(("gradient", unit + 1), t)
+            release(("kept", unit), t)
+            held[t] += retention.backward_temp_bytes
+            continue
+        output = ("x", unit + 1)
+        release(output, read.get(output, 0))  # an earlier run's; its last reader has passed
+        if action is K:
+            made["kept", unit] = (t, retention.kept_bytes)
+            held[t] += retention.forward_temp_bytes
+        else:
+            made[output] = (t, x[unit + 1])
+            read[output] = t
+            held[t] += chain.units[unit].forward_temp_bytes
+    for value in list(made):
+        release(value, read[value])
+    return held
+
+
+def test_bytes_agree_with_the_liveness_of_each_value() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        chain = random_chain(draw)
+        plan = random_plan(chain, draw)
+        assert totals(chain, plan) == totals_by_last_use(chain, plan), plan
+
+
+def test_simulate_is_the_maximum_and_the_sum_of_the_timeline() -> None:
+    draw = random.Random(1)
+    for _ in range(100):
+        chain = random_chain(draw)
+        plan = random_plan(chain, draw)
+        moments, cost = timeline(chain, plan), simulate(chain, plan)
+        assert cost.peak_bytes == max(moment.total_bytes for moment in moments)
+        assert cost.total_ms == pytest.approx(sum(moment.duration_ms for moment in moments))
+        assert cost.forward_runs == tuple(
+            sum(m.unit == i and m.action is not B for m in moments) for i in range(plan.num_units)
+        )
+
+
+def test_a_plan_for_another_number_of_units_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^this plan is for 54 units, the chain has 333$"):
+        simulate(Chain(units=(UnitCost(),) * 333), keep_all_plan(54))
+
+
+def test_a_retention_that_a_unit_lacks_is_refused() -> None:
+    chain = Chain(units=(UnitCost(), UnitCost(retentions=(Retention("few"), Retention("some")))))
+    with pytest.raises(ValueError, match=r"^unit 1 has no retention 'all'; there is: few, some$"):
+        timeline(chain, keep_all_plan(2))

@@ -51,17 +51,19 @@ def rounded_grid(chain: Chain, room_bytes: int, num_slots: int) -> Grid:
     To round each kept unit up would cost a chain of hundreds of units much of its budget, so what units
     keep is rounded as along a ruler: the sum over any consecutive units is off by a slot at most. Kept
     x's, which are fewer, are rounded up, or the optimum would pick those that come out as nothing. The
-    plan for a level may therefore need more or less than the level says: the caller must check.
+    plan for a level may therefore need more or less than the level says: the caller must check. Slots are
+    one of sixteen sizes or fewer an octave, so that budgets close to each other are rounded alike.
 
     Args:
         chain: the chain.
         room_bytes: the bytes beside x_0 and the chain's fixed bytes.
-        num_slots: into how many slots the room is cut.
+        num_slots: into how many slots the room is cut, at least.
     """
     costs = costs_of(chain)
-    slot = -(-room_bytes // num_slots)
-    num_levels = room_bytes // slot + num_slots // 16 + 1
-    levels = room_bytes % slot + slot * np.arange(num_levels, dtype=np.int64)
+    slot = max(1, room_bytes // num_slots)
+    step = 2 ** max(0, slot.bit_length() - 4)
+    slot = slot // step * step
+    levels = slot * np.arange(room_bytes * 17 // 16 // slot + 2, dtype=np.int64)
     state_bytes = -(-costs.state_bytes // slot) * slot
     kept_until = (np.cumsum(costs.kept_bytes, axis=1) + slot // 2) // slot * slot
     return Grid(levels, state_bytes, np.diff(kept_until, axis=1, prepend=0))

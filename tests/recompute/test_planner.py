@@ -22,10 +22,7 @@ def nestings(start: int, stop: int, *, with_trailing: bool = True) -> tuple[Segm
         return ((),)
     found = list(nestings(start + 1, stop, with_trailing=with_trailing))
     for end in range(start + 1, stop + 1 if with_trailing else stop):
-        if end < stop:
-            rests = nestings(end, stop, with_trailing=with_trailing)
-        else:
-            rests = ((),)
+        rests = nestings(end, stop, with_trailing=with_trailing) if end < stop else ((),)
         whole = (start, end)
         inner = [
             (whole, *segments)
@@ -293,6 +290,21 @@ def test_a_budget_must_be_a_positive_int(budget_bytes: object) -> None:
 def test_slots_must_be_a_positive_int() -> None:
     with pytest.raises(ValueError, match="slots must be an int of at least 1, got 0"):
         make_plan(Chain(), 100, slots=0)
+
+
+def test_budgets_close_to_each_other_are_rounded_alike() -> None:
+    draw = random.Random(0)
+    units = []
+    for unit in resnet1001_chain(conv_outputs=True).units[::6]:
+        sizes = [draw.randint(kept.kept_bytes, kept.kept_bytes * 11 // 10) for kept in unit.retentions]
+        names = [(kept.name, kept.replay_ms) for kept in unit.retentions]
+        retentions = tuple(
+            Retention(name, size, replay_ms) for (name, replay_ms), size in zip(names, sizes, strict=True)
+        )
+        units.append(UnitCost(1.0, 2.0, unit.output_bytes, retentions))
+    chain = Chain(2**16, tuple(units))
+    times = [make_plan(chain, 8 * 2**20 + i * 2**15).total_ms for i in range(10)]
+    assert times == sorted(times, key=lambda ms: -(ms or 0.0))
 
 
 def test_the_same_question_is_answered_from_the_cache() -> None:

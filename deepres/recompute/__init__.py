@@ -3,10 +3,12 @@
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.executor import RetainingUnit, apply_plan
 from deepres.recompute.plan import Plan, keep_all_plan, per_unit_plan, sqrt_plan, uniform_plan
+from deepres.recompute.planner import InfeasibleBudgetError, make_plan
 from deepres.recompute.simulate import Simulation, simulate
 
 __all__ = [
     "Chain",
+    "InfeasibleBudgetError",
     "Plan",
     "RetainingUnit",
     "Retention",
@@ -14,6 +16,7 @@ __all__ = [
     "UnitCost",
     "apply_plan",
     "keep_all_plan",
+    "make_plan",
     "per_unit_plan",
     "simulate",
     "sqrt_plan",

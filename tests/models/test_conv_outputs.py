@@ -170,6 +170,22 @@ def test_a_graph_can_be_walked_three_times(preactivation, autocast):
     assert not torch.equal(once[1], conv_outputs[1])
 
 
+@pytest.mark.parametrize("preactivation", ["own", "shared"])
+def test_a_graph_that_is_walked_again_holds_nothing_of_what_was_recomputed(preactivation):
+    unit = _unit(block="bottleneck", preactivation=preactivation, stride=2)
+    x = torch.randn(2, 16, 6, 6)
+    parameters = list(unit.parameters())
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    tracker = TensorBytes([*parameters, *(p.grad for p in parameters), *unit.buffers(), x])
+    with tracker:
+        loss = unit(x, "conv_outputs").sum()
+        before = tracker.live_bytes
+        for _ in range(2):
+            loss.backward(retain_graph=True)
+            assert tracker.live_bytes == before
+
+
 def test_the_backward_pass_may_run_under_autocast_too():
     unit = _unit(block="bottleneck")
     x = torch.randn(2, 16, 6, 6)

@@ -146,6 +146,7 @@ def _without_a_plan(depth: int, shortcut: str, dtype: torch.dtype | None) -> lis
 @example(plan=keep_all_plan(9, "conv_outputs"), depth=29, shortcut="identity", dtype=None)
 @example(plan=sqrt_plan(9), depth=20, shortcut="dropout", dtype=torch.bfloat16)
 @example(plan=per_unit_plan(9), depth=29, shortcut="dropout", dtype=None)
+@example(plan=Plan(9, ((0, 9), (3, 9)), BOTH[:1] * 9), depth=29, shortcut="identity", dtype=torch.bfloat16)
 @example(
     plan=Plan(9, tuple((0, n) for n in range(9, 0, -1)), BOTH[:1] * 9),
     depth=20,
@@ -713,6 +714,19 @@ def test_the_peak_is_the_simulator_s_to_the_byte(plan):
 )
 def test_the_peak_of_known_plans_is_the_one_counted_by_hand(plan, states):
     assert max(_peaks(plan)) == states * STATE_BYTES + NUMBERS_BYTES
+
+
+def test_a_discarded_unit_leaves_no_cast_weights_behind_under_autocast():
+    width = 64
+    model = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(5)])
+    apply_plan(model, per_unit_plan(5))
+    x = torch.randn(1, width, dtype=torch.bfloat16)
+    tracker = TensorBytes([*model.parameters(), x])
+    with torch.autocast("cpu", torch.bfloat16), tracker:
+        loss = model(x).sum(dtype=torch.float32)
+        # Four values between units, and of the last unit the weight that its backward reads; its output is not needed.
+        assert tracker.live_bytes == 2 * (4 * width + width * width) + 4
+    loss.backward()
 
 
 def _peak_of_a_net(plan: Plan | None) -> int:

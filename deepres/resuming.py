@@ -1,0 +1,219 @@
+"""Going on from a checkpoint: find one that is whole, see that it is of this run, take over its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from deepres.batch_sizes import BatchSizes
+from deepres.commit import DamagedError, verify_folder
+from deepres.config import Config, ConfigError
+from deepres.data import DataInfo
+from deepres.distributed import Process
+from deepres.engines import Engine
+from deepres.models import default_block
+from deepres.recompute.document import read_document
+from deepres.saving import FILES, FOLDER, FORMAT, MODEL, MOMENTUM, PROCESSES, TRAINING, VERSION, Progress
+from deepres.saving import checkpoints_in as checkpoints_in
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk: its folder and how far its run was."""
+
+    path: Path
+    progress: Progress
+
+
+def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """Read what a checkpoint tells of itself.
+
+    Args:
+        path: its folder.
+        verify: compare every file's size and SHA-256 with the manifest first.
+
+    Raises:
+        DamagedError: it is no checkpoint, or not whole, or written by a newer deepres; the message names the file.
+    """
+    if not path.is_dir():
+        raise DamagedError(f"there is no checkpoint {path}")
+    if verify:
+        verify_folder(path, FILES)
+    try:
+        content = read_document((path / TRAINING).read_text(encoding="utf-8"), FORMAT, VERSION)
+        known = {field.name: content[field.name] for field in fields(Progress)}
+        known["sums"] = tuple(tuple(row) for row in known["sums"])
+        known["test"] = tuple(known["test"]) if known["test"] is not None else None
+        return Checkpoint(path, Progress(**known))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
+
+
+def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint at `resume`, or the newest whole one if that is the folder of a run.
+
+    Raises:
+        ConfigError: there is none; the message says why each that is there was refused.
+    """
+    if (resume / FOLDER).is_dir():
+        found = newest_checkpoint(resume, say)
+        if found is None:
+            raise ConfigError(f"train.resume: {resume} holds no checkpoint")
+        return found
+    try:
+        return read_checkpoint(resume)
+    except DamagedError as error:
+        raise ConfigError(f"train.resume: {error}") from None
+
+
+def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole; None if it never saved one.
+
+    Args:
+        run_dir: the folder of the run.
+        say: told which checkpoints are skipped, and why.
+
+    Raises:
+        ConfigError: there are checkpoints, but none is whole: to begin anew then is for a person to decide.
+    """
+    skipped = []
+    for path in checkpoints_in(run_dir / FOLDER):
+        try:
+            return read_checkpoint(path)
+        except DamagedError as error:
+            skipped.append(str(error))
+            say(f"WARNING: skipped checkpoint {path.name}: {error}")
+    if skipped:
+        raise ConfigError(
+            f"none of the {len(skipped)} checkpoints in {run_dir / FOLDER} is whole (the newest: {skipped[0]}): "
+            "put a good copy back, or start over with train.overwrite=true"
+        )
+    return None
+
+
+def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
+    """What must be the same in two runs of which one goes on where the other was."""
+    model = config.model.model_dump(mode="json")
+    if model["block"] is None:
+        model["block"] = default_block(config.model.depth, config.model.dataset)
+    data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
+    return {
+        **{f"model.{name}": value for name, value in model.items()},
+        "model.num_classes": info.num_classes,
+        **{f"data.{name}": value for name, value in data.items()},
+        "data.image_size": info.image_size,
+        "the number of training images": info.num_train,
+        "train.seed": config.train.seed,
+        "the global batch size": sizes.global_size,
+    }
+
+
+def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another net, data set or order of samples.
+
+    Raises:
+        ConfigError: with every difference.
+    """
+    saved = checkpoint.progress.identity
+    differences = [
+        f"{name} is {identity.get(name)}, there {saved.get(name)}"
+        for name in dict.fromkeys([*identity, *saved])
+        if identity.get(name) != saved.get(name)
+    ]
+    if differences:
+        raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")
+
+
+def load_net(checkpoint: Checkpoint, net: nn.Module, process: Process) -> None:
+    """Set parameters and buffers, one at a time, before an engine takes the net over.
+
+    Raises:
+        ConfigError: the tensors are not this net's.
+    """
+    own = f"{process.rank}/buffer/"
+    try:
+        with safe_open(checkpoint.path / MODEL, "pt") as model, safe_open(
+            checkpoint.path / PROCESSES, "pt"
+        ) as processes:
+            own_names = set(processes.keys()) if _has_same_processes(checkpoint, process) else set()
+            state = net.state_dict()
+            differing = state.keys() ^ set(model.keys())
+            if differing:
+                raise ConfigError(f"{checkpoint.path / MODEL} is of another net: {sorted(differing)[0]}")
+            for name, tensor in state.items():
+                is_own = own + name in own_names
+                value = processes.get_tensor(own + name) if is_own else model.get_tensor(name)
+                if value.shape != tensor.shape or value.dtype != tensor.dtype:
+                    raise ConfigError(f"{checkpoint.path / MODEL} is of another net: {name} differs in shape")
+                tensor.copy_(value)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{checkpoint.path} cannot be read: {error}") from None
+
+
+def load_engine(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Set momentum, loss scaler and generators, after the engine has taken the net over and before the first step."""
+    progress, process = checkpoint.progress, engine.process
+    if (checkpoint.path / MOMENTUM).exists() and engine.config.optim.momentum:
+        with safe_open(checkpoint.path / MOMENTUM, "pt") as file:
+            engine.load_momentum(file.get_tensor)
+    if engine.loss_scaler is not None and progress.loss_scaler is not None:
+        engine.loss_scaler.load_state_dict(progress.loss_scaler)
+    engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(checkpoint, process)
+    with safe_open(checkpoint.path / PROCESSES, "pt") as file:
+        names = set(file.keys())
+        own = f"{process.rank}/generator/"
+        if own + "cpu" in names:
+            torch.set_rng_state(file.get_tensor(own + "cpu"))
+        if own + "cuda" in names and process.device.type == "cuda":
+            torch.cuda.set_rng_state(file.get_tensor(own + "cuda"), process.device)
+
+
+def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
+    """This process's share of `Progress.sums`, (4,) float64: its own, or all of them in rank 0."""
+    sums = torch.tensor(checkpoint.progress.sums, dtype=torch.float64)
+    if _has_same_processes(checkpoint, process):
+        own = sums[process.rank]
+    else:
+        own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
+    return own.to(process.device)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
+
+    Nothing in a file is executed: a `.pt` is read with `weights_only=True`.
+
+    Raises:
+        ConfigError: there are no weights at `path`, or what there is is damaged or refused.
+    """
+    if path.is_dir():
+        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / FOLDER))]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise ConfigError(f"{path} holds no {MODEL}")
+        path = found
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
+        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
+    return {str(name): value for name, value in content.items()}
+
+
+def _has_same_processes(checkpoint: Checkpoint, process: Process) -> bool:
+    return checkpoint.progress.num_processes == process.world_size

@@ -175,4 +175,6 @@ def _why_not(path: Path, needed_bytes: int | None, error: Exception) -> str:
     where = next(folder for folder in path.parents if folder.exists())
     free_bytes = shutil.disk_usage(where).free
     needs = f", needs about {needed_bytes} bytes" if needed_bytes is not None else ""
-    return f"{path} cannot be written: {reason}{needs}, {free_bytes} bytes are free: make room and start again"
+    return (
+        f"{path} cannot be written: {reason}{needs}, {free_bytes} bytes are free: make room and start again"
+    )

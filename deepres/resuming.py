@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,12 +15,23 @@ from deepres.batch_sizes import BatchSizes
 from deepres.commit import DamagedError, verify_folder
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
-from deepres.distributed import Process
+from deepres.distributed import Process, sum_over_processes
 from deepres.engines import Engine
 from deepres.models import default_block
 from deepres.recompute.document import read_document
-from deepres.saving import FILES, FOLDER, FORMAT, MODEL, MOMENTUM, PROCESSES, TRAINING, VERSION, Progress
-from deepres.saving import checkpoints_in as checkpoints_in
+from deepres.saving import (
+    FILES,
+    FOLDER,
+    FORMAT,
+    MODEL,
+    MOMENTUM,
+    PREFIX,
+    PROCESSES,
+    TRAINING,
+    VERSION,
+    Progress,
+    checkpoints_in,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,62 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         return Checkpoint(path, Progress(**known))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
+
+
+def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that `train.resume` asks for, seen to be whole and of this run; None to begin at step 0.
+
+    Args:
+        config: the run's configuration.
+        identity: see `run_identity`.
+        say: told what is skipped, and what the run goes on from.
+
+    Raises:
+        ConfigError: there is none where there must be, or it is of another run.
+    """
+    resume, run_dir = config.train.resume, config.train.run_dir
+    if resume == "never":
+        return None
+    found = newest_checkpoint(run_dir, say) if run_dir is not None and resume == "auto" else None
+    if isinstance(resume, Path):
+        found = find_checkpoint(resume, say)
+    if found is None:
+        say(f"{run_dir} holds no checkpoint: begins at step 0")
+        return None
+    check_same_run(found, identity)
+    step = found.progress.step
+    if run_dir is not None:
+        newer = [p for p in checkpoints_in(run_dir / FOLDER) if int(p.name.removeprefix(PREFIX)) > step]
+        if newer and resume != "auto":
+            raise ConfigError(
+                f"{run_dir} holds checkpoints after step {step}, such as {newer[0].name}: go on from the newest with "
+                "train.resume=auto, or choose another train.run_dir"
+            )
+        for damaged in newer:
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+    say(f"goes on from {found.path}: step {step}, epoch {step / found.progress.steps_per_epoch:.2f}")
+    return found
+
+
+def share_start(found: Checkpoint | None, config: Config, process: Process) -> Checkpoint | None:
+    """What rank 0 chose, in every process; collective.
+
+    Raises:
+        ConfigError: this process does not see it.
+    """
+    mine = found.progress.step + 1 if found is not None else 0
+    step = int(sum_over_processes(torch.tensor(mine, device=process.device))) - 1
+    if step < 0 or process.is_first:
+        return found
+    resume, run_dir = config.train.resume, config.train.run_dir
+    path = run_dir if resume == "auto" else resume
+    assert isinstance(path, Path)
+    if (path / FOLDER).is_dir():
+        path = path / FOLDER / f"{PREFIX}{step:08d}"
+    try:
+        return read_checkpoint(path, verify=False)
+    except DamagedError as error:
+        raise ConfigError(f"process {process.rank} does not see the run's folder: {error}") from None
 
 
 def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
@@ -139,9 +205,10 @@ def load_net(checkpoint: Checkpoint, net: nn.Module, process: Process) -> None:
     """
     own = f"{process.rank}/buffer/"
     try:
-        with safe_open(checkpoint.path / MODEL, "pt") as model, safe_open(
-            checkpoint.path / PROCESSES, "pt"
-        ) as processes:
+        with (
+            safe_open(checkpoint.path / MODEL, "pt") as model,
+            safe_open(checkpoint.path / PROCESSES, "pt") as processes,
+        ):
             own_names = set(processes.keys()) if _has_same_processes(checkpoint, process) else set()
             state = net.state_dict()
             differing = state.keys() ^ set(model.keys())
@@ -165,7 +232,9 @@ def load_engine(checkpoint: Checkpoint, engine: Engine) -> None:
             engine.load_momentum(file.get_tensor)
     if engine.loss_scaler is not None and progress.loss_scaler is not None:
         engine.loss_scaler.load_state_dict(progress.loss_scaler)
-    engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(checkpoint, process)
+    engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(
+        checkpoint, process
+    )
     with safe_open(checkpoint.path / PROCESSES, "pt") as file:
         names = set(file.keys())
         own = f"{process.rank}/generator/"
@@ -183,36 +252,6 @@ def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
     else:
         own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
     return own.to(process.device)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
-
-    Nothing in a file is executed: a `.pt` is read with `weights_only=True`.
-
-    Raises:
-        ConfigError: there are no weights at `path`, or what there is is damaged or refused.
-    """
-    if path.is_dir():
-        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / FOLDER))]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if found is None:
-            raise ConfigError(f"{path} holds no {MODEL}")
-        path = found
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
-        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
-    return {str(name): value for name, value in content.items()}
 
 
 def _has_same_processes(checkpoint: Checkpoint, process: Process) -> bool:

@@ -18,6 +18,7 @@ import json
 import platform
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -119,6 +120,32 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
     )
 
 
+class SaveSchedule:
+    """When a checkpoint is due.
+
+    Args:
+        save_every: `N steps`, `N epochs` or `N minutes`; None: never.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+
+    def __init__(self, save_every: str | None, steps_per_epoch: int) -> None:
+        number, unit = save_every.split() if save_every is not None else ("0", "never")
+        self._number, self._unit = int(number), unit.rstrip("s")
+        self._steps_per_epoch = steps_per_epoch
+        self._since = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """After this step; minutes are by this process's clock."""
+        if self._unit == "minute":
+            return time.monotonic() - self._since >= 60 * self._number
+        period = {"step": 1, "epoch": self._steps_per_epoch}.get(self._unit, 0) * self._number
+        return period > 0 and step % period == 0
+
+    def restart(self) -> None:
+        """A checkpoint has just been taken."""
+        self._since = time.monotonic()
+
+
 def generator_states(device: torch.device) -> dict[str, Tensor]:
     """The states of the generators that training draws from."""
     states = {"cpu": torch.get_rng_state()}
@@ -169,7 +196,7 @@ class Saver:
 
     def save(self, snapshot: Snapshot | None) -> None:
         """Begin to commit a snapshot, after the one that is under way."""
-        self._join()
+        self.wait()
         if snapshot is not None and self._folder is not None and self._error is None:
             arguments = (snapshot, self._folder)
             self._thread = threading.Thread(target=self._commit, args=arguments, name="saver")
@@ -181,7 +208,7 @@ class Saver:
         Raises:
             SaveError: it is not, in all processes.
         """
-        self._join()
+        self.wait()
         self.check(any_process([self.has_failed], device)[0])
 
     def check(self, some_failed: bool) -> None:
@@ -193,7 +220,8 @@ class Saver:
         if some_failed:
             raise self._error or SaveError("rank 0 could not write a checkpoint")
 
-    def _join(self) -> None:
+    def wait(self) -> None:
+        """Wait until this process writes nothing any more."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -218,7 +246,9 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     replace_text(folder / LATEST, target.name + "\n")
     for old in checkpoints_in(folder)[keep:]:
         if old != target:
-            disposable = old.with_name(old.name + UNFINISHED)  # never half a checkpoint under a whole one's name
+            disposable = old.with_name(
+                old.name + UNFINISHED
+            )  # never half a checkpoint under a whole one's name
             try:
                 old.rename(disposable)
             except OSError as error:

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import zlib
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,7 +20,7 @@ from deepres.distributed import Process
 from deepres.exit_status import ExitStatus
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "torch.distributed.launch")
+_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 _POLL_S = 0.5
 _GRACE_S = 10.0
 
@@ -120,10 +121,10 @@ def _launchers() -> list[psutil.Process]:
     found = []
     for ancestor in psutil.Process().parents():
         try:
-            command = " ".join(ancestor.cmdline()[:3])
+            words = {os.path.basename(word) for word in ancestor.cmdline()[:5]}  # noqa: PTH119  # words, not paths
         except psutil.Error:
             continue
-        if any(name in command for name in _LAUNCHERS):
+        if words & _LAUNCHERS:
             found.append(ancestor)
     return found
 
@@ -137,6 +138,6 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _this_host() -> str:
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return socket.gethostname()

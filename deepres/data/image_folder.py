@@ -1,5 +1,6 @@
 """Sets of image files, one folder a class, and the workers that decode them."""
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,12 @@ def _as_is(decoded: Any) -> Any:
     return decoded
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    # Launchers signal a process's children first; the parent needs them for the step that it still ends.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+
+
 class FileSupply:
     """Images decoded ahead by worker processes, which live from the first batch until `close`.
 
@@ -168,6 +175,7 @@ class FileSupply:
             sampler=self._queue,
             num_workers=num_workers,
             collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_parent if num_workers > 0 else None,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # without one, every iteration draws from torch's global numbers
@@ -186,6 +194,13 @@ class FileSupply:
                 request, images, labels, failures = next(batches)
             except StopIteration:
                 return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"a process that decodes images has died (data.num_workers={self._loader.num_workers}): it was "
+                    f"killed, or /dev/shm or memory is full: {' '.join(str(error).split())}"
+                ) from error
             yield Fetched(
                 request,
                 images.to(self._device, non_blocking=True).permute(0, 3, 1, 2),

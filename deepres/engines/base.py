@@ -114,19 +114,8 @@ class Engine(ABC):
             NonFiniteError: in all processes and before any parameter has changed; for gradients in fp16, after
                 `MAX_SKIPPED_STEPS` skipped steps in a row.
         """
-        self.has_averaged_buffers = False
-        self.net.train()
         self._set_learning_rate(learning_rate)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
-        for k, batch in enumerate(micro_batches):
-            is_last = k == self.sizes.accumulation - 1
-            with self._accumulating(is_last=is_last):
-                logits = self._run(batch.images)
-                total = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=IGNORED_LABEL)
-                # Engines average gradients over processes.
-                self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
-            sums += answer_sums(logits, batch.labels)
-            del logits, total
+        sums = self.run_passes(micro_batches)
         bad_loss, bad_gradient = any_process(
             [not sums[0].isfinite(), not self._has_finite_gradients()], self.process.device
         )
@@ -138,6 +127,22 @@ class Engine(ABC):
         if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
             raise NonFiniteError("gradient")
         return StepResult(sums)
+
+    def run_passes(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
+        """Forward and backward passes of a step, without its update; its sums, see `StepResult`."""
+        self.has_averaged_buffers = False
+        self.net.train()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
+        for k, batch in enumerate(micro_batches):
+            is_last = k == self.sizes.accumulation - 1
+            with self._accumulating(is_last=is_last):
+                logits = self._run(batch.images)
+                total = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=IGNORED_LABEL)
+                # Engines average gradients over processes.
+                self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+            sums += answer_sums(logits, batch.labels)
+            del logits, total
+        return sums
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -224,6 +229,7 @@ class Engine(ABC):
 
     def _make_momentum(self) -> None:
         """Make room for what `_set_momentum` is to set."""
+        return
 
     @abstractmethod
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor: ...

@@ -100,7 +100,7 @@ class DeepSpeedEngine(Engine):
 
     def _update(self) -> bool:
         scaler = self.loss_scaler
-        before = None if scaler is None else scaler.get_scale()
+        before = 0.0 if scaler is None else scaler.get_scale()
         self._engine.step()
         is_updated: bool = self._engine.was_step_applied()
         if scaler is None:
@@ -116,7 +116,9 @@ class DeepSpeedEngine(Engine):
         flats = zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
         for flat in flats:
             zero.optimizer.state[flat][_MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
-        if stage < 3:  # as after ZeRO's first step: parameters learn which part of the flat momentum is theirs
+        if (
+            stage < 3
+        ):  # as after ZeRO's first step: parameters learn which part of the flat momentum is theirs
             zero._lazy_init_hp_params_optimizer_state()
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:

@@ -76,4 +76,6 @@ class PlainEngine(Engine):
         return momentum
 
     def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(whole).detach()
+        self._optimizer.state[parameter]["momentum_buffer"] = (
+            torch.empty_like(parameter).copy_(whole).detach()
+        )

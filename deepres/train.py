@@ -191,7 +191,7 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
     )
     apply_plan(job.net, job.plan)
     if start is not None:
-        load_net(start, job.net, process)
+        load_net(start, job.net)
     job.net.to(process.device)
     sample = next(iter(data.train_batches(0)))
     compute_in = ComputeIn(job.net, config.precision.compute, process.device.type)

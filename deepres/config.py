@@ -143,6 +143,8 @@ class TrainConfig(_Section):
         "30 minutes"
     )
     """Steps, epochs or minutes between checkpoints; null: none at all, not even at the end."""
+    save_in_background: Literal["auto", "always", "never"] = "auto"
+    """Train on while a checkpoint is written; auto: where waiting would take more than 2 % of the time."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest stay."""
 

@@ -9,7 +9,8 @@ NOTE [ Checkpoints ]
    there too. A run that goes on with the same number of processes takes it over and is, bit for bit, the run that
    never stopped; so saving changes nothing in a run. With another number of processes every process begins with the
    mean of the buffers, and processes that were not there before keep the generator that their seed gave them.
-4. Only rank 0 writes, in a thread of its own, from a copy in its memory; there is one such copy at a time.
+4. Only rank 0 writes, in a thread of its own, from a copy in its memory; there is one such copy at a time. The
+   processes wait for it, and so never lose more than one interval, unless that would take too much of their time.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
 FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
 FOLDER, LATEST, PREFIX = "checkpoints", "latest", "step-"
+_MAX_WAITING_SHARE = 0.02
 _PACKAGES = ("deepres", "torch", "deepspeed", "fairscale", "numpy", "safetensors")
 
 
@@ -141,6 +143,10 @@ class SaveSchedule:
         period = {"step": 1, "epoch": self._steps_per_epoch}.get(self._unit, 0) * self._number
         return period > 0 and step % period == 0
 
+    def costs_too_much(self, commit_s: float) -> bool:
+        """Whether waiting for a commit of that length would take more than 2 % of the time."""
+        return commit_s > _MAX_WAITING_SHARE * (time.monotonic() - self._since)
+
     def restart(self) -> None:
         """A checkpoint has just been taken."""
         self._since = time.monotonic()
@@ -177,6 +183,9 @@ class Saver:
     Args:
         folder: the run's checkpoints; None in processes other than rank 0, which write nothing.
         keep: how many checkpoints stay.
+
+    Attributes:
+        commit_s: how long the last commit took.
     """
 
     def __init__(self, folder: Path | None, keep: int) -> None:
@@ -184,6 +193,7 @@ class Saver:
         self._keep = keep
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
+        self.commit_s = 0.0
         if folder is not None and folder.is_dir():
             for leftover in folder.glob(f"*{UNFINISHED}"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -227,10 +237,12 @@ class Saver:
             self._thread = None
 
     def _commit(self, snapshot: Snapshot, folder: Path) -> None:
+        begin = time.monotonic()
         try:
             commit_snapshot(snapshot, folder, self._keep)
         except SaveError as error:
             self._error = error
+        self.commit_s = time.monotonic() - begin
 
 
 def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:

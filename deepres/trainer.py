@@ -139,7 +139,6 @@ class Trainer:
                 self._activation_peak_bytes,
                 self._recompute_share,
             )
-            self._saver.finish(self._process.device)
             self._finish(summary)
         finally:
             self._saver.wait()
@@ -211,8 +210,12 @@ class Trainer:
     def _save_or_stop(self) -> None:
         """Between steps: save if that is due, and end the run if a process is asked to; collective."""
         is_due = self._step != self._saved_step and self._save_schedule.is_due(self._step)
-        stop, is_due, has_failed = any_process(
-            [self._stop.reason is not None, is_due and self._step > 0, self._saver.has_failed],
+        mode = self._config.train.save_in_background
+        in_background = mode == "always" or (
+            mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
+        )
+        stop, is_due, in_background, has_failed = any_process(
+            [self._stop.reason is not None, is_due and self._step > 0, in_background, self._saver.has_failed],
             self._process.device,
         )
         self._saver.check(has_failed)
@@ -220,8 +223,9 @@ class Trainer:
         saves = self._config.train.save_every is not None
         if saves and (is_due or stop or is_at_end):
             self._save()
+            if stop or is_at_end or not in_background:
+                self._saver.finish(self._process.device)
         if stop and not is_at_end:
-            self._saver.finish(self._process.device)
             reason = self._stop.reason or "a signal to another process"
             saved = (
                 "train.resume=auto goes on from there"

@@ -80,9 +80,12 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
     resume, run_dir = config.train.resume, config.train.run_dir
     if resume == "never":
         return None
-    found = newest_checkpoint(run_dir, say) if run_dir is not None and resume == "auto" else None
-    if isinstance(resume, Path):
-        found = find_checkpoint(resume, say)
+    try:
+        found = newest_checkpoint(run_dir, say) if run_dir is not None and resume == "auto" else None
+        if isinstance(resume, Path):
+            found = find_checkpoint(resume, say)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
     if found is None:
         say(f"{run_dir} holds no checkpoint: begins at step 0")
         return None

@@ -35,15 +35,15 @@ def choose_run_folder(config: Config, config_path: Path, checkpoints: str) -> Pa
     folder = config.train.run_dir
     if folder is None:
         folder = config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    holds_run = (folder / METRICS).exists() or (folder / checkpoints).exists()
     resume = config.train.resume
     is_resumed = resume == "auto" or (isinstance(resume, Path) and _is_inside(resume, folder))
-    if holds_run and not is_resumed and not config.train.overwrite:
-        raise ConfigError(
-            f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, or "
-            "choose another train.run_dir"
-        )
     try:
+        holds_run = (folder / METRICS).exists() or (folder / checkpoints).exists()
+        if holds_run and not is_resumed and not config.train.overwrite:
+            raise ConfigError(
+                f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, "
+                "or choose another train.run_dir"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if holds_run and config.train.overwrite:
             _remove_run(folder, checkpoints)

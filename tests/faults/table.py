@@ -36,7 +36,7 @@ class FaultTable:
         lines = [
             "| fault | times tried | survived | lost steps (most) | seconds to the end (most) |",
             "|---|---|---|---|---|",
-        ]  # noqa: E501
+        ]
         for fault, row in self.rows.items():
             seconds = f"{row.seconds:.1f}" if row.seconds else ""
             lines.append(f"| {fault} | {row.tries} | {row.survived} | {row.lost} | {seconds} |")

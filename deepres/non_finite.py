@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.data import Batch
+from deepres.data import IGNORED_LABEL, Batch
 from deepres.distributed import to_first_process
 from deepres.engines import Engine
 from deepres.models import ResNet
@@ -42,17 +43,18 @@ def where_first(engine: Engine, batches: Sequence[Batch]) -> str:
     parts += [(f"unit {k} (of 0 … {len(net.units) - 1})", unit) for k, unit in enumerate(net.units)]
     parts += [("the head", net.head)]
     record = _Record()
-    engine.module.zero_grad(set_to_none=True)
+    net.zero_grad(set_to_none=True)
     with ExitStack() as hooks:
         for place, (_, part) in enumerate(parts):
-            hooks.callback(part.register_forward_hook(partial(_look_at_output, record, place)).remove)
+            is_head = part is net.head
+            hooks.callback(
+                part.register_forward_hook(partial(_look_at_output, record, place, is_head)).remove
+            )
             for parameter in part.parameters():
                 if parameter.requires_grad:
                     look = partial(record.look, 5, place, has_rows=False)
                     hooks.callback(parameter.register_hook(look).remove)
-        sums = engine.run_passes(record.following(batches))
-    if not sums[0].isfinite():
-        record.note(3, len(parts) - 1, [])
+        engine.run_passes(record.following(batches))
     return _told([name for name, _ in parts], to_first_process(record.as_tensor(engine.process.device)))
 
 
@@ -62,17 +64,18 @@ class _Record:
     def __init__(self) -> None:
         self._first: tuple[int, int, list[int]] | None = None
         self._indices: list[int] = []
+        self.labels = torch.zeros(0)
 
     def following(self, batches: Sequence[Batch]) -> Iterator[Batch]:
         """The batches, each noted as the one under way."""
         for batch in batches:
-            self._indices = batch.indices.tolist()
+            self._indices, self.labels = batch.indices.tolist(), batch.labels
             self.look(1, 0, batch.images)
             yield batch
 
     def look(self, kind: int, place: int, x: Tensor, *, has_rows: bool = True) -> None:
         if self._first is None and not x.isfinite().all():
-            bad = ~x.detach().flatten(1).isfinite().all(1) if has_rows and x.dim() > 1 else torch.zeros(0)
+            bad = ~x.detach().reshape(len(x), -1).isfinite().all(1) if has_rows else torch.zeros(0)
             self.note(kind, place, [self._indices[row] for row in bad.nonzero().flatten().tolist()])
 
     def note(self, kind: int, place: int, samples: list[int]) -> None:
@@ -86,8 +89,13 @@ class _Record:
         return torch.tensor([kind, place, len(samples), *shown, *padding], device=device)
 
 
-def _look_at_output(record: _Record, place: int, _: nn.Module, __: Any, output: Tensor) -> None:
+def _look_at_output(
+    record: _Record, place: int, is_head: bool, _: nn.Module, __: Any, output: Tensor
+) -> None:
     record.look(2, place, output)
+    if is_head:
+        losses = F.cross_entropy(output.float(), record.labels, reduction="none", ignore_index=IGNORED_LABEL)
+        record.look(3, place, losses)
     if output.requires_grad:
         output.register_hook(partial(record.look, 4, place))
 

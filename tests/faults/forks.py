@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def fork(
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 before(rank)
                 status = main([*RUN, f"train.run_dir={run_dir}", *overrides])
+            except BaseException:  # noqa: BLE001  # whatever it is must be seen in the output
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,13 @@ def ranks_of(run_dir: Path) -> list[psutil.Process]:
         if not is_launcher and "RANK" in process.environ():
             ranks.setdefault(int(process.environ()["RANK"]), process)
     return [ranks[rank] for rank in sorted(ranks)]
+
+
+def catches_signals(process: psutil.Process) -> bool:
+    """Whether the process has come past its imports, to where it handles SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def launcher_child_of(run_dir: Path) -> psutil.Process:

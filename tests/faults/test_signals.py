@@ -43,6 +43,7 @@ def reach(moment, run_dir):
     """Wait for the moment: the run's folder is made right before set-up and the first step."""
     if moment == "first step":
         wait_for((run_dir / "metrics.jsonl").exists, 120, "the start")
+        wait_for(lambda: all(map(catches_signals, ranks_of(run_dir))), 60, "the processes' start")
     elif moment == "training":
         wait_for(lambda: logged_step(run_dir) >= 20, 120, "step 20")
     elif moment == "evaluation":

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,12 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
         SaveError: a checkpoint could not be written.
     """
     folder, found = _open_run(job) if job.process.is_first else (None, None)
+    with nullcontext() if folder is None else closing(folder.metrics):
+        return _run_together(job, folder, found, stop)
+
+
+def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
+    """Meet the other processes, and train; an end of one is an end of all."""
     if job.process.world_size > 1:
         try:
             start_process_group(job.process)

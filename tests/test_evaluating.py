@@ -1,6 +1,7 @@
 """Nets out of their training: exported, evaluated, loaded by others."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -55,7 +56,10 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
     if kind == "torchscript":
         net = load_net(run_dir, load_config(run_dir / "config.yaml"))
         x = torch.randn(5, 3, 8, 8)
-        torch.testing.assert_close(torch.jit.load(run_dir / "export.pt")(x), net(x))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's own
+            loaded = torch.jit.load(run_dir / "export.pt")
+            torch.testing.assert_close(loaded(x), net(x))
 
 
 def test_evaluating_a_run_repeats_its_own_last_evaluation(run_dir):

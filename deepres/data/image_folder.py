@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deepres.data.batch import IGNORED_LABEL, DataError
 from deepres.data.decode import BadImageError, Crop, decode_rgb
@@ -116,6 +116,9 @@ class _Decoder(Dataset[Any]):
                 labels[row] = int(self._labels[index])
             except (BadImageError, OSError) as error:
                 failures.append((self._files.path(number), str(error)))
+        if get_worker_info() is not None:
+            # Otherwise a thread of the worker does it later, and if there is no room drops the batch without a word.
+            images.share_memory_()
         return request, images, labels, tuple(failures)
 
 
@@ -195,11 +198,13 @@ class FileSupply:
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                text = str(error)
+                is_full = ("torch_" in text and "shm" in text) or "No space left" in text
+                if "exited unexpectedly" not in text and not is_full:
                     raise
                 raise DataError(
                     f"a process that decodes images has died (data.num_workers={self._loader.num_workers}): it was "
-                    f"killed, or /dev/shm or memory is full: {' '.join(str(error).split())}"
+                    f"killed, or /dev/shm or memory is full: {text.strip().splitlines()[-1]}"
                 ) from error
             yield Fetched(
                 request,

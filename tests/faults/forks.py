@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -39,25 +40,34 @@ def fork(
     """Start a run; its output goes to `RUN_DIR.RANK.txt`. `before(rank)` is called in each process."""
     port, pids = free_port(), []
     for rank in range(world_size):
-        pid = os.fork()
-        if pid == 0:
-            status = 99
-            try:
-                output = os.open(f"{run_dir}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                before(rank)
-                status = main([*RUN, f"train.run_dir={run_dir}", *overrides])
-            except BaseException:  # noqa: BLE001  # whatever it is must be seen in the output
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        pids.append(pid)
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments = [*RUN, f"train.run_dir={run_dir}", *overrides]
+        pids.append(fork_main(arguments, Path(f"{run_dir}.{rank}.txt"), variables, partial(before, rank)))
     return pids
+
+
+def fork_main(
+    arguments: list[str], output: Path, variables: dict[str, str], before: Callable[[], object] = list
+) -> int:
+    """Start the command line's `main` in a process, with its output in a file; the process's number."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            os.environ |= variables
+            before()
+            status = main(arguments)
+        except BaseException:  # noqa: BLE001  # whatever it is must be seen in the output
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return pid
 
 
 def wait(pids: list[int], timeout_s: float = 90) -> list[int]:

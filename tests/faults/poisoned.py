@@ -88,8 +88,9 @@ if __name__ == "__main__":
         engine, what, rank = case.split(":")
         settings = [f"engine.{setting}" for setting in ENGINES[engine].split()]
         settings += ["train.save_every=1 steps", "recompute.segments=none", "train.epochs=1"]
-        whole, run_dir = folder / "whole", folder / "run"
-        assert set(wait(fork(whole, *settings, world_size=2))) == {0}, Path(f"{whole}.0.txt").read_text()
+        whole, run_dir = folder / f"whole-{engine}", folder / "run"
+        if not whole.exists():
+            assert set(wait(fork(whole, *settings, world_size=2))) == {0}, Path(f"{whole}.0.txt").read_text()
         statuses = wait(fork(run_dir, *settings, world_size=2, before=poison(what, int(rank))))
         text = Path(f"{run_dir}.0.txt").read_text(encoding="utf-8")
         stopped = re.search(r"of step (\d+) is not finite", text)
@@ -104,5 +105,4 @@ if __name__ == "__main__":
             "message": text[text.find("error: ") :],
         }
         print(json.dumps(outcome), flush=True)
-        shutil.rmtree(whole)
         shutil.rmtree(run_dir)

@@ -10,6 +10,7 @@ from deepres.resuming import newest_checkpoint
 from deepres.saving import checkpoints_in
 from tests.faults.forks import fork, logged_step, same_weights, wait
 from tests.faults.launched import (
+    catches_signals,
     end_all,
     launcher_child_of,
     output_of,
@@ -53,11 +54,25 @@ def reach(moment, run_dir):
         wait_for(lambda: list((run_dir / "checkpoints").glob("*.tmp")), 120, "a save")
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """`whole_run(num_processes)`: the folder of the run that nothing interrupts."""
+    base = tmp_path_factory.mktemp("whole")
+
+    def folder(num_processes):
+        run_dir = base / str(num_processes)
+        if not run_dir.exists():
+            assert set(wait(fork(run_dir, *LONG, "train.save_every=null", world_size=num_processes))) == {0}
+        return run_dir
+
+    return folder
+
+
 @pytest.mark.parametrize(("launcher", "receiver", "moment", "number", "status"), CASES)
 def test_a_signal_saves_once_ends_all_and_loses_nothing(
-    tmp_path, table, launcher, receiver, moment, number, status
+    tmp_path, table, whole_run, launcher, receiver, moment, number, status
 ):
-    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    run_dir = tmp_path / "run"
     overrides = [*LONG, "train.save_every=1 steps" if moment == "save" else "train.save_every=1000 steps"]
     process = start(launcher, run_dir, *overrides)
     try:
@@ -80,10 +95,9 @@ def test_a_signal_saves_once_ends_all_and_loses_nothing(
     found = newest_checkpoint(run_dir, print)
     stopped = found.progress.step if found else -1
     num_processes = 1 if launcher == "python" else 2
-    wait(fork(whole, *overrides, "train.save_every=null", world_size=num_processes))
     again = wait(fork(run_dir, *overrides, world_size=num_processes))
     lost = logged_step(run_dir) - stopped if found is None else 0
-    is_same = set(again) == {0} and same_weights(run_dir, whole)
+    is_same = set(again) == {0} and same_weights(run_dir, whole_run(num_processes))
     survived = found is not None and ended_s < 35 and is_same and "stopped by" in text
     table.add(f"{number.name} to {launcher}'s {receiver}: {moment}", survived, lost, seconds=ended_s)
     assert found is not None, text

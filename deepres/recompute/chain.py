@@ -119,18 +119,24 @@ class Chain:
     Args:
         input_bytes: x_0, held throughout a step.
         units: at least one.
-        fixed_bytes: what a step holds whatever the plan: batch statistics, what stem and head keep.
+        fixed_bytes: what a step holds whatever the plan: batch statistics, what the stem keeps.
+        head_bytes: the most that head and loss add, forward and backward, to x_L and to what the units
+            keep; the gradient of x_L, which is what they leave, included.
+        fixed_ms: stem, head and loss, forward and backward.
 
     Raises:
-        ValueError: a cost is negative or not an int, or there are no units.
+        ValueError: a cost is negative, not finite or not a number of its kind, or there are no units.
     """
 
     input_bytes: int = 1
     units: tuple[UnitCost, ...] = (UnitCost(),)
     fixed_bytes: int = 0
+    head_bytes: int = 0
+    fixed_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes")
+        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes", "head_bytes")
+        _check_ms(self, "a chain", "fixed_ms")
         _check_tuple(self, "a chain", "units", UnitCost)
 
     @property
@@ -141,7 +147,7 @@ class Chain:
     @property
     def step_ms(self) -> float:
         """A step without any extra: every forward and every backward once."""
-        return math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
+        return self.fixed_ms + math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
 
     @property
     def key(self) -> str:
@@ -169,7 +175,13 @@ class Chain:
             }
             for unit in self.units
         ]
-        fields = {"input_bytes": self.input_bytes, "fixed_bytes": self.fixed_bytes, "units": units}
+        fields = {
+            "input_bytes": self.input_bytes,
+            "fixed_bytes": self.fixed_bytes,
+            "head_bytes": self.head_bytes,
+            "fixed_ms": self.fixed_ms,
+            "units": units,
+        }
         return write_document(_FORMAT, _VERSION, fields)
 
     @classmethod
@@ -186,6 +198,8 @@ class Chain:
             input_bytes=field(fields, "input_bytes", int, "the chain"),
             units=tuple(_unit_from(unit, f"unit {i}") for i, unit in enumerate(units)),
             fixed_bytes=field(fields, "fixed_bytes", int, "the chain"),
+            head_bytes=field(fields, "head_bytes", int, "the chain"),
+            fixed_ms=field(fields, "fixed_ms", float, "the chain"),
         )
 
 

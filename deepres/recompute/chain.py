@@ -123,6 +123,8 @@ class Chain:
         head_bytes: the most that head and loss add, forward and backward, to x_L and to what the units
             keep; the gradient of x_L, which is what they leave, included.
         fixed_ms: stem, head and loss, forward and backward.
+        stem_bytes: the most that is held, all told, while the stem runs, forward or backward: no plan's
+            peak is below it.
 
     Raises:
         ValueError: a cost is negative, not finite or not a number of its kind, or there are no units.
@@ -133,9 +135,10 @@ class Chain:
     fixed_bytes: int = 0
     head_bytes: int = 0
     fixed_ms: float = 0.0
+    stem_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes", "head_bytes")
+        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes", "head_bytes", "stem_bytes")
         _check_ms(self, "a chain", "fixed_ms")
         _check_tuple(self, "a chain", "units", UnitCost)
 
@@ -180,6 +183,7 @@ class Chain:
             "fixed_bytes": self.fixed_bytes,
             "head_bytes": self.head_bytes,
             "fixed_ms": self.fixed_ms,
+            "stem_bytes": self.stem_bytes,
             "units": units,
         }
         return write_document(_FORMAT, _VERSION, fields)
@@ -200,6 +204,7 @@ class Chain:
             fixed_bytes=field(fields, "fixed_bytes", int, "the chain"),
             head_bytes=field(fields, "head_bytes", int, "the chain"),
             fixed_ms=field(fields, "fixed_ms", float, "the chain"),
+            stem_bytes=field(fields, "stem_bytes", int, "the chain"),
         )
 
 

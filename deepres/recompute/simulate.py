@@ -49,7 +49,7 @@ class Simulation:
     """A plan's costs on a chain.
 
     Args:
-        peak_bytes: the most bytes held in any step.
+        peak_bytes: the most bytes held in any step, or while the stem runs.
         total_ms: the sum of all steps' times.
         forward_runs: how often each unit is run forward; 1 if it is never replayed.
     """
@@ -65,7 +65,7 @@ def simulate(chain: Chain, plan: Plan) -> Simulation:
     Raises:
         ValueError: the chain has another number of units, or a unit lacks the plan's retention.
     """
-    peak_bytes, total_ms, forward_runs = 0, 0.0, [0] * plan.num_units
+    peak_bytes, total_ms, forward_runs = chain.stem_bytes, 0.0, [0] * plan.num_units
     for moment in _moments(chain, plan):
         peak_bytes = max(peak_bytes, moment.total_bytes)
         total_ms += moment.duration_ms

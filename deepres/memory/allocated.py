@@ -42,7 +42,7 @@ class AllocatedBytes:
             self._cuda_bytes = torch.cuda.memory_allocated(self._device)
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it starts and stops
-            self._profile = profiler.profile(profile_memory=True)  # type: ignore[no-untyped-call]
+            self._profile = profiler.profile(profile_memory=True)
             self._profile.__enter__()
         return self
 

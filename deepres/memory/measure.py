@@ -57,6 +57,8 @@ def measure_chain(
 class _DeviceBench:
     """See `deepres.memory.passes.Bench`."""
 
+    cache_bytes = 2**26
+
     def __init__(self, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
         self.device = device
         self._dtype = dtype
@@ -86,8 +88,11 @@ class _DeviceBench:
             return [0.0] * len(runs)
         for run in runs:
             run()  # warm: libraries choose their algorithms now
-        num_runs = max(1, min(100, round(20 / max(0.2, self._time_ms(runs[0], 1)))))
-        rounds = [[self._time_ms(run, num_runs) for run in runs] for _ in range(self._repeats)]
+        nums = [max(1, min(100, round(20 / max(0.2, self._time_ms(run, 1))))) for run in runs]
+        rounds = [
+            [self._time_ms(run, num) for run, num in zip(runs, nums, strict=True)]
+            for _ in range(self._repeats)
+        ]
         return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
     def _time_ms(self, run: Callable[[], object], num_runs: int) -> float:

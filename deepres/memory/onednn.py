@@ -36,7 +36,7 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
     """
     if func is _CONVOLUTION:
         x, weight, _, stride, padding, dilation = args[:6]
-        y_bytes = x.element_size() * math.prod(_output_shape(x, weight, stride, padding, dilation))
+        y_bytes = int(x.element_size()) * math.prod(_output_shape(x, weight, stride, padding, dilation))
         if _is_channels_last(x):
             return y_bytes
         return y_bytes + max(_blocked(x) + _bytes(weight), y_bytes)

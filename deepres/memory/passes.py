@@ -7,12 +7,13 @@ NOTE [ Reading costs ]
    the start, so that what a backward makes before it adds to them counts as transient.
 3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
    end of the step and belong to the chain's fixed bytes.
-4. Stem and head are run as the model itself runs them, with a stand-in for the units.
+4. A unit's forward time is that of a replay, which finds the batch's statistics in the memo. What its first run
+   takes more is in the backward time: both occur once a step, whatever the plan.
+5. Stem and head are run as the model itself runs them, with a stand-in for the units.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -57,7 +58,13 @@ class Meter(AbstractContextManager[Any], Protocol):
 
 
 class Bench(Protocol):
-    """Where passes are run."""
+    """Where passes are run.
+
+    Attributes:
+        cache_bytes: more than the caches hold.
+    """
+
+    cache_bytes: int
 
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
         """A copy of `module` to be run here, with the modules in `instead` (by `id`) in place of its own."""
@@ -129,27 +136,35 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     memo_bytes = _memo_bytes(memo)
     del y
 
-    def discard() -> None:
-        _run_unit(unit, x, bench, keep=None, memo={})
+    def replay() -> None:
+        _run_unit(unit, x, bench, keep=None, memo=memo)
 
-    def step(name: str) -> Callable[[], None]:
+    def steps(name: str, kept_bytes: int) -> tuple[int, Callable[[], None]]:
+        """So many keeping runs that their backwards find what they keep out of the caches, as in a net."""
+        num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
+
         def run() -> None:
-            leaf = x.detach().requires_grad_(needs_grad)
-            y = _run_unit(unit, leaf, bench, keep=name, memo={})
-            if y.requires_grad:
-                torch.autograd.backward(y, gradient)
+            leaves = [x.detach().requires_grad_(needs_grad) for _ in range(num)]
+            outputs = [_run_unit(unit, leaf, bench, keep=name, memo={}) for leaf in leaves]
+            while outputs:
+                y = outputs.pop()
+                if y.requires_grad:
+                    torch.autograd.backward(y, gradient)
+                leaves.pop()
 
-        return run
+        return num, run
 
     gradient = bench.tensor(output)
-    bytes_of = [_read_retention(unit, name, x, needs_grad, gradient, bench) for name in names]
-    forward_ms, *steps_ms = bench.times_ms([discard, *map(step, names)])
-    retentions = tuple(
-        replace(retention, replay_ms=max(0.0, ms - steps_ms[0]))
-        for retention, ms in zip(bytes_of, steps_ms, strict=True)
+    retentions = [_read_retention(unit, name, x, needs_grad, gradient, bench) for name in names]
+    nums, runs = zip(*(steps(kept.name, kept.kept_bytes) for kept in retentions), strict=True)
+    forward_ms, *steps_ms = bench.times_ms([replay, *runs])
+    steps_ms = [ms / num for ms, num in zip(steps_ms, nums, strict=True)]
+    priced = tuple(
+        replace(kept, replay_ms=max(0.0, ms - steps_ms[0]))
+        for kept, ms in zip(retentions, steps_ms, strict=True)
     )
     backward_ms = max(0.0, steps_ms[0] - forward_ms)
-    cost = UnitCost(forward_ms, backward_ms, output.num_bytes, retentions, discard_temp)
+    cost = UnitCost(forward_ms, backward_ms, output.num_bytes, priced, discard_temp)
     return _Unit(cost, memo_bytes), output
 
 
@@ -176,11 +191,9 @@ def _read_retention(
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:
+    how = {"retention": keep or "all", "memo": memo} if isinstance(unit, RetainingUnit) else {}
     with torch.set_grad_enabled(keep is not None), bench.compute():
-        if isinstance(unit, RetainingUnit):
-            y = unit(x, retention=keep or "all", memo=memo)  # type: ignore[operator]  # it is a module, too
-        else:
-            y = unit(x)
+        y = unit(x, **how)
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")
     return y

@@ -53,7 +53,8 @@ def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps(
     chain = Chain(1, (UnitCost(1.0, 2.0, 5, (Retention("all", 10),)),) * 3)
     moments = timeline(chain, Plan(3, ((1, 2),), ("all",) * 3))
     assert [(m.action, m.unit, m.kept_input_bytes, m.kept_bytes) for m in moments] == [
-        (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (H, 3, 6, 20), (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
+        (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (H, 3, 6, 20),
+        (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
     ]  # fmt: skip
 
 

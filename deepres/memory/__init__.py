@@ -2,6 +2,7 @@
 
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.measure import measure_activation_peak, measure_chain
+from deepres.memory.predict import predict_chain
 from deepres.memory.tracking import TensorBytes
 
-__all__ = ["AllocatedBytes", "TensorBytes", "measure_activation_peak", "measure_chain"]
+__all__ = ["AllocatedBytes", "TensorBytes", "measure_activation_peak", "measure_chain", "predict_chain"]

@@ -236,7 +236,7 @@ class _Ends:
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
             def begin(first: Tensor) -> Tensor:
-                if first.data_ptr() != self._images.data_ptr():
+                if first.untyped_storage()._cdata != self._images.untyped_storage()._cdata:
                     first.untyped_storage().resize_(0)  # now, for the meter would see it go
                 torch.set_grad_enabled(True)
                 stack.enter_context(meter)

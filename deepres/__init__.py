@@ -1,5 +1,7 @@
 """Memory-efficient training of very deep residual networks."""
 
+from deepres.memory.measure import measure_chain
+from deepres.memory.predict import predict_chain
 from deepres.models import (
     ResidualUnit,
     ResNet,
@@ -11,15 +13,19 @@ from deepres.models import (
     resnet200,
     resnet1001,
 )
-from deepres.recompute import apply_plan
+from deepres.recompute import InfeasibleBudgetError, apply_plan, make_plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "InfeasibleBudgetError",
     "ResNet",
     "ResidualUnit",
     "apply_plan",
     "build_resnet",
+    "make_plan",
+    "measure_chain",
+    "predict_chain",
     "resnet101",
     "resnet110",
     "resnet152",

@@ -66,7 +66,8 @@ def evaluate(net: nn.Module, config: Config, crop: Crop, device: torch.device) -
             raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
         size, side = {"224": (224, 256), "320": (320, 320), "ten": (_TEN_CROP_SIDE, _TEN_CROP_SIDE)}[crop]
         settings |= {"eval_image_size": size, "eval_shorter_side": side}
-    batch_size = config.train.eval_batch_size or config.train.micro_batch_size or 32
+    micro_size = config.train.micro_batch_size
+    batch_size = config.train.eval_batch_size or (micro_size if isinstance(micro_size, int) else 32)
     data = open_data(
         config.data.name, **settings, micro_batch_size=1, eval_batch_size=batch_size, device=device
     )

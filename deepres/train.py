@@ -27,8 +27,9 @@ from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.memory import measure_activation_peak
+from deepres.memory.planning import Planner
 from deepres.models import ResNet, build_resnet
-from deepres.recompute import Plan, apply_plan, keep_all_plan, sqrt_plan, uniform_plan
+from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, choose_run_folder
 from deepres.saving import FOLDER
@@ -46,7 +47,7 @@ class Job:
     sizes: BatchSizes
     info: DataInfo
     net: ResNet
-    plan: Plan
+    planner: Planner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,22 +113,10 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     torch.manual_seed(config.train.seed)
     try:
         net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
-        plan = choose_plan(config, len(net.units))
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
-    return Job(config, config_path, process, sizes, info, net, plan)
-
-
-def choose_plan(config: Config, num_units: int) -> Plan:
-    """The plan that `recompute` asks for.
-
-    Raises:
-        ValueError: more segments than units.
-    """
-    segments = config.recompute.segments
-    if segments == "none":
-        return keep_all_plan(num_units)
-    return sqrt_plan(num_units) if segments == "sqrt" else uniform_plan(num_units, segments)
+    planner = Planner(config, net, info.image_size, process)
+    return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
 
 
 def run_job(job: Job, stop: StopRequest) -> Summary:
@@ -178,13 +167,15 @@ def _open_run(job: Job) -> tuple[RunFolder, Checkpoint | None]:
 
 
 def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
-    config, process, sizes = job.config, job.process, job.sizes
+    config, process = job.config, job.process
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
 
+    planned = job.planner.settle(job.sizes)
+    sizes = planned.sizes
     data = open_data(
         config.data.name,
         **config.data.model_dump(exclude={"name"}),
@@ -196,7 +187,7 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         world_size=process.world_size,
         device=process.device,
     )
-    apply_plan(job.net, job.plan)
+    apply_plan(job.net, planned.plan)
     if start is not None:
         load_net(start, job.net)
     job.net.to(process.device)
@@ -212,23 +203,16 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         engine,
         data,
         folder,
-        plan=job.plan,
+        planned,
         stop=stop,
         start=start,
         identity=run_identity(config, sizes, job.info),
         activation_peak_bytes=peak,
-        recompute_share=_recompute_share(job.plan),
     )
     try:
         return trainer.run()
     finally:
         data.close()
-
-
-def _recompute_share(plan: Plan) -> float:
-    """Replayed forwards among a step's unit passes, a backward counted as two forwards."""
-    passes = sum({"discard": 1, "keep": 1, "backward": 2}[step.action.value] for step in plan.schedule())
-    return 1 - 3 * plan.num_units / passes
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

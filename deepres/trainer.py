@@ -19,11 +19,11 @@ from deepres.data import Batch, DataSource
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.exit_status import ExitStatus, RunError
+from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory_in_step
-from deepres.recompute import Plan
 from deepres.resuming import Checkpoint, own_sums
 from deepres.run_folder import RunFolder
 from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
@@ -38,18 +38,21 @@ class Summary:
         test: the last evaluation.
         images_per_s: of all processes, in training, without the first step, evaluation and set-up.
         activation_peak_bytes: of one process, measured on its first micro batch.
-        recompute_share: the fraction of a step's unit passes (a backward counted as two) that are replays.
+        predicted_peak_bytes: the same, known before.
+        recompute_share: the predicted fraction of a step that goes into replays.
     """
 
     test: Metrics
     images_per_s: float
     activation_peak_bytes: int
+    predicted_peak_bytes: int
     recompute_share: float
 
     def __str__(self) -> str:
         return (
             f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
-            f"peak activation memory {format_bytes(self.activation_peak_bytes)}   "
+            f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
+            f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
             f"{self.images_per_s:.1f} images/s   recomputation {100 * self.recompute_share:.1f} % of a step"
         )
 
@@ -63,12 +66,11 @@ class Trainer:
         engine: runs the steps.
         data: this process's batches.
         folder: where rank 0 writes; None in the others.
-        plan: what `engine`'s net runs under; written to checkpoints.
+        planned: the plan that the net is under; told at the start.
         stop: when to stop before the end.
         start: the checkpoint that net and engine have been loaded from, if any.
         identity: what a run that goes on from one of this run's checkpoints must have in common with it.
         activation_peak_bytes: measured before; told in the summary.
-        recompute_share: see `Summary`.
     """
 
     def __init__(
@@ -78,26 +80,24 @@ class Trainer:
         engine: Engine,
         data: DataSource,
         folder: RunFolder | None,
+        planned: PlannedRun,
         *,
-        plan: Plan,
         stop: StopRequest,
         start: Checkpoint | None,
         identity: dict[str, Any],
         activation_peak_bytes: int,
-        recompute_share: float,
     ) -> None:
         self._config = config
         self._process = process
         self._engine = engine
         self._data = data
         self._folder = folder
+        self._planned = planned
         self._activation_peak_bytes = activation_peak_bytes
-        self._recompute_share = recompute_share
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
         self._num_steps = min(limit for limit in limits if limit is not None)
         self._rate = _Rate()
-        self._plan = plan
         self._stop = stop
         self._identity = identity
         self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
@@ -126,6 +126,7 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         try:
+            self._tell_plan()
             self._save_or_stop()
             if self._evaluation_is_due:
                 self._evaluate()
@@ -137,12 +138,30 @@ class Trainer:
                 self._test,
                 self._rate.per_s * self._process.world_size,
                 self._activation_peak_bytes,
-                self._recompute_share,
+                self._planned.memory.activations_bytes,
+                self._planned.extra_share / (1 + self._planned.extra_share),
             )
             self._finish(summary)
         finally:
             self._saver.wait()
         return summary
+
+    def _tell_plan(self) -> None:
+        planned, plan = self._planned, self._planned.plan
+        self._say(str(planned))
+        if self._folder is not None:
+            plan.save(self._folder.path / "plan.json")
+            self._folder.metrics.write(
+                "plan",
+                budget_bytes=planned.budget_bytes,
+                predicted_peak_bytes=plan.peak_bytes,
+                predicted_extra=planned.extra_share,
+                num_segments=plan.num_segments,
+                nesting_depth=plan.nesting_depth,
+                micro_batch_size=planned.sizes.micro_size,
+                accumulation=planned.sizes.accumulation,
+                predicted_total_bytes=planned.memory.total_bytes,
+            )
 
     def _run_epoch(self) -> None:
         """Train to the end of an epoch, or of the run."""
@@ -252,7 +271,7 @@ class Trainer:
             loss_scaler=scaler.state_dict() if scaler is not None else None,
             identity=self._identity,
         )
-        self._saver.save(take_snapshot(self._engine, self._config, self._plan, progress))
+        self._saver.save(take_snapshot(self._engine, self._config, self._planned.plan, progress))
         self._saved_step = self._step
         self._save_schedule.restart()
 
@@ -302,6 +321,7 @@ class Trainer:
             top5=summary.test.top5,
             images_per_s=summary.images_per_s,
             activation_peak_bytes=summary.activation_peak_bytes,
+            predicted_peak_bytes=summary.predicted_peak_bytes,
             recompute_share=summary.recompute_share,
             bad_images=num_bad,
         )

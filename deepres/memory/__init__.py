@@ -1,6 +1,17 @@
-"""Memory: what a run holds, measured."""
+"""Memory and time of a run: measured, or predicted without the device."""
 
-from deepres.memory.measure import measure_activation_peak
+from deepres.memory.allocated import AllocatedBytes
+from deepres.memory.measure import measure_activation_peak, measure_chain
+from deepres.memory.predict import predict_chain
+from deepres.memory.run_memory import RunMemory, predict_run
 from deepres.memory.tracking import TensorBytes
 
-__all__ = ["TensorBytes", "measure_activation_peak"]
+__all__ = [
+    "AllocatedBytes",
+    "RunMemory",
+    "TensorBytes",
+    "measure_activation_peak",
+    "measure_chain",
+    "predict_chain",
+    "predict_run",
+]

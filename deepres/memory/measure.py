@@ -1,23 +1,118 @@
-"""What a pass through a net takes, measured on the device at hand."""
+"""What a net takes and how long, measured on the device at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.memory.tracking import TensorBytes
+from deepres.memory.allocated import AllocatedBytes
+from deepres.memory.passes import Loss, Meter, Spec, default_loss, read_chain
+from deepres.recompute import Chain
+
+
+def measure_chain(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    loss: Loss = default_loss,
+    channels_last: bool = False,
+    repeats: int = 5,
+) -> Chain:
+    """The costs of each unit of a model, of its stem and its head, measured on a device.
+
+    Units that are alike are measured once, so that a net of a thousand layers takes seconds; see NOTE
+    [ Reading costs ]. Bytes are the allocator's, workspaces included. The model is left as it is, on any device.
+
+    Args:
+        model: a net `head(units(stem(x)))` or an `nn.Sequential` of units, each one tensor to one tensor.
+        input_shape: of the model's input, batch first.
+        device: where to measure.
+        dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
+        loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
+        channels_last: whether inputs are laid out so.
+        repeats: timings are medians of so many; with 0 all times are 0, and only bytes are measured.
+
+    Raises:
+        TypeError: the model has no sequence of units, or one of them does not return one tensor.
+    """
+    bench = _DeviceBench(torch.device(device), dtype, repeats)
+    images = torch.empty(input_shape, device="meta")
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
+        return read_chain(model, Spec.of(images), bench, loss)
+
+
+class _DeviceBench:
+    """See `deepres.memory.passes.Bench`."""
+
+    cache_bytes = 2**26
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
+        self.device = device
+        self._dtype = dtype
+        self._repeats = repeats
+
+    def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
+        """Parameters, buffers and mode are copied, gradients and plans are not."""
+        return copy.deepcopy(module, dict(instead)).to(self.device)
+
+    def tensor(self, spec: Spec) -> Tensor:
+        """Normally distributed values."""
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=self.device).normal_()
+
+    def meter(self) -> Meter:
+        """What the device's allocator hands out."""
+        return AllocatedBytes(self.device)
+
+    def compute(self) -> AbstractContextManager[Any]:
+        """Autocast without its cache, as units are run under a plan."""
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._dtype, cache_enabled=False)
+
+    def times_ms(self, runs: Sequence[Callable[[], object]]) -> list[float]:
+        """Medians of rounds in which each piece of work has its turn, long enough for the clock."""
+        if not self._repeats:
+            return [0.0] * len(runs)
+        for run in runs:
+            run()  # warm: libraries choose their algorithms now
+        nums = [max(1, min(100, round(20 / max(0.2, self._time_ms(run, 1))))) for run in runs]
+        rounds = [
+            [self._time_ms(run, num) for run, num in zip(runs, nums, strict=True)]
+            for _ in range(self._repeats)
+        ]
+        return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+    def _time_ms(self, run: Callable[[], object], num_runs: int) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(num_runs):
+            run()
+        self._synchronize()
+        return (time.perf_counter() - start) * 1000 / num_runs
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def measure_activation_peak(
     net: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
 ) -> int:
-    """The most bytes of activations that a forward and backward pass over a micro batch holds at once.
+    """The most bytes that a forward and backward pass over a micro batch allocates at once.
 
-    Everything that tensors occupy counts, but for parameters, buffers, parameters' gradients and the images.
+    Parameters, their gradients, buffers and the images are there before, so they do not count; workspaces do.
     The net is left as it was: buffers, gradients (None) and random number generators.
 
     Args:
@@ -26,18 +121,20 @@ def measure_activation_peak(
         images: (N, 3, H, W).
         labels: (N,); -100 does not count.
     """
-    tracker = TensorBytes([*net.parameters(), *net.buffers(), images, labels])
 
-    def is_model_state_now(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        tracker.ignore(parameter.grad)
+    def step() -> None:
+        F.cross_entropy(run(images), labels).backward()
 
-    with _as_if_not_run(net), ExitStack() as hooks, tracker:
+    meter = AllocatedBytes(images.device)
+    with _as_if_not_run(net):
         for parameter in net.parameters():
             if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(is_model_state_now).remove)
-        F.cross_entropy(run(images), labels).backward()
-    return tracker.peak_bytes
+                parameter.grad = torch.zeros_like(parameter)
+        if images.device.type == "cuda":
+            step()  # libraries try their algorithms out, which takes more than any of them
+        with meter:
+            step()
+    return meter.peak_bytes
 
 
 @contextmanager

@@ -50,9 +50,12 @@ class Retention:
         replay_ms: added to the unit's backward.
         forward_temp_bytes: transient of the run, beside input and kept bytes.
         backward_temp_bytes: transient of the backward, beside input, kept bytes and both gradients.
+        freed_bytes: of the kept bytes, those that go when the unit's own backward begins: its output, where
+            only the next unit reads it.
 
     Raises:
-        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind.
+        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind, or more
+            is freed than kept.
     """
 
     name: str = "all"
@@ -60,12 +63,17 @@ class Retention:
     replay_ms: float = 0.0
     forward_temp_bytes: int = 0
     backward_temp_bytes: int = 0
+    freed_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a retention's name must be a non-empty str, got {self.name!r}")
         what = f"retention {self.name!r}"
-        _check_bytes(self, what, "kept_bytes", "forward_temp_bytes", "backward_temp_bytes")
+        _check_bytes(self, what, "kept_bytes", "forward_temp_bytes", "backward_temp_bytes", "freed_bytes")
+        if self.freed_bytes > self.kept_bytes:
+            raise ValueError(
+                f"freed_bytes of {what} must be at most its kept_bytes, {self.kept_bytes}, got {self.freed_bytes}"
+            )
         _check_ms(self, what, "replay_ms")
 
 
@@ -119,18 +127,27 @@ class Chain:
     Args:
         input_bytes: x_0, held throughout a step.
         units: at least one.
-        fixed_bytes: what a step holds whatever the plan: batch statistics, what stem and head keep.
+        fixed_bytes: what a step holds whatever the plan: batch statistics, what the stem keeps.
+        head_bytes: the most that head and loss add, forward and backward, to x_L and to what the units
+            keep; the gradient of x_L, which is what they leave, included.
+        fixed_ms: stem, head and loss, forward and backward.
+        stem_bytes: the most that is held, all told, while the stem runs, forward or backward: no plan's
+            peak is below it.
 
     Raises:
-        ValueError: a cost is negative or not an int, or there are no units.
+        ValueError: a cost is negative, not finite or not a number of its kind, or there are no units.
     """
 
     input_bytes: int = 1
     units: tuple[UnitCost, ...] = (UnitCost(),)
     fixed_bytes: int = 0
+    head_bytes: int = 0
+    fixed_ms: float = 0.0
+    stem_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes")
+        _check_bytes(self, "a chain", "input_bytes", "fixed_bytes", "head_bytes", "stem_bytes")
+        _check_ms(self, "a chain", "fixed_ms")
         _check_tuple(self, "a chain", "units", UnitCost)
 
     @property
@@ -141,7 +158,7 @@ class Chain:
     @property
     def step_ms(self) -> float:
         """A step without any extra: every forward and every backward once."""
-        return math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
+        return self.fixed_ms + math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
 
     @property
     def key(self) -> str:
@@ -163,13 +180,21 @@ class Chain:
                         "replay_ms": retention.replay_ms,
                         "forward_temp_bytes": retention.forward_temp_bytes,
                         "backward_temp_bytes": retention.backward_temp_bytes,
+                        "freed_bytes": retention.freed_bytes,
                     }
                     for retention in unit.retentions
                 ],
             }
             for unit in self.units
         ]
-        fields = {"input_bytes": self.input_bytes, "fixed_bytes": self.fixed_bytes, "units": units}
+        fields = {
+            "input_bytes": self.input_bytes,
+            "fixed_bytes": self.fixed_bytes,
+            "head_bytes": self.head_bytes,
+            "fixed_ms": self.fixed_ms,
+            "stem_bytes": self.stem_bytes,
+            "units": units,
+        }
         return write_document(_FORMAT, _VERSION, fields)
 
     @classmethod
@@ -186,6 +211,9 @@ class Chain:
             input_bytes=field(fields, "input_bytes", int, "the chain"),
             units=tuple(_unit_from(unit, f"unit {i}") for i, unit in enumerate(units)),
             fixed_bytes=field(fields, "fixed_bytes", int, "the chain"),
+            head_bytes=field(fields, "head_bytes", int, "the chain"),
+            fixed_ms=field(fields, "fixed_ms", float, "the chain"),
+            stem_bytes=field(fields, "stem_bytes", int, "the chain"),
         )
 
 
@@ -201,6 +229,7 @@ def _unit_from(fields: Any, what: str) -> UnitCost:
                 replay_ms=field(retention, "replay_ms", float, f"a retention of {what}"),
                 forward_temp_bytes=field(retention, "forward_temp_bytes", int, f"a retention of {what}"),
                 backward_temp_bytes=field(retention, "backward_temp_bytes", int, f"a retention of {what}"),
+                freed_bytes=field(retention, "freed_bytes", int, f"a retention of {what}"),
             )
             for retention in field(fields, "retentions", list, what)
         ),

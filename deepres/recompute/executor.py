@@ -1,8 +1,8 @@
 """Runs a plan under autograd: exact training within the plan's bytes.
 
 NOTE [ Running a plan ]
-1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the first
-   BACKWARD step, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
+1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the HEAD, which
+   runs outside, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
 2. A keeping run builds the graph of that unit alone, from a leaf that shares the unit's input; its backward adds
    to the parameters' `.grad` at once, so that hooks on them (DDP, ZeRO) run as without a plan. This is why
    `loss.backward()` is supported and `torch.autograd.grad` is not.
@@ -100,8 +100,8 @@ class PlanExecutor:
         self.plan = plan
         self._units = units
         steps = tuple(plan.schedule())
-        turn = next(k for k, step in enumerate(steps) if step.action is Action.BACKWARD)
-        self._forward, self._backward = steps[:turn], steps[turn:]
+        head = next(k for k, step in enumerate(steps) if step.action is Action.HEAD)
+        self._forward, self._backward = steps[:head], steps[head + 1 :]
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -183,6 +183,7 @@ class _Execution:
             for kind in {x.device.type, "cpu"}
         ]
         self._random = _RandomState.read(self._device)
+        self._is_spent = False
         self.gradient: Tensor | None = None  # of the last output, on its way to `run_backward`
 
     def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
@@ -193,11 +194,12 @@ class _Execution:
         return self._values.pop(len(self._units))
 
     def run_backward(self, steps: tuple[Step, ...]) -> Tensor | None:
-        if len(self._units) - 1 not in self._graphs:
+        if self._is_spent:
             raise RuntimeError(
                 "a model under a plan supports one backward pass for each forward pass, even with retain_graph=True: "
                 "add the losses up first, or take the plan off with deepres.apply_plan(model, None)"
             )
+        self._is_spent = True
         grad, self.gradient = self.gradient, None
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
         last = steps.index(Step(Action.BACKWARD, first_trained, holds_input=False))

@@ -34,7 +34,9 @@ def exact_grid(chain: Chain, room_bytes: int, max_levels: int) -> Grid | None:
         max_levels: how many levels are too many.
     """
     costs, needs = costs_of(chain), needs_of(chain)
-    most_held = room_bytes - int(np.diagonal(needs, offset=1).min())  # beyond it not even one unit can run
+    most_held = room_bytes - int(
+        np.diagonal(needs, offset=1)[:-1].min()
+    )  # beyond it not even one unit can run
     held = np.zeros(1, dtype=np.int64)
     for unit in range(len(chain.units) - 1):
         for sizes in (costs.kept_bytes[:, unit], costs.state_bytes[unit + 1]):
@@ -42,7 +44,9 @@ def exact_grid(chain: Chain, room_bytes: int, max_levels: int) -> Grid | None:
             held = held[held <= most_held]
             if len(held) > max_levels:
                 return None
-    return Grid(room_bytes - held[::-1], costs.state_bytes, costs.kept_bytes)
+    # Of what is left for the head, only whether it suffices matters.
+    levels = np.union1d(room_bytes - held, min(chain.head_bytes, room_bytes))
+    return Grid(levels, costs.state_bytes, costs.kept_bytes)
 
 
 def rounded_grid(chain: Chain, room_bytes: int, num_slots: int) -> Grid:

@@ -14,7 +14,9 @@ _EXACT_TABLE_BYTES = 2**26
 
 
 class Optimum:
-    """The least extra time of each part [a, b) of a chain at each of some levels of memory.
+    """The least extra time of each range [a, b) of a chain's parts at each of some levels of memory.
+
+    The parts are the units and, last, the head (see `Costs`).
 
     NOTE [ The dynamic programme ]
     E(a, b, m) is the least time that [a, b) takes beyond its forwards and backwards once, from x_a and
@@ -45,15 +47,15 @@ class Optimum:
         self._chain, self._costs, self._grid = chain, costs_of(chain), grid
         levels = self._levels = grid.levels
         self._needs = needs_of(chain)
-        num_units, num_levels = len(chain.units), len(levels)
-        size = (num_units + 1) * num_units * num_levels * 8
+        num_parts, num_levels = len(self._costs.forward_ms), len(levels)
+        size = (num_parts + 1) * num_parts * num_levels * 8
         dtype: Any = np.float64 if size <= _EXACT_TABLE_BYTES else np.float32
-        self._table: NDArray[Any] = np.empty((num_units, num_units + 1, num_levels), dtype=dtype)
-        self._sums: NDArray[Any] = np.empty(num_units * num_levels, dtype=dtype)
+        self._table: NDArray[Any] = np.empty((num_parts, num_parts + 1, num_levels), dtype=dtype)
+        self._sums: NDArray[Any] = np.empty(num_parts * num_levels, dtype=dtype)
         self._elapsed_ms = np.append(0.0, np.cumsum(self._costs.forward_ms)).astype(dtype)
         self._replay_ms = self._costs.replay_ms.astype(dtype)
         self._lefts: dict[int, tuple[int, NDArray[np.intp]]] = {}
-        self._quickest = np.array(quickest_retentions(chain))
+        self._quickest = np.array([*quickest_retentions(chain), 0])
         self._full_needs = self._needs_of_keeping_all()
         self._fill()
 
@@ -78,26 +80,26 @@ class Optimum:
 
     def _needs_of_keeping_all(self) -> Ints:
         """At [a, b], what [a, b) needs beside x_a if every unit is kept in the way that is quickest."""
-        costs, num_units = self._costs, len(self._chain.units)
-        units = np.arange(num_units)
-        kept = costs.kept_bytes[self._quickest, units]
-        run = costs.keep_run_bytes[self._quickest, units]
-        backward = costs.backward_bytes[self._quickest, units]
+        costs = self._costs
+        parts = np.arange(len(costs.forward_ms))
+        kept = costs.kept_bytes[self._quickest, parts]
+        run = costs.keep_run_bytes[self._quickest, parts]
+        backward = costs.backward_bytes[self._quickest, parts]
         needs = np.zeros_like(self._needs)
-        for a in range(num_units - 1, -1, -1):
+        for a in reversed(parts):
             own = np.maximum(run[a] + costs.forward_gradient_bytes[a + 1 :], backward[a])
             needs[a, a + 1 :] = np.maximum(own, kept[a] + needs[a + 1, a + 1 :])
         return needs
 
     def _fill(self) -> None:
         costs, table, levels = self._costs, self._table, self._levels
-        num_units, _, num_levels = table.shape
+        num_parts, _, num_levels = table.shape
         first = np.searchsorted(levels, self._needs)
         full = np.searchsorted(levels, self._full_needs)
-        replay_ms = costs.replay_ms[self._quickest, np.arange(num_units)]
+        replay_ms = costs.replay_ms[self._quickest, np.arange(num_parts)]
         replays = np.append(0.0, np.cumsum(replay_ms))
-        shifted = np.empty((num_units, num_levels), dtype=table.dtype)  # for the b at hand, by rule 3
-        for b in range(1, num_units + 1):
+        shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 3
+        for b in range(1, num_parts + 1):
             own_bytes = np.maximum(
                 costs.keep_run_bytes + costs.forward_gradient_bytes[b], costs.backward_bytes
             )

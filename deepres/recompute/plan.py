@@ -23,6 +23,8 @@ class Action(Enum):
     """Run forward, keep nothing but the output."""
     KEEP = "keep"
     """Run forward and keep what the unit's retention says."""
+    HEAD = "head"
+    """What follows the units: head and loss, forward and backward."""
     BACKWARD = "backward"
     """Run backward."""
 
@@ -32,9 +34,9 @@ class Step(NamedTuple):
 
     Args:
         action: what is done.
-        unit: with which unit, from 0.
+        unit: with which unit, from 0; of the HEAD, the number of units.
         holds_input: whether the unit's input x_unit is still needed afterwards: true of every KEEP,
-            of a DISCARD that begins a segment (the segment is replayed from it), of no BACKWARD.
+            of a DISCARD that begins a segment (the segment is replayed from it), of no other.
     """
 
     action: Action
@@ -52,7 +54,7 @@ class Plan:
        DISCARD, and the segment's input stays.
     2. Backward phase, right to left: a unit's BACKWARD; a segment's own forward phase from its
        input, over its inner items, and then its own backward phase.
-    3. A step is the forward phase of all units, then their backward phase.
+    3. A step is the forward phase of all units, the HEAD, then the units' backward phase.
     So every unit is run KEEP once and BACKWARD once, and DISCARD once for each segment it lies in.
     `schedule` spells this out; simulator and executor both follow it.
 
@@ -115,7 +117,8 @@ class Plan:
         """
         discard, keep, backward = Action.DISCARD, Action.KEEP, Action.BACKWARD
         pending: list[Segment | int]  # whose backward phases are to come, the next one last
-        pending = [segment_tree(self.num_units, self.segments)[0]]
+        whole = segment_tree(self.num_units, self.segments)[0]
+        pending = [whole]
         while pending:
             item = pending.pop()
             if isinstance(item, int):
@@ -129,6 +132,8 @@ class Plan:
                     for unit in range(inner.start + 1, inner.stop):
                         yield Step(discard, unit, False)
                 pending.append(inner)
+            if item is whole:
+                yield Step(Action.HEAD, self.num_units, False)
 
     def priced(self, chain: Chain) -> "Plan":
         """This plan with its costs on a chain.

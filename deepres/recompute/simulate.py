@@ -13,7 +13,7 @@ class Moment(NamedTuple):
 
     Args:
         action: what is done.
-        unit: with which unit, from 0.
+        unit: with which unit, from 0; of the HEAD, the number of units.
         fixed_bytes: what the chain holds whatever the plan.
         kept_input_bytes: x_0, the inputs that segments are replayed from, and the input and output
             of a discarding run. An x that is some unit's kept output counts there and not here.
@@ -49,7 +49,7 @@ class Simulation:
     """A plan's costs on a chain.
 
     Args:
-        peak_bytes: the most bytes held in any step.
+        peak_bytes: the most bytes held in any step, or while the stem runs.
         total_ms: the sum of all steps' times.
         forward_runs: how often each unit is run forward; 1 if it is never replayed.
     """
@@ -65,11 +65,12 @@ def simulate(chain: Chain, plan: Plan) -> Simulation:
     Raises:
         ValueError: the chain has another number of units, or a unit lacks the plan's retention.
     """
-    peak_bytes, total_ms, forward_runs = 0, 0.0, [0] * plan.num_units
+    peak_bytes, total_ms, forward_runs = chain.stem_bytes, 0.0, [0] * plan.num_units
     for moment in _moments(chain, plan):
         peak_bytes = max(peak_bytes, moment.total_bytes)
         total_ms += moment.duration_ms
-        forward_runs[moment.unit] += moment.action is not Action.BACKWARD
+        if moment.action in (Action.DISCARD, Action.KEEP):
+            forward_runs[moment.unit] += 1
     return Simulation(peak_bytes, total_ms, tuple(forward_runs))
 
 
@@ -88,11 +89,12 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     1. x_0 and the fixed bytes are held throughout.
     2. x_i, if unit i − 1 was run KEEP, is among that unit's kept bytes, until that unit's BACKWARD.
     3. x_i, if unit i − 1 was run DISCARD, is held until the step that needs it last: the next DISCARD
-       of unit i, or the BACKWARD of unit i if the step holds its input (`Step.holds_input`). If the
-       next step is not unit i's at all (a segment that nothing follows), it goes at once.
-    4. What a KEEP keeps is held until the unit's BACKWARD.
-    5. The gradient of x_L is held from the end of the first forward phase on; each BACKWARD of unit i
-       adds the gradient of x_i, and then the gradient of x_{i+1} goes.
+       of unit i, the HEAD for x_L, or the BACKWARD of unit i if the step holds its input
+       (`Step.holds_input`). If the next step is not unit i's at all (a segment that nothing follows), it
+       goes at once.
+    4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
+    5. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
+       gradient of x_{i+1} goes.
     """
     retentions = _retentions_of(chain, plan)
     state_bytes = chain.state_bytes
@@ -100,45 +102,37 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     inputs, kept, gradient = chain.input_bytes, 0, 0
     is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
     is_input[0] = True
-    in_first_forward = True
     output = 0  # the x that the last step made discarding; 0 if it made none
     for action, unit, holds_input in plan.schedule():
         if output and unit != output:
             is_input[output] = False
             inputs -= state_bytes[output]
         output = 0
-        cost = chain.units[unit]
-        if action is Action.DISCARD:
+        done_with_input = action is not Action.KEEP and not holds_input
+        if action is Action.HEAD:
+            transient, duration_ms = chain.head_bytes, chain.fixed_ms
+        elif action is Action.DISCARD:
             output = unit + 1
             is_input[output] = True
             inputs += state_bytes[output]
-            yield Moment(
-                action, unit, fixed, inputs, kept, gradient, cost.forward_temp_bytes, cost.forward_ms
-            )
-            done_with_input = not holds_input
+            transient, duration_ms = chain.units[unit].forward_temp_bytes, chain.units[unit].forward_ms
         elif action is Action.KEEP:
-            retention = retentions[unit]
-            kept += retention.kept_bytes
-            yield Moment(
-                action, unit, fixed, inputs, kept, gradient, retention.forward_temp_bytes, cost.forward_ms
-            )
-            done_with_input = False
+            kept += retentions[unit].kept_bytes
+            transient, duration_ms = retentions[unit].forward_temp_bytes, chain.units[unit].forward_ms
         else:
-            retention = retentions[unit]
             gradient += state_bytes[unit]
-            duration_ms = cost.backward_ms + retention.replay_ms
-            yield Moment(
-                action, unit, fixed, inputs, kept, gradient, retention.backward_temp_bytes, duration_ms
-            )
-            kept -= retention.kept_bytes
+            kept -= retentions[unit].freed_bytes
+            transient = retentions[unit].backward_temp_bytes
+            duration_ms = chain.units[unit].backward_ms + retentions[unit].replay_ms
+        yield Moment(action, unit, fixed, inputs, kept, gradient, transient, duration_ms)
+        if action is Action.HEAD:
+            gradient = state_bytes[-1]
+        elif action is Action.BACKWARD:
+            kept -= retentions[unit].kept_bytes - retentions[unit].freed_bytes
             gradient -= state_bytes[unit + 1]
-            done_with_input = True
         if done_with_input and unit and is_input[unit]:
             is_input[unit] = False
             inputs -= state_bytes[unit]
-        if in_first_forward and unit == plan.num_units - 1:
-            in_first_forward = False
-            gradient = state_bytes[-1]
 
 
 def _retentions_of(chain: Chain, plan: Plan) -> list[Retention]:

@@ -119,7 +119,7 @@ def logged_step(run_dir: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                step = max(step, json.loads(line)["step"])
+                step = max(step, json.loads(line).get("step", 0))
     return step
 
 

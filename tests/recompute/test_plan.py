@@ -8,35 +8,37 @@ import pytest
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Action, Plan, Step, keep_all_plan, per_unit_plan, sqrt_plan, uniform_plan
 
-D, K, B = Action.DISCARD, Action.KEEP, Action.BACKWARD
+D, K, H, B = Action.DISCARD, Action.KEEP, Action.HEAD, Action.BACKWARD
 NESTED = Plan(6, ((0, 4), (0, 2), (2, 3), (4, 5)), ("all", "few", "all", "all", "few", "all"))
 
 
 def spelled(plan: Plan) -> str:
-    letters = {D: "d", K: "k", B: "b"}
-    return " ".join(f"{letters[step.action]}{step.unit}" for step in plan.schedule())
+    letters = {D: "d", K: "k", H: "head", B: "b"}
+    return " ".join(
+        letters[step.action] + str(step.unit) * (step.action is not H) for step in plan.schedule()
+    )
 
 
 def test_keeping_all_runs_every_unit_forward_and_then_backward() -> None:
-    assert spelled(keep_all_plan(3)) == "k0 k1 k2 b2 b1 b0"
+    assert spelled(keep_all_plan(3)) == "k0 k1 k2 head b2 b1 b0"
 
 
 def test_a_segment_is_discarded_and_replayed_when_its_backward_comes() -> None:
-    assert spelled(Plan(3, ((0, 2),), ("all",) * 3)) == "d0 d1 k2 b2 k0 k1 b1 b0"
+    assert spelled(Plan(3, ((0, 2),), ("all",) * 3)) == "d0 d1 k2 head b2 k0 k1 b1 b0"
 
 
 def test_nested_segments_are_discarded_once_for_each_that_holds_them() -> None:
-    assert spelled(NESTED) == "d0 d1 d2 d3 d4 k5 b5 k4 b4 d0 d1 d2 k3 b3 k2 b2 k0 k1 b1 b0"
+    assert spelled(NESTED) == "d0 d1 d2 d3 d4 k5 head b5 k4 b4 d0 d1 d2 k3 b3 k2 b2 k0 k1 b1 b0"
 
 
 def test_a_segment_that_nothing_follows_is_discarded_and_replayed_at_once() -> None:
-    assert spelled(Plan(2, ((0, 2), (1, 2)), ("all",) * 2)) == "d0 d1 k0 d1 k1 b1 b0"
+    assert spelled(Plan(2, ((0, 2), (1, 2)), ("all",) * 2)) == "d0 d1 head k0 d1 k1 b1 b0"
 
 
 def test_a_discarding_run_holds_its_input_if_it_begins_a_segment() -> None:
     steps = [(step.action, step.unit) for step in NESTED.schedule() if step.action is D and step.holds_input]
     assert steps == [(D, 0), (D, 4), (D, 0), (D, 2)]
-    assert next(keep_all_plan(1).schedule()) == Step(K, 0, True)
+    assert list(keep_all_plan(1).schedule())[:2] == [Step(K, 0, True), Step(H, 1, False)]
     assert all(step.holds_input == (step.action is K) for step in NESTED.schedule() if step.action is not D)
 
 
@@ -45,10 +47,10 @@ def test_schedules_of_thousands_of_nested_segments_take_seconds_at_most() -> Non
     num_units = 1500
     plan = Plan(num_units, tuple((0, stop) for stop in range(1, num_units)), ("all",) * num_units)
     assert plan.nesting_depth == num_units - 1
-    assert sum(1 for _ in plan.schedule()) == 2 * num_units + num_units * (num_units - 1) // 2
+    assert sum(1 for _ in plan.schedule()) == 2 * num_units + 1 + num_units * (num_units - 1) // 2
     assert str(plan).count("segment of") == num_units - 1
     assert Plan.from_json(plan.to_json()) == plan
-    assert sum(1 for _ in per_unit_plan(3333).schedule()) == 3 * 3333 - 1
+    assert sum(1 for _ in per_unit_plan(3333).schedule()) == 3 * 3333
     assert time.perf_counter() - started < 10
 
 

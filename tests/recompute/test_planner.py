@@ -51,7 +51,9 @@ def priced_plans(chain: Chain, *, with_trailing: bool) -> list[tuple[int, float]
     return front
 
 
-def random_chain(num_units: int, num_retentions: int, seed: int, largest_bytes: int = 5) -> Chain:
+def random_chain(
+    num_units: int, num_retentions: int, seed: int, largest_bytes: int = 5, head_bytes: int = 0
+) -> Chain:
     draw = random.Random(seed)
 
     def size(least: int = 0) -> int:
@@ -61,13 +63,20 @@ def random_chain(num_units: int, num_retentions: int, seed: int, largest_bytes: 
     for _ in range(num_units):
         output_bytes = size(1)
         retentions = tuple(
-            Retention(f"r{r}", output_bytes + size(), float(draw.randint(0, 3)), size(), size())
+            Retention(
+                f"r{r}",
+                output_bytes + size(),
+                float(draw.randint(0, 3)),
+                size(),
+                size(),
+                draw.choice((0, output_bytes)),
+            )
             for r in range(num_retentions)
         )
         units.append(
             UnitCost(float(draw.randint(1, 9)), float(draw.randint(0, 9)), output_bytes, retentions, size())
         )
-    return Chain(size(), tuple(units), size())
+    return Chain(size(), tuple(units), size(), head_bytes)
 
 
 def check_against(front: list[tuple[int, float]], chain: Chain, budgets: range | list[int]) -> None:
@@ -101,15 +110,18 @@ def test_enumeration_finds_every_nesting() -> None:
 )
 def test_plans_are_as_fast_as_the_best_of_all_plans(num_units: int, num_retentions: int) -> None:
     for seed in range(1 if num_units == 6 else 4):
-        chain = random_chain(num_units, num_retentions, seed)
+        head_bytes = (0, 30, 8, 15)[seed]
+        chain = random_chain(num_units, num_retentions, seed, head_bytes=head_bytes)
         front = priced_plans(chain, with_trailing=True)
         check_against(front, chain, all_budgets(front))
 
 
-def test_a_segment_that_nothing_follows_never_helps() -> None:
+def test_a_segment_that_only_the_head_follows_helps_if_the_head_is_large_and_never_else() -> None:
     for seed in range(4):
         chain = random_chain(4, 2, seed)
         assert priced_plans(chain, with_trailing=True) == priced_plans(chain, with_trailing=False)
+        chain = random_chain(4, 2, seed, head_bytes=50)
+        assert priced_plans(chain, with_trailing=True)[0] < priced_plans(chain, with_trailing=False)[0]
 
 
 @pytest.mark.parametrize(("num_units", "num_retentions"), [(5, 2), (5, 3), (6, 2)])
@@ -131,20 +143,20 @@ def chains(draw: st.DrawFn, max_units: int, max_bytes: int) -> Chain:
         names = draw(st.sampled_from([("all",), ("all", "some"), ("all", "some", "few")]))
         retentions = tuple(Retention(name, draw(size), draw(ms), draw(size), draw(size)) for name in names)
         units.append(UnitCost(draw(ms), draw(ms), draw(size), retentions, draw(size)))
-    return Chain(draw(size), tuple(units), draw(size))
+    return Chain(draw(size), tuple(units), draw(size), draw(size))
 
 
 @settings(max_examples=60, deadline=None)
 @given(chain=chains(max_units=4, max_bytes=6))
 def test_plans_of_any_small_chain_are_optimal(chain: Chain) -> None:
-    front = priced_plans(chain, with_trailing=len(chain.units) < 4)
+    front = priced_plans(chain, with_trailing=len(chain.units) < 4 or chain.head_bytes > 0)
     check_against(front, chain, all_budgets(front))
 
 
 @settings(max_examples=30, deadline=None)
 @given(chain=chains(max_units=4, max_bytes=10**9), slots=st.integers(1, 20))
 def test_sizes_much_larger_than_slots_lose_nothing_in_short_chains(chain: Chain, slots: int) -> None:
-    front = priced_plans(chain, with_trailing=False)
+    front = priced_plans(chain, with_trailing=True)
     for peak_bytes, total_ms in front:
         if peak_bytes:
             assert make_plan(chain, peak_bytes, slots=slots).total_ms == pytest.approx(total_ms, abs=1e-9)

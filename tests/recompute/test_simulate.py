@@ -6,7 +6,7 @@ from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Action, Plan, keep_all_plan, per_unit_plan, uniform_plan
 from deepres.recompute.simulate import Simulation, simulate, timeline
 
-D, K, B = Action.DISCARD, Action.KEEP, Action.BACKWARD
+D, K, H, B = Action.DISCARD, Action.KEEP, Action.HEAD, Action.BACKWARD
 
 
 def totals(chain: Chain, plan: Plan) -> list[int]:
@@ -16,35 +16,45 @@ def totals(chain: Chain, plan: Plan) -> list[int]:
 def test_keeping_all_holds_every_unit_and_two_gradients_at_the_turn() -> None:
     chain = Chain(2, (UnitCost(1.0, 2.0, 4, (Retention("all", 10),)),) * 3, fixed_bytes=100)
     assert simulate(chain, keep_all_plan(3)) == Simulation(100 + 2 + 30 + 8, 9.0, (1, 1, 1))
-    assert totals(chain, keep_all_plan(3)) == [112, 122, 132, 140, 130, 118]
+    assert totals(chain, keep_all_plan(3)) == [112, 122, 132, 132, 140, 130, 118]
+
+
+def test_the_head_adds_its_bytes_to_what_the_units_keep_or_to_their_discarded_output() -> None:
+    unit = UnitCost(1.0, 2.0, 4, (Retention("all", 10),))
+    chain = Chain(2, (unit,) * 3, head_bytes=1000, fixed_ms=0.5)
+    assert totals(chain, keep_all_plan(3)) == [12, 22, 32, 1032, 40, 30, 18]
+    assert totals(chain, Plan(3, ((1, 3),), ("all",) * 3)) == [12, 16, 20, 1016, 26, 36, 40, 30, 18]
+    assert simulate(chain, keep_all_plan(3)) == Simulation(1032, 9.5, (1, 1, 1))
+    assert chain.step_ms == 9.5
 
 
 def test_a_segment_holds_its_input_and_one_kept_unit_at_a_time() -> None:
     chain = Chain(1, (UnitCost(1.0, 2.0, 1, (Retention("all", 10),)),) * 3)
     moments = timeline(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3))
     assert [(m.action, m.unit) for m in moments] == [
-        (D, 0), (D, 1), (K, 2), (B, 2), (D, 0), (K, 1), (B, 1), (K, 0), (B, 0),
+        (D, 0), (D, 1), (K, 2), (H, 3), (B, 2), (D, 0), (K, 1), (B, 1), (K, 0), (B, 0),
     ]  # fmt: skip
-    assert [m.kept_input_bytes for m in moments] == [2, 3, 2, 2, 2, 2, 2, 1, 1]
-    assert [m.kept_bytes for m in moments] == [0, 0, 10, 10, 0, 10, 10, 10, 10]
-    assert [m.gradient_bytes for m in moments] == [0, 0, 0, 2, 1, 1, 2, 1, 2]
-    assert [m.duration_ms for m in moments] == [1, 1, 1, 2, 1, 1, 2, 1, 2]
+    assert [m.kept_input_bytes for m in moments] == [2, 3, 2, 2, 2, 2, 2, 2, 1, 1]
+    assert [m.kept_bytes for m in moments] == [0, 0, 10, 10, 10, 0, 10, 10, 10, 10]
+    assert [m.gradient_bytes for m in moments] == [0, 0, 0, 0, 2, 1, 1, 2, 1, 2]
+    assert [m.duration_ms for m in moments] == [1, 1, 1, 0, 2, 1, 1, 2, 1, 2]
     assert simulate(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3)) == Simulation(14, 12.0, (3, 2, 1))
 
 
 def test_transients_and_replays_are_counted_where_they_happen() -> None:
     unit = UnitCost(1.0, 2.0, 1, (Retention("few", 3, 0.25, 20, 30),), forward_temp_bytes=40)
     moments = timeline(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few")))
-    assert [m.transient_bytes for m in moments] == [40, 20, 30, 20, 30]
-    assert [m.duration_ms for m in moments] == [1.0, 1.0, 2.25, 1.0, 2.25]
-    assert totals(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few"))) == [42, 25, 37, 25, 36]
+    assert [m.transient_bytes for m in moments] == [40, 20, 0, 30, 20, 30]
+    assert [m.duration_ms for m in moments] == [1.0, 1.0, 0.0, 2.25, 1.0, 2.25]
+    assert totals(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few"))) == [42, 25, 5, 37, 25, 36]
 
 
 def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps() -> None:
     chain = Chain(1, (UnitCost(1.0, 2.0, 5, (Retention("all", 10),)),) * 3)
     moments = timeline(chain, Plan(3, ((1, 2),), ("all",) * 3))
     assert [(m.action, m.unit, m.kept_input_bytes, m.kept_bytes) for m in moments] == [
-        (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
+        (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (H, 3, 6, 20),
+        (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
     ]  # fmt: skip
 
 
@@ -73,21 +83,21 @@ def random_chain(draw: random.Random) -> Chain:
         return draw.randint(0, 9)
 
     def retention(name: str) -> Retention:
-        return Retention(name, size(), draw.random(), size(), size())
+        kept_bytes = size()
+        return Retention(name, kept_bytes, draw.random(), size(), size(), draw.randint(0, kept_bytes))
 
     units = tuple(
         UnitCost(draw.random(), draw.random(), size(), (retention("all"), retention("few")), size())
         for _ in range(draw.randint(1, 9))
     )
-    return Chain(size(), units, size())
+    return Chain(size(), units, size(), size(), draw.random())
 
 
 def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
     """The same bytes from another definition: a value is held from when it is made to its last reader."""
     steps = list(plan.schedule())
     x = chain.state_bytes
-    turn = next(t for t, step in enumerate(steps) if step.unit == plan.num_units - 1)
-    made = {("x", 0): (-1, 0), ("gradient", plan.num_units): (turn + 1, x[-1])}  # value: (since when, bytes)
+    made = {("x", 0): (-1, 0)}  # value: (since when, bytes)
     held = [chain.fixed_bytes + chain.input_bytes] * len(steps)
 
     def release(value: tuple[str, int], last: int) -> None:
@@ -97,6 +107,11 @@ def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
 
     read = dict[tuple[str, int], int]()
     for t, (action, unit, _) in enumerate(steps):
+        if action is H:
+            read["x", unit] = t
+            made["gradient", unit] = (t + 1, x[unit])
+            held[t] += chain.head_bytes
+            continue
         retention = chain.units[unit].retention(plan.retentions[unit])
         read["x", unit] = t
         if action is B:
@@ -105,7 +120,7 @@ def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
             read["gradient", unit] = t
             release(("gradient", unit + 1), t)
             release(("kept", unit), t)
-            held[t] += retention.backward_temp_bytes
+            held[t] += retention.backward_temp_bytes - retention.freed_bytes
             continue
         output = ("x", unit + 1)
         release(output, read.get(output, 0))  # an earlier run's; its last reader has passed
@@ -138,7 +153,7 @@ def test_simulate_is_the_maximum_and_the_sum_of_the_timeline() -> None:
         assert cost.peak_bytes == max(moment.total_bytes for moment in moments)
         assert cost.total_ms == pytest.approx(sum(moment.duration_ms for moment in moments))
         assert cost.forward_runs == tuple(
-            sum(m.unit == i and m.action is not B for m in moments) for i in range(plan.num_units)
+            sum(m.unit == i and m.action in (D, K) for m in moments) for i in range(plan.num_units)
         )
 
 

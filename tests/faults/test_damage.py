@@ -13,7 +13,7 @@ import torch
 
 from deepres.commit import MANIFEST, commit_folder
 from deepres.config import ConfigError
-from deepres.saving import FILES, checkpoints_in
+from deepres.saving import FILES, MODEL, checkpoints_in
 from deepres.train import main
 from deepres.weights import load_weights
 from tests.faults.forks import RUN
@@ -43,7 +43,13 @@ def newest(run_dir: Path) -> Path:
     return checkpoints_in(run_dir / "checkpoints")[0]
 
 
-@pytest.mark.parametrize("name", sorted({*FILES, MANIFEST}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in (MODEL, MANIFEST) else pytest.mark.slow)
+        for name in sorted({*FILES, MANIFEST})
+    ],
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_auto_falls_back_and_an_explicit_path_fails(run_dir, capsys, table, name, damage):
     path, older = newest(run_dir) / name, checkpoints_in(run_dir / "checkpoints")[1]

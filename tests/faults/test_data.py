@@ -126,6 +126,7 @@ def test_a_run_counts_what_it_skipped_and_stops_where_that_is_too_much(folder, t
     assert "8 images cannot be read, of which data.max_bad_images allows 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_error(folder, tmp_path, table):
     run_dir = tmp_path / "run"
     more = ("data.num_workers=2", "data.max_bad_images=8", "train.epochs=4000", "train.save_every=null")
@@ -146,6 +147,7 @@ def test_a_killed_worker_is_one_error(folder, tmp_path, table):
     assert "a process that decodes images has died" in text
 
 
+@pytest.mark.slow
 @needs_mount
 def test_full_shared_memory_is_one_error(folder, tmp_path, table):
     more = ("data.num_workers=2", "data.max_bad_images=8", "train.epochs=1", "data.image_size=64")

@@ -42,7 +42,11 @@ def train(run_dir, *overrides, mount=None, then="", script="deepres/train.py"):
 
 @needs_mount
 @pytest.mark.parametrize(
-    "script", ["deepres/train.py", "tests/faults/filling_disk.py"], ids=["before", "during"]
+    "script",
+    [
+        pytest.param("deepres/train.py", id="before", marks=pytest.mark.slow),
+        pytest.param("tests/faults/filling_disk.py", id="during"),
+    ],
 )
 def test_a_full_disk_leaves_the_old_checkpoint_and_tells_path_and_bytes(tmp_path, table, script):
     """Too full for a second checkpoint: before it is begun, and from the middle of it on."""
@@ -68,6 +72,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_tells_path_and_bytes(tmp_path
     assert not list((saved / "checkpoints").glob("*.tmp"))
 
 
+@pytest.mark.slow
 @needs_mount
 def test_a_disk_that_becomes_read_only_ends_the_run_with_its_checkpoints_whole(tmp_path, table):
     run_dir, saved = tmp_path / "run", tmp_path / "saved"
@@ -85,6 +90,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_with_its_checkpoints_whole(t
     assert survived, (done.returncode, done.stderr[-2000:], found)
 
 
+@pytest.mark.slow
 @needs_mount
 def test_a_read_only_folder_is_refused_before_anything_starts(tmp_path, table):
     disk = tmp_path / "disk"

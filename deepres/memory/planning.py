@@ -79,14 +79,18 @@ class Planner:
         self._on_cuda = process.device.type == "cuda"
 
     def predict(self, sizes: BatchSizes) -> BatchSizes:
-        """Check that there is a plan, on predicted bytes: no device is touched.
+        """Check that there is a plan for this net, on predicted bytes: no device is touched.
 
         Returns:
             The sizes to run with: of `train.micro_batch_size: auto`, the largest that fit.
 
         Raises:
-            ConfigError: nothing fits; the message has the smallest budget and the largest micro batch that fit.
+            ConfigError: nothing fits (the message has the smallest budget and the largest micro batch that fit), or
+                the plan or the segments that are asked for are not for this net.
         """
+        if activation_budget(self._config.recompute, 0, 0) is None:
+            self._plan(self._predicted(sizes), sizes, 0)
+            return sizes
         if self._config.recompute.device_memory == "auto" and self._on_cuda:
             return sizes  # to ask the card is to start CUDA on it
         return next(self._feasible(self._candidates(sizes), self._free_bytes()))

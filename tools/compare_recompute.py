@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from recompute_benchmark.budgets import budgets_report
-from recompute_benchmark.overhead import overhead_report
-from recompute_benchmark.report import Report
-
 from deepres import build_resnet
+from recompute_benchmark.budgets import budgets_report
+from recompute_benchmark.contest import contest_report
+from recompute_benchmark.frontier import frontier_report
+from recompute_benchmark.overhead import overhead_report
+from recompute_benchmark.picture import draw_frontier
+from recompute_benchmark.report import Report
+from recompute_benchmark.retentions import retentions_report
 
 
 def main(arguments: list[str]) -> int:
@@ -20,15 +23,17 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         build_resnet(options.depth, block="bottleneck")
+        report: Report = options.run(options)
     except ValueError as error:
         print(f"compare_recompute.py: {error}", file=sys.stderr)
         return 2
-    report: Report = options.run(options)
     print(report.table())
     for note in report.notes:
         print(f"\n{note}")
     if options.out is not None:
         report.write(options.out, shlex.join(["python", "tools/compare_recompute.py", *arguments]))
+        if options.command == "frontier":
+            draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
     return 0
 
 
@@ -45,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--depth", type=int, required=True, help="9n+2: a CIFAR net of bottleneck units")
         sub.add_argument("--batch", type=_positive, required=True, help="images in a batch")
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
-        sub.set_defaults(run=run)
+        sub.set_defaults(command=name, run=run)
         return sub
 
     def timed(sub: argparse.ArgumentParser) -> None:
@@ -65,12 +70,62 @@ def _parser() -> argparse.ArgumentParser:
     )
     overhead.add_argument("--budgets", type=_positive, default=5, help="how many (%(default)s)")
     timed(overhead)
+    peers = command(
+        "peers",
+        "deepres beside its peers at equal or lower peak",
+        lambda o: contest_report(
+            o.depth,
+            o.batch,
+            o.rounds,
+            o.steps,
+            compile_budgets=o.compile_budget or [0.5],
+            compile_limit_s=o.compile_limit,
+            limit_s=o.limit,
+        ),
+    )
+    timed(peers)
+    peers.add_argument(
+        "--compile-budget",
+        type=_part,
+        action="append",
+        help="part of the activations' memory that torch.compile is to keep, from 0 to 1 (0.5); may be repeated",
+    )
+    peers.add_argument(
+        "--compile-limit",
+        type=_positive,
+        default=600,
+        help="seconds for each of these, its steps included (%(default)s)",
+    )
+    peers.add_argument("--limit", type=_positive, default=3600, help="seconds for the others (%(default)s)")
+    frontier = command(
+        "frontier",
+        "the least extra time that budgets cost, as a table and, with --out, a picture",
+        lambda o: frontier_report(o.depth, o.batch, o.points),
+    )
+    frontier.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help="an overhead_*.json whose measured steps the picture shows",
+    )
+    command(
+        "retentions",
+        "whether cheaper retentions than there are would pay",
+        lambda o: retentions_report(o.depth, o.batch),
+    )
     return parser
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def _part(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
         raise ValueError
     return value
 

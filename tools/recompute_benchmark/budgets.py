@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from deepres import apply_plan, make_plan, measure_chain
+from deepres.recompute import Chain, Plan, keep_all_plan, simulate
+from deepres.recompute.planner import smallest_budget
 from recompute_benchmark.child import call_in_child
 from recompute_benchmark.nets import Job, make_batch, make_net
 from recompute_benchmark.report import Report
 from recompute_benchmark.timing import STEADY_MALLOC
-
-from deepres import apply_plan, make_plan, measure_chain
-from deepres.recompute import Chain, Plan, keep_all_plan, simulate
-from deepres.recompute.planner import smallest_budget
 
 # Every larger block is mapped on its own, and unmapped when it is freed: what is resident is what is in use.
 MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -53,6 +52,12 @@ def budgets_report(depth: int, batch: int, num_budgets: int) -> Report:
                 "idle_mib": measured["idle_bytes"] / MIB,
             }
         )
+    note = (
+        "The process's peak is VmHWM, reset before a step, above what is resident between steps: the model, its "
+        "gradients and the batch. Each row is a process of its own, in which glibc maps every block above 64 KiB "
+        "by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. The allocator's peak "
+        "is counted by PyTorch's CPU allocator in another step of the same process."
+    )
     return Report(
         name=f"budgets_{depth}",
         title=f"Budgets kept in reality: ResNet-{depth}, batch {batch}, fp32",
@@ -69,12 +74,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int) -> Report:
             "nesting_depth": "nesting",
         },
         rows=rows,
-        notes=[
-            "The process's peak is VmHWM, reset before a step, above what is resident between steps: the model, its "
-            "gradients and the batch. Each row is a process of its own, in which glibc maps every block above 64 KiB "
-            "by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. The allocator's peak "
-            "is counted by PyTorch's CPU allocator in another step of the same process."
-        ],
+        notes=[note],
         data={"depth": depth, "batch": batch},
     )
 

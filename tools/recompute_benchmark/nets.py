@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -74,22 +75,27 @@ class Job:
     def peak_bytes(self) -> int:
         """The most that the allocator hands out in a step beside what is there before it."""
         meter = AllocatedBytes(CPU)
-        with meter:
+        with self._buffers_put_back(), meter:
             self.step()
         return meter.peak_bytes
 
     def outcome(self) -> Outcome:
-        """A step from a fresh net's state: parameters' gradients, buffers, loss. The state is put back."""
-        before = [buffer.clone() for buffer in self.net.buffers()]
+        """What a step leaves: parameters' gradients, buffers, loss. Buffers are put back."""
         for parameter in self.net.parameters():
             assert parameter.grad is not None
             parameter.grad.zero_()
-        loss = self.step()
-        gradients = [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
-        buffers = [buffer.clone() for buffer in self.net.buffers()]
+        with self._buffers_put_back():
+            loss = self.step()
+            gradients = [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
+            buffers = [buffer.clone() for buffer in self.net.buffers()]
+        return Outcome(loss, gradients, buffers)
+
+    @contextmanager
+    def _buffers_put_back(self) -> Iterator[None]:
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        yield
         for buffer, value in zip(self.net.buffers(), before, strict=True):
             buffer.copy_(value)
-        return Outcome(loss, gradients, buffers)
 
 
 @dataclass(frozen=True, eq=False)

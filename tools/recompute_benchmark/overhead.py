@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from deepres import apply_plan, make_plan, measure_chain
+from deepres.recompute import Plan
 from recompute_benchmark.budgets import MIB, spaced_budgets
 from recompute_benchmark.child import call_in_child
 from recompute_benchmark.nets import Job, make_batch, make_net
 from recompute_benchmark.report import Report
 from recompute_benchmark.timing import STEADY_MALLOC, times_in_turns
-
-from deepres import apply_plan, make_plan, measure_chain
-from deepres.recompute import Plan
 
 
 def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps: int) -> Report:
@@ -27,6 +26,11 @@ def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps
     """
     arguments = {"depth": depth, "batch": batch, "num_budgets": num_budgets, "rounds": rounds, "steps": steps}
     measured = call_in_child(measured_overhead, arguments, STEADY_MALLOC)
+    note = (
+        f"Medians of {rounds} alternating blocks of {steps} steps, each after one that is not timed; ratios are "
+        "of blocks of the same round. Predicted is (keep-all time measured + the plan's predicted extra time) / "
+        f"keep-all time measured; keep-all was predicted at {measured['predicted_keep_all_ms']:.0f} ms."
+    )
     return Report(
         name=f"overhead_{depth}",
         title=f"Step times as predicted: ResNet-{depth}, batch {batch}, fp32",
@@ -40,11 +44,7 @@ def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps
             "spread_percent": "middle half of rounds, ± %",
         },
         rows=measured["rows"],
-        notes=[
-            f"Medians of {rounds} alternating blocks of {steps} steps, each after one that is not timed; ratios are "
-            "of blocks of the same round. Predicted is (keep-all time measured + the plan's predicted extra time) / "
-            f"keep-all time measured; keep-all was predicted at {measured['predicted_keep_all_ms']:.0f} ms."
-        ],
+        notes=[note],
         data={"depth": depth, "batch": batch, **{k: v for k, v in measured.items() if k != "rows"}},
     )
 

@@ -1,0 +1,198 @@
+"""The frontier: the least time that a budget costs, from a model that anyone can check and from measured costs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deepres import build_resnet, make_plan
+from deepres.recompute import Chain, Retention, UnitCost, simulate, uniform_plan
+from deepres.recompute.planner import smallest_budget
+from recompute_benchmark.budgets import MIB, measured_chain
+from recompute_benchmark.child import call_in_child
+from recompute_benchmark.report import Report
+from recompute_benchmark.timing import STEADY_MALLOC
+
+BUDGETS_MIB = (
+    146,
+    128,
+    112,
+    96,
+    80,
+    64,
+    56,
+    48,
+    40,
+    32,
+    28,
+    24,
+    20,
+    16,
+    14,
+    12,
+    10,
+    8,
+    7,
+    6,
+    5,
+    4,
+    3.5,
+    3,
+    2.5,
+    2,
+)
+"""An image's share of a budget."""
+_WIDTHS = (16, 32, 64)
+
+
+def frontier_report(depth: int, batch: int, points: Path | None) -> Report:
+    """Extra time against bytes an image, planned with the retention `all` alone and with both.
+
+    Args:
+        depth: of the net.
+        batch: at which costs are measured.
+        points: an `overhead_*.json` whose measured steps are put into the picture.
+
+    Raises:
+        ValueError: `points` is no such file, or of another net or batch.
+    """
+    measured_points = read_points(points, depth, batch) if points is not None else []
+    arguments = {"depth": depth, "batch": batch, "repeats": 7}
+    measured = Chain.from_json(call_in_child(measured_chain, arguments, STEADY_MALLOC))
+    fractions = replay_fractions(depth, measured)
+    chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
+    curves = {kind: _curves(chain, images) for kind, (chain, images) in chains.items()}
+    budgets = sorted({mib for curve in curves.values() for mib in curve["both"]}, reverse=True)
+    rows = [
+        {
+            "budget_mib": mib,
+            **{
+                f"{kind}_{name}": curves[kind][name].get(mib)
+                for kind in curves
+                for name in ("uniform", "all", "both")
+            },
+        }
+        for mib in budgets
+    ]
+    note = (
+        "Extra time in % of a step with everything kept; a dash where no such plan fits. The model: units cost one "
+        "forward each and two backward, a unit of inner width w keeps 12w values a pixel by `all` and 6w by "
+        "`conv_outputs`, and transients are left out; a replay by `conv_outputs` takes "
+        + ", ".join(f"{fraction:.2f}" for fraction in fractions)
+        + f" forwards in the three stages, as measured. Measured: costs of each unit on this machine at batch {batch}, "
+        "transients, stem, head and batch statistics included. Uniform: the best number of near-equal segments of "
+        "units kept by `all`. Rows with three decimals are the smallest budgets that any plan of a column can keep."
+    )
+    return Report(
+        name=f"frontier_{depth}",
+        title=f"What a budget costs: ResNet-{depth}, fp32, bytes of activations an image",
+        columns={
+            "budget_mib": "budget, MiB an image",
+            "model_uniform": "model: uniform",
+            "model_all": "plan, `all`",
+            "model_both": "plan, both",
+            "measured_uniform": "measured costs: uniform",
+            "measured_all": "plan, `all` ",
+            "measured_both": "plan, both ",
+        },
+        rows=rows,
+        notes=[note],
+        data={"depth": depth, "batch": batch, "replay_fractions": fractions, "points": measured_points},
+    )
+
+
+def model_chain(depth: int, fractions: Sequence[float]) -> Chain:
+    """An image's chain by the model: equal times, and bytes that can be counted by hand.
+
+    Args:
+        depth: of the net.
+        fractions: what a replay by `conv_outputs` takes in each stage, in forwards.
+    """
+    units = []
+    per_stage = build_resnet(depth, block="bottleneck").units_per_stage
+    for stage, (num_units, width, fraction) in enumerate(zip(per_stage, _WIDTHS, fractions, strict=True)):
+        value_bytes = 4 * width * (32 >> stage) ** 2
+        retentions = (
+            Retention("all", kept_bytes=12 * value_bytes),
+            Retention("conv_outputs", kept_bytes=6 * value_bytes, replay_ms=fraction),
+        )
+        units += [UnitCost(1.0, 2.0, 4 * value_bytes, retentions)] * num_units
+    return Chain(input_bytes=4 * 16 * 32 * 32, units=tuple(units))
+
+
+def replay_fractions(depth: int, chain: Chain) -> list[float]:
+    """What a replay by `conv_outputs` takes in each stage of a measured chain, in forwards of its units."""
+    fractions, start = [], 0
+    for num_units in build_resnet(depth, block="bottleneck").units_per_stage:
+        stage = chain.units[start : start + num_units]
+        fractions.append(
+            statistics.median(unit.retention("conv_outputs").replay_ms / unit.forward_ms for unit in stage)
+        )
+        start += num_units
+    return fractions
+
+
+def with_retentions(chain: Chain, *names: str) -> Chain:
+    """The chain with these retentions alone."""
+    return replace(
+        chain,
+        units=tuple(
+            replace(unit, retentions=tuple(unit.retention(name) for name in names)) for unit in chain.units
+        ),
+    )
+
+
+def _curves(chain: Chain, images: int) -> dict[str, dict[float, float]]:
+    """Extra percent by MiB an image: of uniform segments, of plans with `all`, of plans with both retentions."""
+    plain = with_retentions(chain, "all")
+    uniform = _uniform_peaks(plain)
+    curves: dict[str, dict[float, float]] = {"uniform": {}, "all": {}, "both": {}}
+    for name, kind in (("all", plain), ("both", chain)):
+        floor = smallest_budget(kind)
+        budgets = {mib: round(mib * MIB * images) for mib in BUDGETS_MIB}
+        budgets[round(floor / images / MIB + 5e-4, 3)] = floor
+        for mib, budget_bytes in budgets.items():
+            if budget_bytes >= floor:
+                extra_ms = make_plan(kind, budget_bytes).extra_ms
+                assert extra_ms is not None
+                curves[name][mib] = 100 * extra_ms / kind.step_ms
+    fewest = min(peak for peak, _ in uniform)
+    budgets = {mib: round(mib * MIB * images) for mib in BUDGETS_MIB}
+    budgets[round(fewest / images / MIB + 5e-4, 3)] = fewest
+    for mib, budget_bytes in budgets.items():
+        extras = [extra for peak, extra in uniform if peak <= budget_bytes]
+        if extras:
+            curves["uniform"][mib] = min(extras)
+    return curves
+
+
+def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:
+    """Peak, and extra time in percent of a step, of each number of segments."""
+    costs = []
+    for num_segments in range(1, len(chain.units) + 1):
+        cost = simulate(chain, uniform_plan(len(chain.units), num_segments))
+        costs.append((cost.peak_bytes, 100 * (cost.total_ms / chain.step_ms - 1)))
+    return costs
+
+
+def read_points(path: Path, depth: int, batch: int) -> list[dict[str, float]]:
+    """Measured steps: MiB an image and extra time in percent.
+
+    Raises:
+        ValueError: there is no such file, or it is not of this net and batch.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for row in document["rows"] if row["peak_mib"] is not None]
+        found = document["depth"], document["batch"]
+        points = [{"mib": row["peak_mib"] / batch, "extra_percent": 100 * (row["ratio"] - 1)} for row in rows]
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} holds no step times of the command overhead") from None
+    if found != (depth, batch):
+        raise ValueError(f"{path} is of depth {found[0]}, batch {found[1]}, not of {depth}, {batch}")
+    return points

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     frontier = command(
         "frontier",
         "the least extra time that budgets cost, as a table and, with --out, a picture",
-        lambda o: frontier_report(o.depth, o.batch, o.points),
+        lambda o: frontier_report(o.depth, o.batch, o.measured),
     )
     frontier.add_argument(
         "--points",

@@ -48,20 +48,23 @@ BUDGETS_MIB = (
 _WIDTHS = (16, 32, 64)
 
 
-def frontier_report(depth: int, batch: int, points: Path | None) -> Report:
+def frontier_report(depth: int, batch: int, steps_file: Path | None) -> Report:
     """Extra time against bytes an image, planned with the retention `all` alone and with both.
 
     Args:
         depth: of the net.
         batch: at which costs are measured.
-        points: an `overhead_*.json` whose measured steps are put into the picture.
+        steps_file: an `overhead_*.json`, for its measured costs and steps; without one, costs are measured.
 
     Raises:
-        ValueError: `points` is no such file, or of another net or batch.
+        ValueError: the file cannot be read, is no such file, or is of another net or batch.
     """
-    measured_points = read_points(points, depth, batch) if points is not None else []
-    arguments = {"depth": depth, "batch": batch, "repeats": 7}
-    measured = Chain.from_json(call_in_child(measured_chain, arguments, STEADY_MALLOC))
+    points = list[dict[str, float]]()
+    if steps_file is not None:
+        measured, points = read_steps(steps_file, depth, batch)
+    else:
+        arguments = {"depth": depth, "batch": batch, "repeats": 7}
+        measured = Chain.from_json(call_in_child(measured_chain, arguments, STEADY_MALLOC))
     fractions = replay_fractions(depth, measured)
     chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
     curves = {kind: _curves(chain, images) for kind, (chain, images) in chains.items()}
@@ -100,7 +103,7 @@ def frontier_report(depth: int, batch: int, points: Path | None) -> Report:
         },
         rows=rows,
         notes=[note],
-        data={"depth": depth, "batch": batch, "replay_fractions": fractions, "points": measured_points},
+        data={"depth": depth, "batch": batch, "replay_fractions": fractions, "points": points},
     )
 
 
@@ -178,21 +181,22 @@ def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:
     return costs
 
 
-def read_points(path: Path, depth: int, batch: int) -> list[dict[str, float]]:
-    """Measured steps: MiB an image and extra time in percent.
+def read_steps(path: Path, depth: int, batch: int) -> tuple[Chain, list[dict[str, float]]]:
+    """The chain that was measured, and measured steps: MiB an image and extra time in percent.
 
     Raises:
-        ValueError: there is no such file, or it is not of this net and batch.
+        ValueError: the file cannot be read, or holds no such steps of this net and batch.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         rows = [row for row in document["rows"] if row["peak_mib"] is not None]
         found = document["depth"], document["batch"]
         points = [{"mib": row["peak_mib"] / batch, "extra_percent": 100 * (row["ratio"] - 1)} for row in rows]
+        chain = Chain.from_json(document["chain"])
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(f"{path} holds no step times of the command overhead") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} holds no step times as the command overhead writes them") from None
     if found != (depth, batch):
         raise ValueError(f"{path} is of depth {found[0]}, batch {found[1]}, not of {depth}, {batch}")
-    return points
+    return chain, points

@@ -69,8 +69,8 @@ def retentions_report(depth: int, batch: int) -> Report:
     )
     coarse = (
         "The last two columns, to be compared with each other, are of a coarser programme (bytes by 1/400 of the "
-        "budget, no transients) without and with segments that keep the outputs of their inner convolutions (2w), so "
-        "that a replay runs the last convolution alone."
+        "budget, no transients, in long chains units by threes) without and with segments that keep the outputs of "
+        "their inner convolutions (2w), so that a replay runs the last convolution alone."
     )
     return Report(
         name="retentions",

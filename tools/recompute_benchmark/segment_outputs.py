@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepres.recompute import Chain
+from deepres.recompute import Chain, Retention, UnitCost
 
 _NUM_SLOTS = 400
+_MOST_UNITS = 111
 
 
 def extra_ms_by_budget(
     chain: Chain, inner_bytes: Sequence[int], last_ms: Sequence[float], budgets_bytes: Sequence[int]
 ) -> list[tuple[float | None, float | None]]:
     """The least extra time without and with segments that keep inner outputs; None where nothing fits.
+
+    So that it takes seconds, neighbours of long chains are put together into at most `_MOST_UNITS` or so.
 
     Such a segment [a, j) keeps x_a and its units' inner outputs while [j, b) runs, and is then run again from
     these, each unit's last part alone, its units kept by `conv_outputs`.
@@ -27,6 +31,7 @@ def extra_ms_by_budget(
         last_ms: what a unit's output takes from its inner outputs.
         budgets_bytes: of units' activations.
     """
+    chain, inner_bytes, last_ms = _merged(chain, inner_bytes, last_ms)
     return [
         (
             _least_extra_ms(chain, inner_bytes, last_ms, budget_bytes, with_inner=False),
@@ -34,6 +39,34 @@ def extra_ms_by_budget(
         )
         for budget_bytes in budgets_bytes
     ]
+
+
+def _merged(
+    chain: Chain, inner_bytes: Sequence[int], last_ms: Sequence[float]
+) -> tuple[Chain, list[int], list[float]]:
+    """Each few neighbours as one unit, kept, discarded and replayed together."""
+    size = -(-len(chain.units) // _MOST_UNITS)
+    groups = [range(start, min(start + size, len(chain.units))) for start in range(0, len(chain.units), size)]
+    units = []
+    for group in groups:
+        members = [chain.units[i] for i in group]
+        retentions = tuple(
+            Retention(
+                name,
+                sum(unit.retention(name).kept_bytes for unit in members),
+                sum(unit.retention(name).replay_ms for unit in members),
+            )
+            for name in ("all", "conv_outputs")
+        )
+        forward_ms, backward_ms = (
+            sum(getattr(unit, what) for unit in members) for what in ("forward_ms", "backward_ms")
+        )
+        units.append(UnitCost(forward_ms, backward_ms, members[-1].output_bytes, retentions))
+    return (
+        replace(chain, units=tuple(units)),
+        [sum(inner_bytes[i] for i in group) for group in groups],
+        [sum(last_ms[i] for i in group) for group in groups],
+    )
 
 
 def _least_extra_ms(
@@ -80,7 +113,7 @@ def _least_extra_ms(
                 rest = shifted(table[a + 1, b], kept[name][a]) + np.float32(replays[name][a])
                 rest[levels < kept[name][a] + output[a] + output[a + 1]] = np.inf
                 np.minimum(row, rest, out=row)
-            for j in _splits(a, b):
+            for j in range(a + 1, b):
                 rest = shifted(table[j, b], output[j])
                 plain = rest + table[a, j] + np.float32(forward[j] - forward[a])
                 np.minimum(row, plain, out=row)
@@ -93,7 +126,3 @@ def _least_extra_ms(
                     np.minimum(row, rest, out=row)
     least = float(table[0, num, slots])
     return least if np.isfinite(least) else None
-
-
-def _splits(a: int, b: int) -> range:
-    return range(a + 1, b)

@@ -16,6 +16,7 @@ from recompute_benchmark.overhead import overhead_report
 from recompute_benchmark.picture import draw_frontier
 from recompute_benchmark.report import Report
 from recompute_benchmark.retentions import retentions_report
+from recompute_benchmark.timing import Clock
 
 
 def main(arguments: list[str]) -> int:
@@ -50,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--depth", type=int, required=True, help="9n+2: a CIFAR net of bottleneck units")
         sub.add_argument("--batch", type=_positive, required=True, help="images in a batch")
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
+        sub.add_argument(
+            "--processor-time",
+            action="store_true",
+            help="compute in one thread and count processor time: for a machine that others use meanwhile",
+        )
         sub.set_defaults(command=name, run=run)
         return sub
 
@@ -66,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     overhead = command(
         "overhead",
         "step times beside prediction",
-        lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps),
+        lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o)),
     )
     overhead.add_argument("--budgets", type=_positive, default=5, help="how many (%(default)s)")
     timed(overhead)
@@ -78,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
             o.batch,
             o.rounds,
             o.steps,
+            _clock(o),
             compile_budgets=o.compile_budget or [0.5],
             compile_limit_s=o.compile_limit,
             limit_s=o.limit,
@@ -100,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     frontier = command(
         "frontier",
         "the least extra time that budgets cost, as a table and, with --out, a picture",
-        lambda o: frontier_report(o.depth, o.batch, o.measured),
+        lambda o: frontier_report(o.depth, o.batch, o.measured, _clock(o)),
     )
     frontier.add_argument(
         "--points",
@@ -111,9 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "retentions",
         "whether cheaper retentions than there are would pay",
-        lambda o: retentions_report(o.depth, o.batch),
+        lambda o: retentions_report(o.depth, o.batch, _clock(o)),
     )
     return parser
+
+
+def _clock(options: argparse.Namespace) -> Clock:
+    return Clock(options.processor_time)
 
 
 def _positive(text: str) -> int:

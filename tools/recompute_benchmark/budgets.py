@@ -12,7 +12,7 @@ from deepres.recompute.planner import smallest_budget
 from recompute_benchmark.child import call_in_child
 from recompute_benchmark.nets import Job, make_batch, make_net
 from recompute_benchmark.report import Report
-from recompute_benchmark.timing import STEADY_MALLOC
+from recompute_benchmark.timing import Clock
 
 # Every larger block is mapped on its own, and unmapped when it is freed: what is resident is what is in use.
 MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -27,7 +27,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int) -> Report:
         batch: images.
         num_budgets: evenly spaced by ratio; the last one keeps everything.
     """
-    text = call_in_child(measured_chain, {"depth": depth, "batch": batch, "repeats": 3}, STEADY_MALLOC)
+    text = Clock(processor_time=True).call(measured_chain, {"depth": depth, "batch": batch, "repeats": 3})
     chain = Chain.from_json(text)
     rows = []
     for budget_bytes in spaced_budgets(chain, num_budgets):

@@ -10,11 +10,11 @@ from typing import Any
 from deepres import InfeasibleBudgetError, ResNet, apply_plan, make_plan, measure_chain
 from deepres.recompute import Chain, Plan, simulate, uniform_plan
 from recompute_benchmark.budgets import MIB
-from recompute_benchmark.child import ChildFailedError, ChildTimeoutError, call_in_child
+from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
 from recompute_benchmark.nets import Forward, Job, Outcome, make_batch, make_net
 from recompute_benchmark.peers import SEGMENTED, WHOLE, apply_peer, compiled, segments_of
 from recompute_benchmark.report import Report
-from recompute_benchmark.timing import STEADY_MALLOC, times_in_turns
+from recompute_benchmark.timing import Clock, times_in_turns
 
 _FRESH_COMPILER = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 _NUM_CANDIDATES = 4
@@ -26,6 +26,7 @@ def contest_report(
     batch: int,
     rounds: int,
     steps: int,
+    clock: Clock,
     *,
     compile_budgets: Sequence[float],
     compile_limit_s: float,
@@ -38,29 +39,31 @@ def contest_report(
         batch: images.
         rounds: how often each has its turn.
         steps: timed steps in each turn.
+        clock: how to time steps; compiling and planning is timed on the wall.
         compile_budgets: parts of the activations' memory that `torch.compile` is to keep.
         compile_limit_s: how long one of these may take, compilation and steps.
         limit_s: how long all others may take.
     """
     common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps}
-    rows = call_in_child(contest, {**common, "compile_budget": None}, STEADY_MALLOC, limit_s)
+    rows = clock.call(contest, {**common, "compile_budget": None}, limit_s=limit_s)
     for budget in compile_budgets:
         name = f"torch.compile, budget {budget:g}"
-        environment = STEADY_MALLOC | _FRESH_COMPILER
         try:
-            found = call_in_child(contest, {**common, "compile_budget": budget}, environment, compile_limit_s)
+            found = clock.call(
+                contest, {**common, "compile_budget": budget}, _FRESH_COMPILER, compile_limit_s
+            )
         except ChildTimeoutError as error:
             found = [{"name": name, "remark": f"compilation and steps: {error}"}]
         except ChildFailedError as error:
             found = [{"name": name, "remark": f"failed: {error}"}]
         rows += [{**row, "run": name} for row in found]
     note = (
-        f"Medians of {rounds} alternating blocks of {steps} steps, each after one that is not timed; a ratio is of "
-        "blocks of the same round and process. Peaks are what PyTorch's CPU allocator hands out in a step above what "
-        "is there before it. deepres' rows have the measured peak of the peer named as their budget. The number of "
-        f"segments is that with the least measured peak of the {_NUM_CANDIDATES} with the least predicted ones. "
-        "Equal: to everything kept, in every bit, after one step (loss and gradients; running statistics and counts "
-        "of batches). Peers run with PyTorch's own batch norm."
+        f"Step times are {clock}: medians of {rounds} alternating blocks of {steps} steps, each after one that is not "
+        "timed; a ratio is of blocks of the same round and process. Peaks are what PyTorch's CPU allocator hands out "
+        "in a step above what is there before it. deepres' rows have the measured peak of the peer named as their "
+        f"budget. The number of segments is that with the least measured peak of the {_NUM_CANDIDATES} with the least "
+        "predicted ones. Equal: to everything kept, in every bit, after one step (loss and gradients; running "
+        "statistics and counts of batches). Peers run with PyTorch's own batch norm."
     )
     return Report(
         name=f"peers_{depth}",
@@ -78,7 +81,7 @@ def contest_report(
         },
         rows=rows,
         notes=[note],
-        data={"depth": depth, "batch": batch},
+        data={"clock": str(clock), "depth": depth, "batch": batch},
     )
 
 
@@ -198,23 +201,23 @@ def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
     net = make_net(depth, torch_norms=True)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     entry = _Entry(f"torch.compile, budget {budget:g}", Job(net, compiled(net, budget), *batch))
-    start = time.perf_counter()
+    start = time.monotonic()
     entry.job.step()
-    entry.preparation_s = time.perf_counter() - start
+    entry.preparation_s = time.monotonic() - start
     net.load_state_dict(state)
     return entry.measure()
 
 
 def _planned(ours: _PlannedNet, chain: Chain, peer: _Entry, like: Job) -> _Entry | None:
     name = f"deepres at the peak of: {peer.name}"
-    start = time.perf_counter()
+    start = time.monotonic()
     try:
         plan = make_plan(chain, peer.peak_bytes)
     except InfeasibleBudgetError as error:
         smallest = f"below deepres' smallest, {error.smallest_bytes / MIB:.1f} MiB"
         peer.remark = "; ".join(filter(None, (peer.remark, smallest)))
         return None
-    preparation_s = time.perf_counter() - start
+    preparation_s = time.monotonic() - start
     job = Job(ours.net, ours.forward_under(plan), like.images, like.labels)
     remark = f"{plan.num_segments} segments, nested {plan.nesting_depth} deep"
     return _Entry(name, job, preparation_s, peer.peak_bytes, remark).measure()

@@ -12,9 +12,8 @@ from deepres import build_resnet, make_plan
 from deepres.recompute import Chain, Retention, UnitCost, simulate, uniform_plan
 from deepres.recompute.planner import smallest_budget
 from recompute_benchmark.budgets import MIB, measured_chain
-from recompute_benchmark.child import call_in_child
 from recompute_benchmark.report import Report
-from recompute_benchmark.timing import STEADY_MALLOC
+from recompute_benchmark.timing import Clock
 
 BUDGETS_MIB = (
     146,
@@ -48,13 +47,14 @@ BUDGETS_MIB = (
 _WIDTHS = (16, 32, 64)
 
 
-def frontier_report(depth: int, batch: int, steps_file: Path | None) -> Report:
+def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Clock) -> Report:
     """Extra time against bytes an image, planned with the retention `all` alone and with both.
 
     Args:
         depth: of the net.
         batch: at which costs are measured.
         steps_file: an `overhead_*.json`, for its measured costs and steps; without one, costs are measured.
+        clock: how to time.
 
     Raises:
         ValueError: the file cannot be read, is no such file, or is of another net or batch.
@@ -64,7 +64,7 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None) -> Report:
         measured, points = read_steps(steps_file, depth, batch)
     else:
         arguments = {"depth": depth, "batch": batch, "repeats": 7}
-        measured = Chain.from_json(call_in_child(measured_chain, arguments, STEADY_MALLOC))
+        measured = Chain.from_json(clock.call(measured_chain, arguments))
     fractions = replay_fractions(depth, measured)
     chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
     curves = {kind: _curves(chain, images) for kind, (chain, images) in chains.items()}

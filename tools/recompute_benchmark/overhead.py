@@ -8,13 +8,14 @@ from typing import Any
 from deepres import apply_plan, make_plan, measure_chain
 from deepres.recompute import Plan
 from recompute_benchmark.budgets import MIB, spaced_budgets
-from recompute_benchmark.child import call_in_child
 from recompute_benchmark.nets import Job, make_batch, make_net
 from recompute_benchmark.report import Report
-from recompute_benchmark.timing import STEADY_MALLOC, times_in_turns
+from recompute_benchmark.timing import Clock, times_in_turns
 
 
-def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps: int) -> Report:
+def overhead_report(
+    depth: int, batch: int, num_budgets: int, rounds: int, steps: int, clock: Clock
+) -> Report:
     """Measured and predicted step times under plans for several budgets.
 
     Args:
@@ -23,14 +24,16 @@ def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps
         num_budgets: budgets from the smallest up, evenly spaced by ratio; everything kept is the reference.
         rounds: how often each has its turn.
         steps: timed steps in each turn.
+        clock: how to time.
     """
     arguments = {"depth": depth, "batch": batch, "num_budgets": num_budgets, "rounds": rounds, "steps": steps}
-    measured = call_in_child(measured_overhead, arguments, STEADY_MALLOC)
+    measured = clock.call(measured_overhead, arguments)
     note = (
-        f"Medians of {rounds} alternating blocks of {steps} steps, each after one that is not timed; ratios are "
-        "of blocks of the same round. Predicted is (keep-all time measured + the plan's predicted extra time) / "
-        f"keep-all time measured; keep-all was predicted at {measured['predicted_keep_all_ms']:.0f} ms."
+        f"Times are {clock}: medians of {rounds} alternating blocks of {steps} steps, each after one that is not "
+        "timed; ratios are of blocks of the same round. Predicted is (keep-all time measured + the plan's predicted "
+        f"extra time) / keep-all time measured; keep-all was predicted at {measured['predicted_keep_all_ms']:.0f} ms."
     )
+    data = {key: value for key, value in measured.items() if key != "rows"}
     return Report(
         name=f"overhead_{depth}",
         title=f"Step times as predicted: ResNet-{depth}, batch {batch}, fp32",
@@ -45,7 +48,7 @@ def overhead_report(depth: int, batch: int, num_budgets: int, rounds: int, steps
         },
         rows=measured["rows"],
         notes=[note],
-        data={"depth": depth, "batch": batch, **{k: v for k, v in measured.items() if k != "rows"}},
+        data={"clock": str(clock), "depth": depth, "batch": batch, **data},
     )
 
 

@@ -9,27 +9,27 @@ from dataclasses import replace
 from deepres import InfeasibleBudgetError, build_resnet, make_plan
 from deepres.recompute import Chain, Retention, UnitCost
 from recompute_benchmark.budgets import MIB, measured_chain
-from recompute_benchmark.child import call_in_child
 from recompute_benchmark.frontier import replay_fractions, with_retentions
 from recompute_benchmark.op_times import OpTimes, op_times
 from recompute_benchmark.report import Report
 from recompute_benchmark.segment_outputs import extra_ms_by_budget
-from recompute_benchmark.timing import STEADY_MALLOC
+from recompute_benchmark.timing import Clock
 
 BUDGETS_MIB = (64, 48, 32, 24, 16, 12, 8)
 Hypothesis = Callable[[Retention, OpTimes, int], Retention]
 
 
-def retentions_report(depth: int, batch: int) -> Report:
+def retentions_report(depth: int, batch: int, clock: Clock) -> Report:
     """Extra time of plans with the retentions there are, and with one or two more.
 
     Args:
         depth: of the net.
         batch: at which costs are measured.
+        clock: how to time.
     """
     arguments = {"depth": depth, "batch": batch, "repeats": 7}
-    chain = Chain.from_json(call_in_child(measured_chain, arguments, STEADY_MALLOC))
-    found = call_in_child(op_times, arguments, STEADY_MALLOC)
+    chain = Chain.from_json(clock.call(measured_chain, arguments))
+    found = clock.call(op_times, arguments)
     times = [
         OpTimes(*(tuple(stage[key]) for key in ("convolutions_ms", "activations_ms"))) for stage in found
     ]
@@ -86,8 +86,8 @@ def retentions_report(depth: int, batch: int) -> Report:
             "coarse_inner": "coarse: + segments' inner outputs",
         },
         rows=rows,
-        notes=[note, coarse, f"Times behind the table, {stages}."],
-        data={"depth": depth, "batch": batch, "op_times": found},
+        notes=[note, coarse, f"Times behind the table ({clock}), {stages}."],
+        data={"clock": str(clock), "depth": depth, "batch": batch, "op_times": found},
     )
 
 

@@ -6,6 +6,8 @@ NOTE [ Times that can be compared ]
    so that what slows the machine for a while slows both. The figure is the median over rounds.
 3. glibc gives large blocks back to the system, and each step then pays for clearing their pages anew: noise
    larger than what is to be measured. A process that measures time is started with `STEADY_MALLOC`.
+4. Where other processes compute beside this one, even that is not enough: two threads that wait for each other
+   make a step many times as long. Hence processor time, of one thread.
 """
 
 from __future__ import annotations
@@ -14,8 +16,36 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from recompute_benchmark.child import call_in_child
 
 STEADY_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How to time.
+
+    Args:
+        processor_time: of one thread, instead of the time on the wall.
+    """
+
+    processor_time: bool
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+        limit_s: float | None = None,
+    ) -> Any:
+        """Call a function in a new process whose clock this is; see `call_in_child`."""
+        variables = STEADY_MALLOC | dict(environment or {})
+        return call_in_child(function, arguments, variables, limit_s, processor_time=self.processor_time)
+
+    def __str__(self) -> str:
+        return "processor time of one thread" if self.processor_time else "time on the wall"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from deepres import build_resnet
 from recompute_benchmark.budgets import budgets_report
@@ -38,10 +40,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        self.exit(2, f"compare_recompute.py: {message}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
@@ -66,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     budgets = command(
         "budgets",
         "the process's peak beside budget and prediction",
-        lambda o: budgets_report(o.depth, o.batch, o.budgets),
+        lambda o: budgets_report(o.depth, o.batch, o.budgets, _clock(o)),
     )
     budgets.add_argument("--budgets", type=_positive, default=10, help="how many (%(default)s)")
     overhead = command(
@@ -110,10 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         lambda o: frontier_report(o.depth, o.batch, o.measured, _clock(o)),
     )
     frontier.add_argument(
-        "--points",
+        "--measured",
         type=Path,
         metavar="FILE",
-        help="an overhead_*.json whose measured steps the picture shows",
+        help="an overhead_*.json: take its costs, show its steps",
     )
     command(
         "retentions",
@@ -128,16 +134,18 @@ def _clock(options: argparse.Namespace) -> Clock:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _part(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
     return value
 
 

@@ -19,15 +19,16 @@ MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6
 MIB = 2**20
 
 
-def budgets_report(depth: int, batch: int, num_budgets: int) -> Report:
+def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Report:
     """Peaks under plans for budgets from the smallest that can be kept up to everything kept.
 
     Args:
         depth: of the net.
         batch: images.
         num_budgets: evenly spaced by ratio; the last one keeps everything.
+        clock: how to time; what computes in one thread for that, does so here too.
     """
-    text = Clock(processor_time=True).call(measured_chain, {"depth": depth, "batch": batch, "repeats": 3})
+    text = clock.call(measured_chain, {"depth": depth, "batch": batch, "repeats": 3})
     chain = Chain.from_json(text)
     rows = []
     for budget_bytes in spaced_budgets(chain, num_budgets):
@@ -35,7 +36,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int) -> Report:
         assert plan.peak_bytes is not None
         assert plan.extra_ms is not None
         arguments = {"depth": depth, "batch": batch, "plan": plan.to_json()}
-        measured = call_in_child(process_peak, arguments, MAPPED_MALLOC)
+        measured = call_in_child(process_peak, arguments, MAPPED_MALLOC, processor_time=clock.processor_time)
         process_bytes, allocated_bytes = measured["process_bytes"], measured["allocated_bytes"]
         rows.append(
             {

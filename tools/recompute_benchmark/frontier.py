@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,34 +16,7 @@ from recompute_benchmark.budgets import MIB, measured_chain
 from recompute_benchmark.report import Report
 from recompute_benchmark.timing import Clock
 
-BUDGETS_MIB = (
-    146,
-    128,
-    112,
-    96,
-    80,
-    64,
-    56,
-    48,
-    40,
-    32,
-    28,
-    24,
-    20,
-    16,
-    14,
-    12,
-    10,
-    8,
-    7,
-    6,
-    5,
-    4,
-    3.5,
-    3,
-    2.5,
-    2,
-)
+BUDGETS_MIB = (146, 128, 96, 64, 48, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2.5, 2, 1.5)
 """An image's share of a budget."""
 _WIDTHS = (16, 32, 64)
 
@@ -67,8 +41,9 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         measured = Chain.from_json(clock.call(measured_chain, arguments))
     fractions = replay_fractions(depth, measured)
     chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
-    curves = {kind: _curves(chain, images) for kind, (chain, images) in chains.items()}
-    budgets = sorted({mib for curve in curves.values() for mib in curve["both"]}, reverse=True)
+    floors = [smallest_budget(kind) for kind in (with_retentions(measured, "all"), measured)]
+    budgets = _budgets_mib(chains["model"][0], [floor / batch / MIB for floor in floors])
+    curves = {kind: _curves(chain, images, budgets) for kind, (chain, images) in chains.items()}
     rows = [
         {
             "budget_mib": mib,
@@ -87,7 +62,8 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         + ", ".join(f"{fraction:.2f}" for fraction in fractions)
         + f" forwards in the three stages, as measured. Measured: costs of each unit on this machine at batch {batch}, "
         "transients, stem, head and batch statistics included. Uniform: the best number of near-equal segments of "
-        "units kept by `all`. Rows with three decimals are the smallest budgets that any plan of a column can keep."
+        "units kept by `all`. Two budgets, with three decimals, are the smallest that plans keep by measured costs, "
+        "with `all` and with both."
     )
     return Report(
         name=f"frontier_{depth}",
@@ -148,24 +124,25 @@ def with_retentions(chain: Chain, *names: str) -> Chain:
     )
 
 
-def _curves(chain: Chain, images: int) -> dict[str, dict[float, float]]:
+def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
+    """The round ones up to the first that keeps everything, and the smallest, rounded up."""
+    keep_all_mib = _uniform_peaks(model)[0][0] / MIB
+    used = [mib for k, mib in enumerate(BUDGETS_MIB) if min(BUDGETS_MIB[k:][:2]) < keep_all_mib]
+    return sorted({*used, *(math.ceil(mib * 1000) / 1000 for mib in floors_mib)}, reverse=True)
+
+
+def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str, dict[float, float]]:
     """Extra percent by MiB an image: of uniform segments, of plans with `all`, of plans with both retentions."""
     plain = with_retentions(chain, "all")
     uniform = _uniform_peaks(plain)
     curves: dict[str, dict[float, float]] = {"uniform": {}, "all": {}, "both": {}}
-    for name, kind in (("all", plain), ("both", chain)):
-        floor = smallest_budget(kind)
-        budgets = {mib: round(mib * MIB * images) for mib in BUDGETS_MIB}
-        budgets[round(floor / images / MIB + 5e-4, 3)] = floor
-        for mib, budget_bytes in budgets.items():
-            if budget_bytes >= floor:
+    for mib in budgets_mib:
+        budget_bytes = math.floor(mib * MIB * images)
+        for name, kind in (("all", plain), ("both", chain)):
+            if budget_bytes >= smallest_budget(kind):
                 extra_ms = make_plan(kind, budget_bytes).extra_ms
                 assert extra_ms is not None
                 curves[name][mib] = 100 * extra_ms / kind.step_ms
-    fewest = min(peak for peak, _ in uniform)
-    budgets = {mib: round(mib * MIB * images) for mib in BUDGETS_MIB}
-    budgets[round(fewest / images / MIB + 5e-4, 3)] = fewest
-    for mib, budget_bytes in budgets.items():
         extras = [extra for peak, extra in uniform if peak <= budget_bytes]
         if extras:
             curves["uniform"][mib] = min(extras)

@@ -21,7 +21,7 @@ def overhead_report(
     Args:
         depth: of the net.
         batch: images.
-        num_budgets: budgets from the smallest up, evenly spaced by ratio; everything kept is the reference.
+        num_budgets: evenly spaced by ratio between the smallest, whose steps take very long, and everything kept.
         rounds: how often each has its turn.
         steps: timed steps in each turn.
         clock: how to time.
@@ -58,7 +58,7 @@ def measured_overhead(depth: int, batch: int, num_budgets: int, rounds: int, ste
     images, labels = make_batch(batch)
     chain = measure_chain(net, (batch, 3, 32, 32), repeats=7)
     plans: dict[str, Plan | None] = {"keep all": None}
-    for budget_bytes in spaced_budgets(chain, num_budgets + 1)[:-1]:
+    for budget_bytes in spaced_budgets(chain, num_budgets + 2)[1:-1]:
         plans[f"budget {budget_bytes / MIB:.0f} MiB"] = make_plan(chain, budget_bytes)
     job = Job(net, net, images, labels)
 

@@ -1,6 +1,7 @@
 """Memory-efficient training of very deep residual networks."""
 
 from deepres.memory.measure import measure_chain
+from deepres.memory.predict import predict_chain
 from deepres.models import (
     ResidualUnit,
     ResNet,
@@ -24,6 +25,7 @@ __all__ = [
     "build_resnet",
     "make_plan",
     "measure_chain",
+    "predict_chain",
     "resnet101",
     "resnet110",
     "resnet152",

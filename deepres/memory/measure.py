@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.passes import Loss, Meter, Spec, default_loss, read_chain
-from deepres.memory.tracking import TensorBytes
 from deepres.recompute import Chain
 
 
@@ -111,9 +110,9 @@ class _DeviceBench:
 def measure_activation_peak(
     net: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
 ) -> int:
-    """The most bytes of activations that a forward and backward pass over a micro batch holds at once.
+    """The most bytes that a forward and backward pass over a micro batch allocates at once.
 
-    Everything that tensors occupy counts, but for parameters, buffers, parameters' gradients and the images.
+    Parameters, their gradients, buffers and the images are there before, so they do not count; workspaces do.
     The net is left as it was: buffers, gradients (None) and random number generators.
 
     Args:
@@ -122,18 +121,20 @@ def measure_activation_peak(
         images: (N, 3, H, W).
         labels: (N,); -100 does not count.
     """
-    tracker = TensorBytes([*net.parameters(), *net.buffers(), images, labels])
 
-    def is_model_state_now(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        tracker.ignore(parameter.grad)
+    def step() -> None:
+        F.cross_entropy(run(images), labels).backward()
 
-    with _as_if_not_run(net), ExitStack() as hooks, tracker:
+    meter = AllocatedBytes(images.device)
+    with _as_if_not_run(net):
         for parameter in net.parameters():
             if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(is_model_state_now).remove)
-        F.cross_entropy(run(images), labels).backward()
-    return tracker.peak_bytes
+                parameter.grad = torch.zeros_like(parameter)
+        if images.device.type == "cuda":
+            step()  # libraries try their algorithms out, which takes more than any of them
+        with meter:
+            step()
+    return meter.peak_bytes
 
 
 @contextmanager

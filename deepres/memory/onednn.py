@@ -9,8 +9,8 @@ channels) and tensors that are channels_last. So, each letter a tensor's bytes:
     forward   max(X + W + Y, Y + y)
     backward  max(G + W + DX, DX + dx, dx + G + X + DW + S, dx + dw + DW)
 
-with S what threads sum weights' gradients in (in bf16: DW in fp32), and with two copies of dx more where a 1x1
-convolution has a stride. Read off PyTorch 2.13's allocations; what kernels need per thread (some 100 KiB) is left
+with S what threads sum weights' gradients in (in bf16: DW in fp32), and with one more copy of dx where there is a
+stride. Read off PyTorch 2.13's allocations; what kernels need per thread (some 100 KiB) is left
 out, and so are the rare shapes for which PyTorch computes without oneDNN.
 """
 
@@ -49,7 +49,7 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         peaks = [dx + dw]
         if needs_dx:
             peaks += [_bytes(gradient) + _bytes(weight) + dx, 2 * dx]
-            if max(stride) > 1 and max(weight.shape[2:]) == 1:
+            if max(stride) > 1:
                 peaks.append(3 * dx)
         if needs_dw:
             sums = weight.numel() * 4 if weight.element_size() == 2 else 0

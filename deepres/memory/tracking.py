@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class TensorBytes(TorchDispatchMode):
     """Counts the storages of tensors that are made inside the context, each once, until they are freed.
 
+    What was there before does not count, nor do views of it.
+
     What kernels use inside themselves is no tensor, and is counted only as `operator_peak_bytes` tells it.
 
     Args:
-        ignored: tensors whose storages never count (parameters, buffers).
         operator_peak_bytes: of an operator and its arguments, the most that it allocates while it runs, its
             results included (or 0, for no more than these).
 
@@ -28,13 +30,11 @@ class TensorBytes(TorchDispatchMode):
 
     def __init__(
         self,
-        ignored: Iterable[Tensor] = (),
         operator_peak_bytes: Callable[[Any, Sequence[Any]], int] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._ignored = {t.untyped_storage()._cdata for t in ignored}
         self._live: dict[int, int] = {}
         self._operator_peak_bytes = operator_peak_bytes
 
@@ -42,23 +42,19 @@ class TensorBytes(TorchDispatchMode):
         """Begin to look for a new peak."""
         self.peak_bytes = self.live_bytes
 
-    def ignore(self, tensor: Tensor) -> None:
-        """Count this tensor's storage no longer (a gradient that has become a model state)."""
-        key = tensor.untyped_storage()._cdata
-        self.live_bytes -= self._live.pop(key, 0)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._operator_peak_bytes is not None:
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + self._operator_peak_bytes(func, args))
         result = func(*args, **(kwargs or {}))
+        there = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and _key(tensor) not in there:
                 self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self._live or key in self._ignored or storage.nbytes() == 0:
+        if key in self._live or storage.nbytes() == 0:
             return
         self._live[key] = storage.nbytes()
         self.live_bytes += storage.nbytes()
@@ -67,3 +63,7 @@ class TensorBytes(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self.live_bytes -= self._live.pop(key, 0)
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -46,11 +46,7 @@ class ConvOutputs(torch.autograd.graph.saved_tensors_hooks):
         self._marked = None
 
     def _pack(self, x: Tensor) -> Tensor | _Dropped:
-        if (
-            self._marked is None
-            or x.data_ptr() != self._marked[0].data_ptr()
-            or x.shape != self._marked[0].shape
-        ):
+        if self._marked is None or not _is_same(x, self._marked[0]):
             return x
         self._marked[1].num_readers += 1
         return self._marked[1]
@@ -58,3 +54,12 @@ class ConvOutputs(torch.autograd.graph.saved_tensors_hooks):
     @staticmethod
     def _unpack(packed: Tensor | _Dropped) -> Tensor:
         return packed.read() if isinstance(packed, _Dropped) else packed
+
+
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are views of the same memory in the same shape; also of tensors without memory."""
+    return (
+        x.shape == y.shape
+        and x.storage_offset() == y.storage_offset()
+        and x.untyped_storage()._cdata == y.untyped_storage()._cdata
+    )

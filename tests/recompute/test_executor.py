@@ -676,7 +676,7 @@ def _peaks(plan: Plan) -> tuple[int, int]:
     model = nn.Sequential(*[_Tanh() for _ in range(plan.num_units)])
     apply_plan(model, plan)
     x = torch.randn(STATE_BYTES // 4, requires_grad=True)
-    tracker = TensorBytes([x])
+    tracker = TensorBytes()
     with tracker:
         loss = _Head.apply(model(_Stem.apply(x)))
         forward = tracker.peak_bytes
@@ -721,7 +721,7 @@ def test_a_discarded_unit_leaves_no_cast_weights_behind_under_autocast():
     model = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(5)])
     apply_plan(model, per_unit_plan(5))
     x = torch.randn(1, width, dtype=torch.bfloat16)
-    tracker = TensorBytes([*model.parameters(), x])
+    tracker = TensorBytes()
     with torch.autocast("cpu", torch.bfloat16), tracker:
         loss = model(x).sum(dtype=torch.float32)
         # Four values between units, and of the last unit the weight that its backward reads; its output is not needed.
@@ -736,7 +736,7 @@ def _peak_of_a_net(plan: Plan | None) -> int:
     x = torch.randn(2, 64, 8, 8)
     for p in units.parameters():
         p.grad = torch.zeros_like(p)
-    tracker = TensorBytes([*units.parameters(), *units.buffers(), *(p.grad for p in units.parameters()), x])
+    tracker = TensorBytes()
     with tracker:
         _Head.apply(units(x)).backward()
     return tracker.peak_bytes

@@ -1,0 +1,105 @@
+"""What a net takes and how long, predicted without running it on any device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from deepres.memory.gpus import Gpu, find_gpu
+from deepres.memory.onednn import convolution_peak_bytes
+from deepres.memory.passes import Loss, Meter, Spec, default_loss, read_chain
+from deepres.memory.roofline import Roofline
+from deepres.memory.tracking import TensorBytes
+from deepres.recompute import Chain
+
+CPU = Gpu("CPU", 0, 15.0, 0.2, None, None, "two cores, nominal")
+
+
+def predict_chain(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    gpu: Gpu | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    loss: Loss = default_loss,
+    channels_last: bool = False,
+) -> Chain:
+    """The costs that `measure_chain` would find, without a device: nothing is computed or allocated.
+
+    Kept bytes are exact. Transient bytes are exact for a CPU but for what kernels need per thread, and on a card
+    but for the workspaces of its libraries, which depend on their choice of algorithm. Times are a roofline
+    (`deepres.memory.roofline`), good for shares of a step rather than for milliseconds.
+
+    Args:
+        model: see `measure_chain`; on any device, the meta device included.
+        input_shape: of the model's input, batch first.
+        gpu: a card, or its name in `deepres.memory.gpus`; None for a CPU.
+        dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
+        loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
+        channels_last: whether inputs are laid out so.
+
+    Raises:
+        TypeError: the model has no sequence of units, or one of them does not return one tensor.
+        ValueError: there is no card of that name.
+    """
+    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    images = torch.empty(input_shape, device="meta")
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    with FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
+        return read_chain(model, Spec.of(images), _FakeBench(mode, card, dtype), loss)
+
+
+class _FakeBench:
+    """See `deepres.memory.passes.Bench`: tensors here have shapes and storages' sizes, and no values."""
+
+    cache_bytes = 0
+
+    def __init__(self, mode: FakeTensorMode, gpu: Gpu | None, dtype: torch.dtype) -> None:
+        self._mode = mode
+        self._gpu = gpu
+        self._dtype = dtype
+
+    def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
+        """With fake parameters and buffers."""
+        memo: dict[int, Any] = dict(instead)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            memo[id(tensor)] = self._mode.from_tensor(_on_cpu(tensor))
+        return copy.deepcopy(module, memo)
+
+    def tensor(self, spec: Spec) -> Tensor:
+        """Without values."""
+        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
+
+    def meter(self) -> Meter:
+        """All tensors, and on a CPU oneDNN's copies."""
+        return TensorBytes(operator_peak_bytes=convolution_peak_bytes if self._gpu is None else None)
+
+    def compute(self) -> AbstractContextManager[Any]:
+        """Autocast without its cache, as units are run under a plan."""
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast("cpu", self._dtype, cache_enabled=False)
+
+    def times_ms(self, runs: Sequence[Callable[[], object]]) -> list[float]:
+        """By the card's roofline."""
+        times = []
+        for run in runs:
+            with Roofline(self._gpu or CPU) as roofline:
+                run()
+            times.append(roofline.total_ms)
+        return times
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Of the same kind, without a copy: fake tensors are made from it."""
+    if tensor.device.type in ("cpu", "meta") and not tensor.is_meta:
+        return tensor
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

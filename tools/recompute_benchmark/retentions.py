@@ -93,23 +93,23 @@ def retentions_report(depth: int, batch: int, clock: Clock) -> Report:
 
 def second_output(kept: Retention, times: OpTimes, value_bytes: int) -> Retention:
     """Keep the 3×3's output and the unit's, replay the first convolution."""
-    return Retention(
-        "3x3_output",
-        max(0, kept.kept_bytes - value_bytes),
-        kept.replay_ms + times.convolutions_ms[0],
-        kept.forward_temp_bytes,
-        kept.backward_temp_bytes + value_bytes,
+    return replace(
+        kept,
+        name="3x3_output",
+        kept_bytes=kept.kept_bytes - value_bytes,
+        replay_ms=kept.replay_ms + times.convolutions_ms[0],
+        backward_temp_bytes=kept.backward_temp_bytes + value_bytes,
     )
 
 
 def output_alone(kept: Retention, times: OpTimes, value_bytes: int) -> Retention:
     """Keep the unit's output alone, replay all but the last convolution."""
-    return Retention(
-        "output",
-        max(0, kept.kept_bytes - 2 * value_bytes),
-        kept.replay_ms + times.convolutions_ms[0] + times.convolutions_ms[1],
-        kept.forward_temp_bytes,
-        kept.backward_temp_bytes + 2 * value_bytes,
+    return replace(
+        kept,
+        name="output",
+        kept_bytes=kept.kept_bytes - 2 * value_bytes,
+        replay_ms=kept.replay_ms + times.convolutions_ms[0] + times.convolutions_ms[1],
+        backward_temp_bytes=kept.backward_temp_bytes + 2 * value_bytes,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.needs import smallest_plan
@@ -43,7 +43,7 @@ class CoarseChain:
     @property
     def num_units_per_group(self) -> int:
         """Of the largest group."""
-        return max(stop - start for start, stop in zip(self.starts, self.starts[1:], strict=False))
+        return max(stop - start for start, stop in pairwise(self.starts))
 
     def expand(self, plan: Plan) -> Plan:
         """The plan of the units that a plan of the groups stands for; not priced."""
@@ -68,7 +68,7 @@ def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
         num_units = len(list(run))
         num_groups = -(-num_units // size)
         bounds = [part * num_units // num_groups for part in range(num_groups + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             key = (x_bytes, stop - start, unit)
             if key not in known:
                 known[key] = _group(Chain(x_bytes, (unit,) * (stop - start)))

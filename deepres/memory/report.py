@@ -158,7 +158,7 @@ def make_report(
         budgets.append((budget_bytes / keep_all_bytes, budget_bytes))
         budgets.sort(reverse=True)
     for share, num_bytes in budgets:
-        name = f"plan, {100 * share:.3g} %"
+        name = f"plan for {100 * share:.3g} %"
         try:
             plan = frontier.plan(num_bytes)
         except InfeasibleBudgetError as error:
@@ -173,7 +173,7 @@ def make_report(
                 least_extra_share=frontier.least_extra_share(num_bytes),
             )
         )
-    rows.append(strategy_row(subject, "plan, the floor", frontier.floor))
+    rows.append(strategy_row(subject, "plan at the floor", frontier.floor))
     return Report(
         model=_model_row(subject),
         engine=_engine_name(subject.config.engine),

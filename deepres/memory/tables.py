@@ -100,7 +100,7 @@ def notes(report: Report) -> list[str]:
         "activations: the most that they take at once in a step; all told: with model states, batch and reserve",
         "extra runs: how often a unit is run forward again, on average",
         "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
-        "largest batch: with which this very plan fits; plan, x %: the fastest found within x % of keep all",
+        "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
     ]
     if report.units_per_group > 1:
         gaps = [

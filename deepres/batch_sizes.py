@@ -20,12 +20,14 @@ class BatchSizes:
 def batch_sizes(train: TrainConfig, world_size: int) -> BatchSizes:
     """Derive what is not given of global batch = micro batch × accumulation × processes.
 
-    With one of the three given, the accumulation is 1 (of a given accumulation alone, nothing follows).
+    With one of the three given, the accumulation is 1 (of a given accumulation alone, nothing follows). A micro
+    batch of `auto` is the largest; see `smaller_micro_batches`.
 
     Raises:
         ConfigError: they contradict each other; the message has values that do not.
     """
-    total, micro, accumulation = train.global_batch_size, train.micro_batch_size, train.accumulation
+    total, accumulation = train.global_batch_size, train.accumulation
+    micro = None if train.micro_batch_size == "auto" else train.micro_batch_size
     if total is None:
         if micro is None:
             raise ConfigError("train: give global_batch_size or micro_batch_size")
@@ -51,6 +53,16 @@ def batch_sizes(train: TrainConfig, world_size: int) -> BatchSizes:
     if micro is None:
         micro = share // given
     return BatchSizes(total, micro, share // micro, world_size)
+
+
+def smaller_micro_batches(sizes: BatchSizes) -> list[BatchSizes]:
+    """The same global batch in smaller and smaller micro batches, by more and more accumulation."""
+    share = sizes.micro_size * sizes.accumulation
+    return [
+        BatchSizes(sizes.global_size, micro, share // micro, sizes.world_size)
+        for micro in range(sizes.micro_size - 1, 0, -1)
+        if share % micro == 0
+    ]
 
 
 def _nearest_divisors(number: int, wanted: int) -> list[int]:

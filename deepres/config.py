@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from deepres.bytesize import parse_bytes
 from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 
 
@@ -31,6 +32,7 @@ class _Section(BaseModel):
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 class ModelConfig(_Section):
@@ -122,7 +124,8 @@ class TrainConfig(_Section):
     """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
     global_batch_size: PositiveInt | None = None
     """Images an optimizer step sees: micro batch × accumulation × processes. Two of them give the third."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Literal["auto"] | PositiveInt | None = None
+    """`auto`: the largest that fits `recompute.device_memory` or `recompute.budget`."""
     accumulation: PositiveInt | None = None
     eval_batch_size: PositiveInt | None = None
     """Images a process tests at once; by default the micro batch."""
@@ -177,6 +180,23 @@ class RecomputeConfig(_Section):
 
     segments: Literal["none", "sqrt"] | PositiveInt = "none"
     """Uniform segments over the units: how many, or the square root of the number of units."""
+    budget: Bytes | None = None
+    """The fastest plan whose activations take no more than this (`2GiB`)."""
+    device_memory: Bytes | Literal["auto"] | None = None
+    """The fastest plan with which the whole run takes no more than this of a device, or than it has free."""
+    plan: Path | None = None
+    """A plan that `Plan.save` wrote."""
+    max_extra: Annotated[float, Field(ge=0)] = 0.5
+    """With `train.micro_batch_size: auto`: how much longer than with everything kept a step may take."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RecomputeConfig:
+        given = [name for name in ("budget", "device_memory", "plan") if getattr(self, name) is not None]
+        if self.segments != "none":
+            given.insert(0, "segments")
+        if len(given) > 1:
+            raise ValueError(f"give one of segments, budget, device_memory and plan, got {listed(given)}")
+        return self
 
 
 class PrecisionConfig(_Section):
@@ -208,6 +228,19 @@ class Config(_Section):
     recompute: RecomputeConfig = RecomputeConfig()
     precision: PrecisionConfig = PrecisionConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.train.micro_batch_size == "auto":
+            if self.train.global_batch_size is None or self.train.accumulation is not None:
+                raise ValueError(
+                    "train.micro_batch_size auto needs train.global_batch_size, and no accumulation"
+                )
+            if self.recompute.budget is None and self.recompute.device_memory is None:
+                raise ValueError(
+                    "train.micro_batch_size auto needs recompute.device_memory or recompute.budget"
+                )
+        return self
 
     def to_yaml(self) -> str:
         """All settings, defaults included; `load_config` reads them back."""

@@ -24,8 +24,9 @@ from deepres.distributed import Process, start_process_group, stop_process_group
 from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.memory import measure_activation_peak
+from deepres.memory.planning import Planner
 from deepres.models import ResNet, build_resnet
-from deepres.recompute import Plan, apply_plan, keep_all_plan, sqrt_plan, uniform_plan
+from deepres.recompute import apply_plan
 from deepres.run_folder import RunFolder, choose_run_folder
 from deepres.trainer import Summary, Trainer
 
@@ -40,7 +41,7 @@ class Job:
     sizes: BatchSizes
     info: DataInfo
     net: ResNet
-    plan: Plan
+    planner: Planner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,22 +104,10 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     torch.manual_seed(config.train.seed)
     try:
         net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
-        plan = choose_plan(config, len(net.units))
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
-    return Job(config, config_path, process, sizes, info, net, plan)
-
-
-def choose_plan(config: Config, num_units: int) -> Plan:
-    """The plan that `recompute` asks for.
-
-    Raises:
-        ValueError: more segments than units.
-    """
-    segments = config.recompute.segments
-    if segments == "none":
-        return keep_all_plan(num_units)
-    return sqrt_plan(num_units) if segments == "sqrt" else uniform_plan(num_units, segments)
+    planner = Planner(config, net, info.image_size, process)
+    return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
 
 
 def run_job(job: Job) -> Summary:
@@ -127,7 +116,7 @@ def run_job(job: Job) -> Summary:
     Raises:
         DataError: too many images cannot be read.
     """
-    config, process, sizes = job.config, job.process, job.sizes
+    config, process = job.config, job.process
     folder = RunFolder(choose_run_folder(config, job.config_path)) if process.is_first else None
     if process.world_size > 1:
         start_process_group(process)
@@ -137,6 +126,8 @@ def run_job(job: Job) -> Summary:
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
 
+    planned = job.planner.settle(job.sizes)
+    sizes = planned.sizes
     data = open_data(
         config.data.name,
         **config.data.model_dump(exclude={"name"}),
@@ -148,7 +139,7 @@ def run_job(job: Job) -> Summary:
         world_size=process.world_size,
         device=process.device,
     )
-    apply_plan(job.net, job.plan)
+    apply_plan(job.net, planned.plan)
     job.net.to(process.device)
     sample = next(iter(data.train_batches(0)))
     compute_in = ComputeIn(job.net, config.precision.compute, process.device.type)
@@ -160,19 +151,13 @@ def run_job(job: Job) -> Summary:
         engine,
         data,
         folder,
+        planned,
         activation_peak_bytes=peak,
-        recompute_share=_recompute_share(job.plan),
     )
     try:
         return trainer.run()
     finally:
         data.close()
-
-
-def _recompute_share(plan: Plan) -> float:
-    """Replayed forwards among a step's unit passes, a backward counted as two forwards."""
-    passes = sum({"discard": 1, "keep": 1, "backward": 2}[step.action.value] for step in plan.schedule())
-    return 1 - 3 * plan.num_units / passes
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from deepres.curves import plot_curves
 from deepres.data import DataSource
 from deepres.distributed import Process, sum_over_processes
 from deepres.engines import Engine
+from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics, answer_sums
 from deepres.optim import StepSchedule
 from deepres.run_folder import RunFolder
@@ -29,18 +30,21 @@ class Summary:
         test: the last evaluation.
         images_per_s: of all processes, in training, without the first step, evaluation and set-up.
         activation_peak_bytes: of one process, measured on its first micro batch.
-        recompute_share: the fraction of a step's unit passes (a backward counted as two) that are replays.
+        predicted_peak_bytes: the same, known before.
+        recompute_share: the predicted fraction of a step that goes into replays.
     """
 
     test: Metrics
     images_per_s: float
     activation_peak_bytes: int
+    predicted_peak_bytes: int
     recompute_share: float
 
     def __str__(self) -> str:
         return (
             f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
-            f"peak activation memory {format_bytes(self.activation_peak_bytes)}   "
+            f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
+            f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
             f"{self.images_per_s:.1f} images/s   recomputation {100 * self.recompute_share:.1f} % of a step"
         )
 
@@ -54,8 +58,8 @@ class Trainer:
         engine: runs the steps.
         data: this process's batches.
         folder: where rank 0 writes; None in the others.
+        planned: the plan that the net is under; told at the start.
         activation_peak_bytes: measured before; told in the summary.
-        recompute_share: see `Summary`.
     """
 
     def __init__(
@@ -65,17 +69,17 @@ class Trainer:
         engine: Engine,
         data: DataSource,
         folder: RunFolder | None,
+        planned: PlannedRun,
         *,
         activation_peak_bytes: int,
-        recompute_share: float,
     ) -> None:
         self._config = config
         self._process = process
         self._engine = engine
         self._data = data
         self._folder = folder
+        self._planned = planned
         self._activation_peak_bytes = activation_peak_bytes
-        self._recompute_share = recompute_share
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
         self._num_steps = min(limit for limit in limits if limit is not None)
@@ -92,6 +96,7 @@ class Trainer:
         Raises:
             deepres.data.DataError: too many images cannot be read.
         """
+        self._tell_plan()
         step, epoch, test = 0, 0, None
         num_epochs = -(-self._num_steps // self._steps_per_epoch)
         while step < self._num_steps:
@@ -104,10 +109,28 @@ class Trainer:
             test,
             self._rate.per_s * self._process.world_size,
             self._activation_peak_bytes,
-            self._recompute_share,
+            self._planned.memory.activations_bytes,
+            self._planned.extra_share / (1 + self._planned.extra_share),
         )
         self._finish(summary, step)
         return summary
+
+    def _tell_plan(self) -> None:
+        planned, plan = self._planned, self._planned.plan
+        self._say(str(planned))
+        if self._folder is not None:
+            plan.save(self._folder.path / "plan.json")
+            self._folder.metrics.write(
+                "plan",
+                budget_bytes=planned.budget_bytes,
+                predicted_peak_bytes=plan.peak_bytes,
+                predicted_extra=planned.extra_share,
+                num_segments=plan.num_segments,
+                nesting_depth=plan.nesting_depth,
+                micro_batch_size=planned.sizes.micro_size,
+                accumulation=planned.sizes.accumulation,
+                predicted_total_bytes=planned.memory.total_bytes,
+            )
 
     def _run_epoch(self, epoch: int, step: int, num_epochs: int) -> int:
         schedule = StepSchedule(self._config.optim, self._steps_per_epoch)
@@ -171,6 +194,7 @@ class Trainer:
             top5=summary.test.top5,
             images_per_s=summary.images_per_s,
             activation_peak_bytes=summary.activation_peak_bytes,
+            predicted_peak_bytes=summary.predicted_peak_bytes,
             recompute_share=summary.recompute_share,
             bad_images=num_bad,
         )

@@ -13,6 +13,7 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import Engine, on_cpu
+from deepres.memory.states import bucket_elements
 from deepres.models import ResidualUnit
 from deepres.optim import sgd
 
@@ -76,7 +77,7 @@ def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -
 
     Buckets, which DeepSpeed allocates whole (5e8 elements unless told otherwise), are clamped to the model.
     """
-    bucket = max(1, min(int(config.engine.bucket_mb * 1e6 / 4), num_parameters))
+    bucket = bucket_elements(config.engine, num_parameters)
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
         "reduce_bucket_size": bucket,

@@ -12,6 +12,7 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import Engine
+from deepres.memory.states import bucket_elements
 from deepres.optim import sgd_settings
 
 with warnings.catch_warnings():
@@ -33,7 +34,7 @@ class FairscaleEngine(Engine):
         self._optimizer = OSS(params=trained, optim=torch.optim.SGD, **sgd_settings(config.optim))
         # With one process there is nobody to shard with, and the wrapper's hooks would not run.
         self._scaler = ShardedGradScaler() if config.precision.compute == "fp16" else None
-        num_elements = min(int(config.engine.bucket_mb * 1e6 / 4), sum(p.numel() for p in trained))
+        num_elements = bucket_elements(config.engine, sum(p.numel() for p in trained))
         self.module = ShardedDataParallel(
             self.module, self._optimizer, broadcast_buffers=False, reduce_buffer_size=num_elements
         )

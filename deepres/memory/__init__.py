@@ -3,6 +3,15 @@
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.predict import predict_chain
+from deepres.memory.run_memory import RunMemory, predict_run
 from deepres.memory.tracking import TensorBytes
 
-__all__ = ["AllocatedBytes", "TensorBytes", "measure_activation_peak", "measure_chain", "predict_chain"]
+__all__ = [
+    "AllocatedBytes",
+    "RunMemory",
+    "TensorBytes",
+    "measure_activation_peak",
+    "measure_chain",
+    "predict_chain",
+    "predict_run",
+]

@@ -87,7 +87,7 @@ def test_a_plan_lowers_the_peak():
     assert peaks == sorted(set(peaks), reverse=True)
     assert len(peaks) == 4
     assert peaks[1] < 0.65 * peaks[0]  # of tensors alone it is 0.6; convolutions copy
-    assert peaks[3] < 0.4 * peaks[0]
+    assert peaks[3] < 0.42 * peaks[0]
 
 
 def test_an_image_takes_half_the_bytes_in_bf16():

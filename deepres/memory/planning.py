@@ -1,0 +1,265 @@
+"""The plan of a run: checked on predicted costs before anything starts, settled on costs measured on the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from deepres.batch_sizes import BatchSizes, smaller_micro_batches
+from deepres.bytesize import format_bytes
+from deepres.config import Config, ConfigError
+from deepres.distributed import Process
+from deepres.memory.gpus import GPUS
+from deepres.memory.measure import measure_chain
+from deepres.memory.predict import predict_chain
+from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, activation_budget, plan_for, run_memory
+from deepres.recompute import Chain, InfeasibleBudgetError, Plan
+from deepres.recompute.planner import smallest_budget
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run was planned to do.
+
+    Attributes:
+        plan: priced on the run's chain.
+        sizes: the batch sizes that it was made for.
+        memory: of one process.
+        budget_bytes: what activations may take; None if there is no budget.
+    """
+
+    plan: Plan
+    sizes: BatchSizes
+    memory: RunMemory
+    budget_bytes: int | None
+
+    @property
+    def extra_share(self) -> float:
+        """The predicted extra time as a fraction of a step with everything kept."""
+        assert self.plan.extra_ms is not None
+        assert self.plan.total_ms is not None
+        kept_ms = self.plan.total_ms - self.plan.extra_ms
+        return self.plan.extra_ms / kept_ms if kept_ms else 0.0
+
+    def __str__(self) -> str:
+        plan, sizes = self.plan, self.sizes
+        budget = "" if self.budget_bytes is None else f"budget {format_bytes(self.budget_bytes)}, "
+        segments = f"{plan.num_segments} segment{'s' * (plan.num_segments != 1)}"
+        nested = f" nested {plan.nesting_depth} deep" if plan.nesting_depth > 1 else ""
+        micro = f"micro batch {sizes.micro_size}"
+        if sizes.accumulation > 1:
+            micro += f" × {sizes.accumulation}"
+        return (
+            f"plan for {micro}: {budget}predicted peak of activations {format_bytes(plan.peak_bytes or 0)}, "
+            f"{segments}{nested}, {100 * self.extra_share:.1f} % extra time predicted, "
+            f"{format_bytes(self.memory.total_bytes)} in all"
+        )
+
+
+class Planner:
+    """Finds the plan that a configuration asks for.
+
+    Args:
+        config: the run's configuration.
+        net: the net, on any device; it is left as it is.
+        image_size: height and width of the training images.
+        process: this process.
+    """
+
+    def __init__(self, config: Config, net: nn.Module, image_size: int, process: Process) -> None:
+        self._config, self._net, self._process = config, net, process
+        self._image_size = image_size
+        self._num_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        self._on_cuda = process.device.type == "cuda"
+
+    def predict(self, sizes: BatchSizes) -> BatchSizes:
+        """Check that there is a plan, on predicted bytes: no device is touched.
+
+        Returns:
+            The sizes to run with: of `train.micro_batch_size: auto`, the largest that fit.
+
+        Raises:
+            ConfigError: nothing fits; the message has the smallest budget and the largest micro batch that fit.
+        """
+        if self._config.recompute.device_memory == "auto" and self._on_cuda:
+            return sizes  # to ask the card is to start CUDA on it
+        return next(self._feasible(self._candidates(sizes), self._free_bytes()))
+
+    def settle(self, sizes: BatchSizes) -> PlannedRun:
+        """The plan, on costs that the first process measures on its device; collective.
+
+        Raises:
+            ConfigError: nothing fits, in every process.
+        """
+        if self._process.world_size == 1:
+            return self._settle(sizes)
+        answer = [""]
+        if self._process.is_first:
+            try:
+                planned = self._settle(sizes)
+                answer = [
+                    json.dumps({"micro_size": planned.sizes.micro_size, "plan": planned.plan.to_json()})
+                ]
+            except ConfigError as error:
+                answer = [json.dumps({"error": str(error)})]
+        dist.broadcast_object_list(answer, src=0)
+        found = json.loads(answer[0])
+        if "error" in found:
+            raise ConfigError(found["error"])
+        matching = next(s for s in self._candidates(sizes) if s.micro_size == found["micro_size"])
+        return self._planned(Plan.from_json(found["plan"]), matching, self._free_bytes())
+
+    def _settle(self, sizes: BatchSizes) -> PlannedRun:
+        device_bytes = self._free_bytes()
+        recompute = self._config.recompute
+        error: ConfigError | None = None
+        for candidate in self._feasible(self._candidates(sizes), device_bytes):
+            keeps_all = recompute.segments == "none" and recompute.plan is None
+            if keeps_all and activation_budget(recompute, 0, device_bytes) is None:
+                chain = self._predicted(candidate)
+            else:
+                chain = self._measured(candidate)
+            try:
+                plan = self._plan(chain, candidate, device_bytes)
+            except InfeasibleBudgetError as infeasible:
+                error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
+                continue
+            planned = self._planned(plan, candidate, device_bytes)
+            if self._is_auto and planned.extra_share > recompute.max_extra:
+                error = ConfigError(
+                    f"no micro batch trains in at most {100 * recompute.max_extra:g} % more time "
+                    "(recompute.max_extra) within the memory asked for: raise one of them"
+                )
+                continue
+            return planned
+        assert error is not None
+        raise error
+
+    @property
+    def _is_auto(self) -> bool:
+        return self._config.train.micro_batch_size == "auto"
+
+    def _candidates(self, sizes: BatchSizes) -> list[BatchSizes]:
+        return [sizes, *smaller_micro_batches(sizes)] if self._is_auto else [sizes]
+
+    def _feasible(self, candidates: Iterable[BatchSizes], device_bytes: int) -> Iterator[BatchSizes]:
+        """Those for which there is a plan, on predicted bytes; at least one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        first: tuple[BatchSizes, int, int] | None = None
+        num_found = 0
+        for sizes in candidates:
+            budget_bytes = self._budget(sizes, device_bytes)
+            smallest_bytes = 0 if budget_bytes is None else smallest_budget(self._predicted(sizes))
+            if budget_bytes is None or smallest_bytes <= budget_bytes:
+                num_found += 1
+                yield sizes
+            elif first is None:
+                first = sizes, budget_bytes, smallest_bytes
+        if not num_found:
+            assert first is not None
+            raise self._infeasible(*first, device_bytes)
+
+    def _infeasible(
+        self, sizes: BatchSizes, budget_bytes: int, smallest_bytes: int, device_bytes: int
+    ) -> ConfigError:
+        fits = None
+        if not self._is_auto:
+            smaller = smaller_micro_batches(sizes)
+            budgets = ((s, self._budget(s, device_bytes)) for s in smaller)
+            fits = next((s for s, b in budgets if b and smallest_budget(self._predicted(s)) <= b), None)
+        advice = "not even a micro batch of 1 fits"
+        if fits is not None:
+            advice = (
+                f"the largest micro batch that fits is train.micro_batch_size={fits.micro_size} "
+                f"with train.accumulation={fits.accumulation}"
+            )
+        device_memory = self._config.recompute.device_memory
+        if device_memory is None:
+            asked = f"recompute.budget {format_bytes(budget_bytes)} is too small"
+            smallest = smallest_bytes
+        else:
+            other_bytes = self._memory(sizes).without_activations_bytes
+            limit = device_bytes if device_memory == "auto" else device_memory
+            asked = (
+                f"recompute.device_memory {device_memory if device_memory == 'auto' else format_bytes(limit)} "
+                f"leaves {format_bytes(max(0, limit - other_bytes))} for activations beside "
+                f"{format_bytes(other_bytes)} of model states, buckets, batch and reserve"
+            )
+            smallest = smallest_bytes + other_bytes
+        return ConfigError(
+            f"{asked}: the smallest that any plan needs for a micro batch of {sizes.micro_size} is "
+            f"{format_bytes(smallest)} ({smallest} bytes); {advice}"
+        )
+
+    def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> Plan:
+        try:
+            return plan_for(
+                self._config.recompute, chain, self._memory(sizes).without_activations_bytes, device_bytes
+            )
+        except InfeasibleBudgetError:
+            raise
+        except OSError as error:
+            raise ConfigError(
+                f"recompute.plan {self._config.recompute.plan} cannot be read: {error.strerror}"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"recompute: {error}") from None
+
+    def _planned(self, plan: Plan, sizes: BatchSizes, device_bytes: int) -> PlannedRun:
+        assert plan.peak_bytes is not None
+        memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
+        return PlannedRun(plan, sizes, memory, self._budget(sizes, device_bytes))
+
+    def _memory(self, sizes: BatchSizes) -> RunMemory:
+        return run_memory(
+            self._config,
+            num_parameters=self._num_parameters,
+            image_size=self._image_size,
+            micro_size=sizes.micro_size,
+            world_size=sizes.world_size,
+            on_cuda=self._on_cuda,
+        )
+
+    def _budget(self, sizes: BatchSizes, device_bytes: int) -> int | None:
+        return activation_budget(
+            self._config.recompute, self._memory(sizes).without_activations_bytes, device_bytes
+        )
+
+    def _predicted(self, sizes: BatchSizes) -> Chain:
+        precision = self._config.precision
+        return predict_chain(
+            self._net,
+            self._shape(sizes),
+            GPUS[0] if self._on_cuda else None,  # for its bytes, which are the same for every card
+            COMPUTE_DTYPES[precision.compute],
+            channels_last=precision.channels_last,
+        )
+
+    def _measured(self, sizes: BatchSizes) -> Chain:
+        precision = self._config.precision
+        return measure_chain(
+            self._net,
+            self._shape(sizes),
+            self._process.device,
+            COMPUTE_DTYPES[precision.compute],
+            channels_last=precision.channels_last,
+        )
+
+    def _shape(self, sizes: BatchSizes) -> tuple[int, int, int, int]:
+        return sizes.micro_size, 3, self._image_size, self._image_size
+
+    def _free_bytes(self) -> int:
+        """What the device has free, shared out among the processes that compute on it."""
+        if not self._on_cuda:
+            return int(psutil.virtual_memory().available) // self._process.local_world_size
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self._process.device)[0])

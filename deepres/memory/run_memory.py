@@ -1,0 +1,174 @@
+"""What a whole run holds on the device of one process, before it is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from deepres.memory.gpus import Gpu
+from deepres.memory.predict import predict_chain
+from deepres.memory.states import model_states
+from deepres.models import build_resnet
+from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, simulate, sqrt_plan, uniform_plan
+
+if TYPE_CHECKING:
+    from deepres.config import Config, RecomputeConfig
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CUDA_WORKSPACE_BYTES = 256 * 2**20
+_RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
+_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """Bytes on the device of one process, at the peak of a step.
+
+    Attributes:
+        parameters_bytes, gradients_bytes, optimizer_bytes, buckets_bytes: see `ModelStates`.
+        batch_bytes: a micro batch, and the images of data sets that live on the device.
+        activations_bytes: the plan's peak.
+        workspace_bytes: a reserve for what a card's libraries take beside tensors; none on a CPU, where the plan's
+            peak has it.
+    """
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    buckets_bytes: int
+    batch_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum."""
+        return self.without_activations_bytes + self.activations_bytes
+
+    @property
+    def without_activations_bytes(self) -> int:
+        """The sum of all but the activations."""
+        return (
+            self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.buckets_bytes
+            + self.batch_bytes
+            + self.workspace_bytes
+        )
+
+
+def run_memory(
+    config: Config,
+    *,
+    num_parameters: int,
+    image_size: int,
+    micro_size: int,
+    world_size: int,
+    on_cuda: bool,
+    activations_bytes: int = 0,
+) -> RunMemory:
+    """Put together what a run of `config` holds.
+
+    Args:
+        config: the run's configuration.
+        num_parameters: that are trained.
+        image_size: height and width of the images that the model sees.
+        micro_size: images of a micro batch.
+        world_size: the run's processes.
+        on_cuda: whether the device is a card.
+        activations_bytes: the plan's peak.
+    """
+    states = model_states(num_parameters, config.engine, world_size)
+    num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
+    image_bytes = 3 * image_size**2
+    return RunMemory(
+        parameters_bytes=states.parameters_bytes,
+        gradients_bytes=states.gradients_bytes,
+        optimizer_bytes=states.optimizer_bytes,
+        buckets_bytes=states.buckets_bytes,
+        batch_bytes=micro_size * (4 * image_bytes + 8) + num_images * (image_bytes + 8),
+        activations_bytes=activations_bytes,
+        workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
+    )
+
+
+def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = None) -> RunMemory:
+    """What a run of `config` holds at the peak of a step, without starting it and without its data.
+
+    Args:
+        config: with sizes from which the micro batch follows, not `auto`.
+        world_size: the run's processes.
+        gpu: a card, or its name in `deepres.memory.gpus`; None for a CPU.
+
+    Raises:
+        ValueError: there is no such net or card, or no plan fits the budget.
+        ConfigError: the batch sizes contradict each other.
+    """
+    from deepres.batch_sizes import batch_sizes  # with pydantic, which `import deepres` does without
+
+    sizes = batch_sizes(config.train, world_size)
+    data, model = config.data, config.model
+    image_size = data.image_size or (224 if data.name in ("imagenet", "image_folder") else 32)
+    num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
+    with FakeTensorMode():
+        net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+    chain = predict_chain(
+        net,
+        (sizes.micro_size, 3, image_size, image_size),
+        gpu,
+        COMPUTE_DTYPES[config.precision.compute],
+        channels_last=config.precision.channels_last,
+    )
+
+    def memory(activations_bytes: int) -> RunMemory:
+        return run_memory(
+            config,
+            num_parameters=sum(p.numel() for p in net.parameters()),
+            image_size=image_size,
+            micro_size=sizes.micro_size,
+            world_size=world_size,
+            on_cuda=gpu is not None,
+            activations_bytes=activations_bytes,
+        )
+
+    plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes)
+    return memory(simulate(chain, plan).peak_bytes)
+
+
+def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> Plan:
+    """The plan that a `recompute` section asks for, priced on a chain.
+
+    Args:
+        recompute: the section.
+        chain: the units' costs.
+        other_bytes: what a process holds beside activations.
+        device_bytes: what the device has, for `device_memory: auto`.
+
+    Raises:
+        InfeasibleBudgetError: no plan fits the budget.
+        ValueError: more segments than units, or a plan file that is broken or for another net.
+        OSError: the plan file cannot be read.
+    """
+    num_units = len(chain.units)
+    budget_bytes = activation_budget(recompute, other_bytes, device_bytes)
+    if budget_bytes is not None:
+        return make_plan(chain, max(1, budget_bytes))
+    if recompute.plan is not None:
+        return Plan.load(recompute.plan).priced(chain)
+    if recompute.segments == "none":
+        return keep_all_plan(num_units).priced(chain)
+    if recompute.segments == "sqrt":
+        return sqrt_plan(num_units).priced(chain)
+    return uniform_plan(num_units, recompute.segments).priced(chain)
+
+
+def activation_budget(recompute: RecomputeConfig, other_bytes: int, device_bytes: int) -> int | None:
+    """What activations may take, None where `recompute` names no budget; negative if nothing is left for them."""
+    if recompute.device_memory is not None:
+        limit = device_bytes if recompute.device_memory == "auto" else recompute.device_memory
+        return limit - other_bytes
+    return recompute.budget

@@ -70,8 +70,9 @@ def find_gpu(name: str) -> Gpu:
     keys = {_key(gpu.name): gpu for gpu in GPUS}
     if _key(name) in keys:
         return keys[_key(name)]
-    nearest = difflib.get_close_matches(_key(name), keys, n=3, cutoff=0.3) or list(keys)[:3]
-    names = ", ".join(keys[key].name for key in nearest)
+    nearest = [key for key in keys if _key(name) and (_key(name) in key or key in _key(name))]
+    nearest = (nearest + difflib.get_close_matches(_key(name), keys, n=3, cutoff=0.3) + list(keys))[:3]
+    names = ", ".join(dict.fromkeys(keys[key].name for key in nearest))
     raise ValueError(f"unknown GPU {name!r}; nearest: {names}")
 
 

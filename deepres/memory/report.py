@@ -241,7 +241,12 @@ def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
     bucket = {"bucket_mb": subject.config.engine.bucket_mb}
     rows = []
     for engine in (setting.model_copy(update=bucket) for setting in settings):
-        states = model_states(subject.num_parameters, engine, subject.world_size)
+        states = model_states(
+            subject.num_parameters,
+            engine,
+            subject.world_size,
+            has_momentum=subject.config.optim.momentum > 0,
+        )
         rows.append(
             StatesRow(
                 _engine_name(engine),

@@ -104,13 +104,13 @@ def notes(report: Report) -> list[str]:
     ]
     if report.units_per_group > 1:
         gaps = [
-            row.extra_share - row.least_extra_share
+            f"{100 * (row.extra_share - row.least_extra_share):.1f}"
             for row in report.rows
             if row.least_extra_share is not None
         ]
         lines.append(
-            f"planned in groups of up to {report.units_per_group} units instead of one by one: what that costs "
-            f"is at most {100 * max(gaps, default=0.0):.1f} % of a step, the largest of (extra time − at least)"
+            f"units were planned in groups of up to {report.units_per_group}: what that costs is at most "
+            f"{', '.join(gaps)} % of a step, from the first plan to the last"
         )
     return lines
 

@@ -32,6 +32,7 @@ from deepres.memory.report import Report, StrategyRow, make_report
 from deepres.memory.step_log import recorded_memory
 from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import (
+    aligned,
     gpus_text,
     notes,
     report_csv,
@@ -95,6 +96,9 @@ def parser() -> Parser:
     where.add_argument("--measure", action="store_true", help="run every plan on the device at hand too")
     where.add_argument("--snapshot", type=Path, help="CUDA: torch's memory history of a step, for memory_viz")
     out = parser.add_argument_group("output")
+    out.add_argument(
+        "--capacity", action="store_true", help="the largest batch on cards of 8, 12 and 24 GiB too"
+    )
     out.add_argument("--json", type=Path)
     out.add_argument("--csv", type=Path)
     out.add_argument(
@@ -137,6 +141,8 @@ def profile(options: argparse.Namespace) -> None:
             report = replace(report, rows=tuple(measured_row(subject, row, device) for row in report.rows))
         reports.append(report)
         print(report_text(report), end="\n\n", flush=True)
+        if options.capacity:
+            print(*(f"  {line}" for line in aligned(capacity_table(capacity(subject)))), sep="\n", end="\n\n")
         if len(subjects) > 1:
             rows.append(depth_row(subject, report))
     if rows:

@@ -83,7 +83,7 @@ def _trains(subject: Subject, max_extra_share: float, batch: int) -> bool:
     """Whether a plan fits that takes no more extra."""
     if subject.room(batch) < 1:
         return False
-    frontier = Frontier(subject.scaling.at(batch), max_groups=70)
+    frontier = Frontier(subject.scaling.at(batch), max_groups=40, slots=120)
     try:
         plan = frontier.plan(subject.room(batch))
     except InfeasibleBudgetError:

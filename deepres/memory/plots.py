@@ -38,7 +38,7 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
     chain, frontier = subject.chain, Frontier(subject.chain)
     keep_all = report.rows[0]
     figure, axes = _axes()
-    least, most = peak_of(frontier.floor), keep_all.peak_bytes
+    least, most = frontier.floor_bytes, keep_all.peak_bytes
     budgets = [round(least * (most / least) ** (k / num_budgets)) for k in range(num_budgets + 1)]
     plans = [frontier.plan(max(least, num_bytes)) for num_bytes in budgets]
     plans += [row.plan for row in report.rows if row.plan is not None and row.strategy.startswith("plan")]
@@ -128,8 +128,9 @@ def units_figure(subject: Subject, report: Report, row: StrategyRow) -> Figure:
     everything = [unit.retention("all").kept_bytes for unit in subject.chain.units]
     inputs, kept = held_at_the_turn(subject.chain, row.plan)
     axes.stairs(everything, edges, color=GREY, linewidth=1.5, label="everything kept")
-    axes.stairs(kept, edges, fill=True, color=BLUE, label=f"{row.strategy}: kept activations")
-    axes.stairs(inputs, edges, fill=True, color=VERMILION, label=f"{row.strategy}: kept inputs of segments")
+    both = [a + b for a, b in zip(inputs, kept, strict=True)]
+    axes.stairs(both, edges, fill=True, color=BLUE, label=f"{row.strategy}: kept activations")
+    axes.stairs(inputs, edges, fill=True, color=VERMILION, label=f"{row.strategy}: kept inputs")
     start = 0
     for stage, size in enumerate(report.model.units_per_stage, start=1):
         if start:
@@ -192,13 +193,16 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
 
 
 def held_at_the_turn(chain: Chain, plan: Plan) -> tuple[list[int], list[int]]:
-    """What each unit holds when the forward phase is over: as a segment's input, and as kept activations."""
-    inputs, kept = [0] * plan.num_units, [0] * plan.num_units
+    """What each unit holds when the forward phase is over: its input, where no other does, and what it keeps."""
+    inputs, kept, follows_segment = [0] * plan.num_units, [0] * plan.num_units, False
     for item in segment_tree(plan.num_units, plan.segments)[0].items():
         if isinstance(item, int):
             kept[item] = chain.units[item].retention(plan.retentions[item]).kept_bytes
+            if follows_segment:  # its backward needs its input, which no unit before it keeps
+                inputs[item] = chain.state_bytes[item]
         else:
             inputs[item.start] = chain.state_bytes[item.start]
+        follows_segment = not isinstance(item, int)
     return inputs, kept
 
 

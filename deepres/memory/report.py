@@ -149,8 +149,8 @@ def make_report(
         ValueError: there is no plan for `budget_bytes`; the message has the floor and the largest batch that fits.
     """
     chain, frontier = subject.chain, Frontier(subject.chain)
-    if budget_bytes is not None and budget_bytes < peak_of(frontier.floor):
-        raise ValueError(_below_the_floor(subject, budget_bytes, peak_of(frontier.floor)))
+    if budget_bytes is not None and budget_bytes < frontier.floor_bytes:
+        raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
     rows = [strategy_row(subject, name, plan) for name, plan in fixed_plans(chain)]
     keep_all_bytes = rows[0].peak_bytes
     budgets = [(share, round(share * keep_all_bytes)) for share in shares]
@@ -296,7 +296,7 @@ def _no_plan(
 
 def _below_the_floor(subject: Subject, budget_bytes: int, floor_bytes: int) -> str:
     def fits(size: int) -> bool:
-        return peak_of(Frontier(subject.scaling.at(size)).floor) <= budget_bytes
+        return Frontier(subject.scaling.at(size)).floor_bytes <= budget_bytes
 
     batch = largest_batch(fits, most=subject.batch, guess=max(1, subject.batch * budget_bytes // floor_bytes))
     advice = f"a batch of {batch} would fit" if batch else "not even a batch of 1 would fit"

@@ -100,7 +100,7 @@ def what_would_fit(chain: Chain, plan: Plan, held_bytes: int | None = None) -> s
         held_bytes: the most that the device held before it ran out, if that is known.
     """
     frontier = Frontier(chain)
-    peak, floor = peak_of(plan.priced(chain)), peak_of(frontier.floor)
+    peak, floor = peak_of(plan.priced(chain)), frontier.floor_bytes
     held = "" if held_bytes is None else f" with {format_bytes(held_bytes)} held"
     text = f"out of memory{held}: the plan's activations peak at {format_bytes(peak)}"
     options = []

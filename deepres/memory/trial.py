@@ -40,7 +40,7 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
     """
     if row.plan is None:
         return row
-    if device.type != "cuda" and row.peak_bytes > subject.target.memory_bytes:
+    if device.type != "cuda" and row.peak_bytes > subject.room(subject.batch):
         return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
     try:
         peak_bytes, ms = run_plan(subject, row.plan, device, repeats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from deepres.recompute.chain import Chain
 from deepres.recompute.coarse import coarsen, least_extra_ms
 from deepres.recompute.needs import smallest_plan
@@ -24,8 +26,6 @@ class Frontier:
 
     Attributes:
         units_per_group: the most; 1 if units are planned one by one.
-        floor: a plan with the least peak, priced: of up to 400 units a fast one, of more than 1000 the least of
-            those of groups.
     """
 
     def __init__(self, chain: Chain, max_groups: int = 111, slots: int = 200) -> None:
@@ -33,11 +33,21 @@ class Frontier:
         self._coarse = coarsen(chain, max_groups)
         self.units_per_group = self._coarse.num_units_per_group
         if len(chain.units) > _MOST_UNITS_FOR_FLOOR:
-            self.floor = self._coarse.expand(smallest_plan(self._coarse.chain)).priced(chain)
+            self._smallest = self._coarse.expand(smallest_plan(self._coarse.chain)).priced(chain)
         else:
-            self.floor = smallest_plan(chain).priced(chain)
-            if len(chain.units) <= _MOST_UNITS_AT_FLOOR:
-                self.floor = make_plan(chain, peak_of(self.floor), 100)
+            self._smallest = smallest_plan(chain).priced(chain)
+
+    @property
+    def floor_bytes(self) -> int:
+        """The least peak; of more than 1000 units, that of groups."""
+        return peak_of(self._smallest)
+
+    @cached_property
+    def floor(self) -> Plan:
+        """A plan with the least peak, priced; of up to 400 units a fast one."""
+        if len(self._chain.units) > _MOST_UNITS_AT_FLOOR:
+            return self._smallest
+        return make_plan(self._chain, self.floor_bytes, 100)
 
     def plan(self, budget_bytes: int) -> Plan:
         """A fast plan within the budget, priced; `least_extra_share` says how much faster another one may be.
@@ -45,14 +55,13 @@ class Frontier:
         Raises:
             InfeasibleBudgetError: the budget is below the floor.
         """
-        if budget_bytes < peak_of(self.floor):
-            raise InfeasibleBudgetError(budget_bytes, peak_of(self.floor))
+        if budget_bytes < self.floor_bytes:
+            raise InfeasibleBudgetError(budget_bytes, self.floor_bytes)
         try:
             plan = make_plan(self._coarse.chain, budget_bytes, self._slots)
         except InfeasibleBudgetError:  # groups need more than units
             return self.floor
-        plan = self._coarse.expand(plan).priced(self._chain)
-        return min(plan, self.floor, key=extra_of)
+        return self._coarse.expand(plan).priced(self._chain)
 
     def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> Plan:
         """The plan of about the least peak that takes no more than that share of a step extra.
@@ -62,7 +71,7 @@ class Frontier:
             precision: how close the budgets are to each other between which to choose, relatively.
         """
         high = peak_of(self.plan(2**62))
-        best, low = self.plan(high), peak_of(self.floor)
+        best, low = self.plan(high), self.floor_bytes
         while high > low * (1 + precision):
             middle = round((low * high) ** 0.5)
             plan = self.plan(middle)

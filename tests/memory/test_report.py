@@ -159,7 +159,7 @@ def test_measured_columns_stand_beside_the_predicted_and_what_does_not_fit_says_
     device = torch.device("cpu")
     with_measured_times(subject, device, repeats=1)
     report = make_report(subject, shares=(0.5,))
-    small = make_subject(gpu=None, memory_bytes=report.rows[0].peak_bytes - 1)
+    small = make_subject(gpu=None, memory_bytes=report.rows[0].total_bytes - 1)
     rows = [measured_row(small, row, device, repeats=1) for row in report.rows]
     assert rows[0].measured_peak_bytes is None
     assert rows[0].measured_note == "does not fit"

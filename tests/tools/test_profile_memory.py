@@ -92,9 +92,12 @@ def test_measured_columns_stand_beside_the_predicted(capsys):
 
 
 def test_what_does_not_fit_the_memory_is_not_run_and_the_rest_goes_on(capsys):
-    assert run("--depth", "8", "--batch-size", "64", "--measure", "--device-memory", "50MiB") == 0
-    (keep_all,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  keep all ")]
+    assert run("--depth", "8", "--batch-size", "16", "--measure", "--device-memory", "186MiB") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (keep_all,) = [line for line in lines if line.startswith("  keep all ")]
     assert keep_all.endswith("does not fit")
+    (per_unit,) = [line for line in lines if line.startswith("  a segment per unit ")]
+    assert per_unit.count("%") == 3  # of extra time, bytes and milliseconds
 
 
 def test_the_cards_are_listed(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ class AllocatedBytes:
         self._device = device
         self._profile: Any = None
         self._cuda_bytes = 0
+        self._collects_garbage = True
 
     def reset_peak(self) -> None:
         """Begin to look for a new peak."""
@@ -42,6 +44,8 @@ class AllocatedBytes:
             self._cuda_bytes = torch.cuda.memory_allocated(self._device)
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it starts and stops
+            self._collects_garbage = gc.isenabled()
+            gc.disable()  # what was made before must not be freed now
             self._profile = profiler.profile(profile_memory=True)
             self._profile.__enter__()
         return self
@@ -54,6 +58,8 @@ class AllocatedBytes:
             self.live_bytes += torch.cuda.memory_allocated(self._device) - self._cuda_bytes
             return
         self._profile.__exit__(*exception)
+        if self._collects_garbage:
+            gc.enable()
         events = (e for e in self._profile.kineto_results.events() if e.name() == "[memory]")
         for event in sorted(events, key=lambda e: e.start_ns()):
             self.live_bytes += event.nbytes()

@@ -163,7 +163,8 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         replace(kept, replay_ms=max(0.0, ms - steps_ms[0]))
         for kept, ms in zip(retentions, steps_ms, strict=True)
     )
-    backward_ms = max(0.0, steps_ms[0] - forward_ms)
+    is_trained = needs_grad or any(p.requires_grad for p in unit.parameters())
+    backward_ms = max(0.0, steps_ms[0] - forward_ms) if is_trained else 0.0
     cost = UnitCost(forward_ms, backward_ms, output.num_bytes, priced, discard_temp)
     return _Unit(cost, memo_bytes), output
 
@@ -177,17 +178,19 @@ def _read_retention(
         y = _run_unit(unit, leaf, bench, keep=name, memo=memo)
     memo_bytes, held_bytes = _memo_bytes(memo), meter.live_bytes
     forward_temp = meter.peak_bytes - held_bytes
-    backward_temp = 0
+    backward_temp, freed_bytes = 0, 0
     if y.requires_grad:
         edge = torch.autograd.graph.get_gradient_edge(y)
         y = y.detach()
-        meter.reset_peak()
         with meter:
             del y
+        freed_bytes = held_bytes - meter.live_bytes
+        meter.reset_peak()
+        with meter:
             torch.autograd.backward(edge, gradient)
-        added = meter.peak_bytes - held_bytes
-        backward_temp = max(0, added - Spec.of(x).num_bytes)
-    return Retention(name, held_bytes - memo_bytes, 0.0, forward_temp, backward_temp)
+        x_gradient_bytes = Spec.of(x).num_bytes if needs_grad else 0
+        backward_temp = max(0, meter.peak_bytes - (held_bytes - freed_bytes) - x_gradient_bytes)
+    return Retention(name, held_bytes - memo_bytes, 0.0, forward_temp, backward_temp, freed_bytes)
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:

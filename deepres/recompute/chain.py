@@ -50,9 +50,12 @@ class Retention:
         replay_ms: added to the unit's backward.
         forward_temp_bytes: transient of the run, beside input and kept bytes.
         backward_temp_bytes: transient of the backward, beside input, kept bytes and both gradients.
+        freed_bytes: of the kept bytes, those that go when the unit's own backward begins: its output, where
+            only the next unit reads it.
 
     Raises:
-        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind.
+        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind, or more
+            is freed than kept.
     """
 
     name: str = "all"
@@ -60,12 +63,17 @@ class Retention:
     replay_ms: float = 0.0
     forward_temp_bytes: int = 0
     backward_temp_bytes: int = 0
+    freed_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a retention's name must be a non-empty str, got {self.name!r}")
         what = f"retention {self.name!r}"
-        _check_bytes(self, what, "kept_bytes", "forward_temp_bytes", "backward_temp_bytes")
+        _check_bytes(self, what, "kept_bytes", "forward_temp_bytes", "backward_temp_bytes", "freed_bytes")
+        if self.freed_bytes > self.kept_bytes:
+            raise ValueError(
+                f"freed_bytes of {what} must be at most its kept_bytes, {self.kept_bytes}, got {self.freed_bytes}"
+            )
         _check_ms(self, what, "replay_ms")
 
 
@@ -172,6 +180,7 @@ class Chain:
                         "replay_ms": retention.replay_ms,
                         "forward_temp_bytes": retention.forward_temp_bytes,
                         "backward_temp_bytes": retention.backward_temp_bytes,
+                        "freed_bytes": retention.freed_bytes,
                     }
                     for retention in unit.retentions
                 ],
@@ -220,6 +229,7 @@ def _unit_from(fields: Any, what: str) -> UnitCost:
                 replay_ms=field(retention, "replay_ms", float, f"a retention of {what}"),
                 forward_temp_bytes=field(retention, "forward_temp_bytes", int, f"a retention of {what}"),
                 backward_temp_bytes=field(retention, "backward_temp_bytes", int, f"a retention of {what}"),
+                freed_bytes=field(retention, "freed_bytes", int, f"a retention of {what}"),
             )
             for retention in field(fields, "retentions", list, what)
         ),

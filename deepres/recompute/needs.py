@@ -31,8 +31,8 @@ class Costs(NamedTuple):
         discard_bytes: (P, P), at [a, k] the most that running a … a+k−1 discarding adds to x_a.
         kept_bytes: (R, P).
         keep_run_bytes: (R, P), what the run KEEP adds, transient included, gradients not.
-        backward_bytes: (R, P), what the BACKWARD adds to the unit's input: kept bytes, both gradients,
-            transient.
+        backward_bytes: (R, P), what the BACKWARD adds to the unit's input: kept bytes that are not freed, both
+            gradients, transient.
         replay_ms: (R, P).
     """
 
@@ -75,7 +75,7 @@ def costs_of(chain: Chain) -> Costs:
         for r, retention in enumerate(unit.retentions):
             kept[r, i] = retention.kept_bytes
             keep_temp[r, i] = retention.forward_temp_bytes
-            backward_temp[r, i] = retention.backward_temp_bytes
+            backward_temp[r, i] = retention.backward_temp_bytes - retention.freed_bytes
             replay_ms[r, i] = retention.replay_ms
     run_bytes = x[1:] + np.array([unit.forward_temp_bytes for unit in units], dtype=np.int64)
     discard = np.zeros((num_parts, num_parts), dtype=np.int64)

@@ -92,7 +92,7 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
        of unit i, the HEAD for x_L, or the BACKWARD of unit i if the step holds its input
        (`Step.holds_input`). If the next step is not unit i's at all (a segment that nothing follows), it
        goes at once.
-    4. What a KEEP keeps is held until the unit's BACKWARD.
+    4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
     5. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
        gradient of x_{i+1} goes.
     """
@@ -121,13 +121,14 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
             transient, duration_ms = retentions[unit].forward_temp_bytes, chain.units[unit].forward_ms
         else:
             gradient += state_bytes[unit]
+            kept -= retentions[unit].freed_bytes
             transient = retentions[unit].backward_temp_bytes
             duration_ms = chain.units[unit].backward_ms + retentions[unit].replay_ms
         yield Moment(action, unit, fixed, inputs, kept, gradient, transient, duration_ms)
         if action is Action.HEAD:
             gradient = state_bytes[-1]
         elif action is Action.BACKWARD:
-            kept -= retentions[unit].kept_bytes
+            kept -= retentions[unit].kept_bytes - retentions[unit].freed_bytes
             gradient -= state_bytes[unit + 1]
         if done_with_input and unit and is_input[unit]:
             is_input[unit] = False

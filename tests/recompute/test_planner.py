@@ -63,7 +63,14 @@ def random_chain(
     for _ in range(num_units):
         output_bytes = size(1)
         retentions = tuple(
-            Retention(f"r{r}", output_bytes + size(), float(draw.randint(0, 3)), size(), size())
+            Retention(
+                f"r{r}",
+                output_bytes + size(),
+                float(draw.randint(0, 3)),
+                size(),
+                size(),
+                draw.choice((0, output_bytes)),
+            )
             for r in range(num_retentions)
         )
         units.append(

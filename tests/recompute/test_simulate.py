@@ -83,7 +83,8 @@ def random_chain(draw: random.Random) -> Chain:
         return draw.randint(0, 9)
 
     def retention(name: str) -> Retention:
-        return Retention(name, size(), draw.random(), size(), size())
+        kept_bytes = size()
+        return Retention(name, kept_bytes, draw.random(), size(), size(), draw.randint(0, kept_bytes))
 
     units = tuple(
         UnitCost(draw.random(), draw.random(), size(), (retention("all"), retention("few")), size())
@@ -119,7 +120,7 @@ def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
             read["gradient", unit] = t
             release(("gradient", unit + 1), t)
             release(("kept", unit), t)
-            held[t] += retention.backward_temp_bytes
+            held[t] += retention.backward_temp_bytes - retention.freed_bytes
             continue
         output = ("x", unit + 1)
         release(output, read.get(output, 0))  # an earlier run's; its last reader has passed

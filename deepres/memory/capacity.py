@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from deepres.bytesize import format_bytes
-from deepres.memory.scaling import largest_batch
+from deepres.memory.report import largest_batch_of
 from deepres.memory.subject import Subject
-from deepres.recompute import InfeasibleBudgetError, keep_all_plan, simulate
+from deepres.recompute import keep_all_plan
 from deepres.recompute.frontier import Frontier
 
 CARD_BYTES = (8 * 2**30, 12 * 2**30, 24 * 2**30)
@@ -39,11 +38,18 @@ def capacity(
     """The largest batches of a net on cards of some memory.
 
     Args:
-        subject: the net; its target's memory does not matter.
+        subject: the net; its target's memory does not matter. Plans are made at its batch, the smallest that take
+            no more time, and then kept as the batch grows.
         cards_bytes: the cards' memory.
         extra_shares: the extra time that a plan may take, as shares of a step with everything kept; ascending.
     """
-    return tuple(_capacity_row(subject.within(num_bytes), extra_shares) for num_bytes in cards_bytes)
+    frontier = Frontier(subject.chain)
+    plans = [keep_all_plan(len(subject.net.units)), *map(frontier.smallest_within, extra_shares)]
+    rows = []
+    for num_bytes in cards_bytes:
+        kept, *others = (largest_batch_of(subject.within(num_bytes), plan) for plan in plans)
+        rows.append(CapacityRow(num_bytes, kept, tuple(others)))
+    return tuple(rows)
 
 
 def capacity_table(
@@ -65,27 +71,3 @@ def capacity_table(
             for row in rows
         ),
     ]
-
-
-def _capacity_row(subject: Subject, extra_shares: Sequence[float]) -> CapacityRow:
-    plan = keep_all_plan(len(subject.net.units))
-
-    def keeps_all(batch: int) -> bool:
-        return simulate(subject.scaling.at(batch), plan).peak_bytes <= subject.room(batch)
-
-    batches = [largest_batch(keeps_all, guess=subject.batch)]
-    for share in extra_shares:
-        batches.append(largest_batch(partial(_trains, subject, share), guess=max(1, batches[-1])))
-    return CapacityRow(subject.target.memory_bytes, batches[0], tuple(batches[1:]))
-
-
-def _trains(subject: Subject, max_extra_share: float, batch: int) -> bool:
-    """Whether a plan fits that takes no more extra."""
-    if subject.room(batch) < 1:
-        return False
-    frontier = Frontier(subject.scaling.at(batch), max_groups=40, slots=120)
-    try:
-        plan = frontier.plan(subject.room(batch))
-    except InfeasibleBudgetError:
-        return False
-    return frontier.extra_share(plan) <= max_extra_share

@@ -206,13 +206,6 @@ def strategy_row(subject: Subject, name: str, plan: Plan) -> StrategyRow:
     chain, batch = subject.chain, subject.batch
     assert plan.total_ms is not None
     peak_bytes = peak_of(plan)
-
-    def fits(size: int) -> bool:
-        return simulate(subject.scaling.at(size), plan).peak_bytes <= subject.room(size)
-
-    per_image = (simulate(subject.scaling.at(2 * batch), plan).peak_bytes - peak_bytes) // batch
-    other_per_image = (subject.room(batch) - subject.room(2 * batch)) // batch
-    guess = batch + (subject.room(batch) - peak_bytes) // max(1, per_image + other_per_image)
     return StrategyRow(
         strategy=name,
         budget_share=None,
@@ -225,9 +218,21 @@ def strategy_row(subject: Subject, name: str, plan: Plan) -> StrategyRow:
         least_extra_share=None,
         step_ms=plan.total_ms,
         images_per_s=1000 * batch / plan.total_ms,
-        largest_batch=largest_batch(fits, guess=guess),
+        largest_batch=largest_batch_of(subject, plan),
         fits=peak_bytes <= subject.room(batch),
     )
+
+
+def largest_batch_of(subject: Subject, plan: Plan) -> int:
+    """The largest batch with which a plan fits the device."""
+
+    def fits(size: int) -> bool:
+        return simulate(subject.scaling.at(size), plan).peak_bytes <= subject.room(size)
+
+    sizes = (subject.batch, 2 * subject.batch)
+    spare = [subject.room(size) - simulate(subject.scaling.at(size), plan).peak_bytes for size in sizes]
+    per_image = (spare[0] - spare[1]) / subject.batch
+    return largest_batch(fits, guess=subject.batch + round(spare[0] / max(1.0, per_image)))
 
 
 def states_rows(subject: Subject) -> tuple[StatesRow, ...]:

@@ -52,6 +52,7 @@ class ScalingChain:
                             ms(r.replay_ms, s.replay_ms),
                             num_bytes(r.forward_temp_bytes, s.forward_temp_bytes),
                             num_bytes(r.backward_temp_bytes, s.backward_temp_bytes),
+                            num_bytes(r.freed_bytes, s.freed_bytes),
                         )
                         for r, s in zip(a.retentions, b.retentions, strict=True)
                     ),

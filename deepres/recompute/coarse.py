@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
@@ -104,13 +104,13 @@ def _group(chain: Chain) -> tuple[UnitCost, dict[str, Plan]]:
     if num_units == 1:
         unit = chain.units[0]
         return unit, {retention.name: keep_all_plan(1, retention.name) for retention in unit.retentions}
-    priced = {(_retention("", chain, plan), plan) for plan in _inner_plans(chain)}
+    priced = {(_retention("plan", chain, plan), plan) for plan in _inner_plans(chain)}
     retentions, plans = list[Retention](), dict[str, Plan]()
     for retention, plan in sorted(priced, key=lambda pair: (pair[0].kept_bytes, pair[0].replay_ms)):
         if not any(_is_worse(retention, other) for other, _ in priced if other != retention):
             name = f"plan {len(plans)}"
             if not any(_costs(known) == _costs(retention) for known in retentions):
-                retentions.append(_named(retention, name))
+                retentions.append(replace(retention, name=name))
                 plans[name] = plan
     x = chain.state_bytes
     runs = [x[1] + chain.units[0].forward_temp_bytes]
@@ -150,13 +150,14 @@ def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
     kept_bytes = moments[turn].total_bytes - chain.input_bytes
     forward_peak = max(moment.total_bytes for moment in moments[:turn]) - chain.input_bytes
     backward_peak = max(moment.total_bytes for moment in moments[turn + 1 :]) - chain.input_bytes
-    gradients = chain.state_bytes[-1] + chain.input_bytes
+    backward_bytes = backward_peak - chain.state_bytes[-1] - chain.input_bytes  # without both gradients
     return Retention(
-        name or "plan",
+        name,
         kept_bytes,
         max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
         max(0, forward_peak - kept_bytes),
-        max(0, backward_peak - kept_bytes - gradients),
+        max(0, backward_bytes - kept_bytes),
+        min(kept_bytes, max(0, kept_bytes - backward_bytes)),
     )
 
 
@@ -165,23 +166,13 @@ def _costs(retention: Retention) -> tuple[float, ...]:
         retention.kept_bytes,
         retention.replay_ms,
         retention.kept_bytes + retention.forward_temp_bytes,
-        retention.kept_bytes + retention.backward_temp_bytes,
+        retention.kept_bytes + retention.backward_temp_bytes - retention.freed_bytes,
     )
 
 
 def _is_worse(retention: Retention, other: Retention) -> bool:
     pairs = list(zip(_costs(retention), _costs(other), strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-
-def _named(retention: Retention, name: str) -> Retention:
-    return Retention(
-        name,
-        retention.kept_bytes,
-        retention.replay_ms,
-        retention.forward_temp_bytes,
-        retention.backward_temp_bytes,
-    )
 
 
 def _knapsack_ms(chain: Chain, room_bytes: int) -> float:

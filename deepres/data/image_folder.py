@@ -1,9 +1,11 @@
 """Sets of image files, one folder a class, and the workers that decode them."""
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -136,10 +138,19 @@ def _as_is(decoded: Any) -> Any:
     return decoded
 
 
+def _tell_unless_the_parent_is_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _leave_signals_to_the_parent(_: int) -> None:
     # Launchers signal a process's children first; the parent needs them for the step that it still ends.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
+    # Where another worker has died, the parent leaves in the middle of taking this one's batch.
+    sys.excepthook = _tell_unless_the_parent_is_gone
 
 
 class FileSupply:

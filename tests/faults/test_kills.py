@@ -24,15 +24,15 @@ FAULTS = {
     "kinds",
     [
         ["steps:4", "other:1", "in-save:1"],
-        pytest.param(["steps:80"], marks=SLOW),
+        pytest.param(["steps:60"], marks=SLOW),
         pytest.param(["moments:35", "all:15"], marks=SLOW),
         pytest.param(["other:10", "in-save:20"], marks=SLOW),
     ],
     ids=lambda kinds: "-".join(kinds).replace(":", ""),
 )
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been(tmp_path, table, kinds):
-    done = run(sys.executable, SCRIPT, tmp_path, *kinds, timeout=850)
+    done = run(sys.executable, SCRIPT, tmp_path, *kinds, timeout=1450)
     assert done.returncode == 0, done.stderr
     failures = []
     for line in done.stdout.splitlines():

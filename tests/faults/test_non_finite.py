@@ -29,9 +29,10 @@ GROUPS = [
 
 
 @pytest.mark.multi_process
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("cases", GROUPS, ids=lambda cases: cases[-1].split(":")[0])
 def test_what_is_not_finite_stops_all_processes_before_the_update_and_is_told(tmp_path, table, cases):
-    done = run(sys.executable, SCRIPT, tmp_path, *cases, timeout=280)
+    done = run(sys.executable, SCRIPT, tmp_path, *cases, timeout=880)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [outcome["case"] for outcome in outcomes] == cases

@@ -1,0 +1,55 @@
+"""What the benchmark computes itself, against figures found by hand."""
+
+import sys
+
+import pytest
+
+from deepres.recompute import Chain, Retention, UnitCost, make_plan
+from tests.processes import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from recompute_benchmark import child
+from recompute_benchmark.frontier import model_chain
+from recompute_benchmark.segment_outputs import extra_ms_by_budget
+
+MIB = 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mib", "percent"), [(32, 19.6), (16, 26), (8, 33), (4, 53)])
+def test_with_the_retention_all_the_model_gives_the_known_frontier_of_resnet_1001(mib, percent):
+    chain = model_chain(1001, (99.0, 99.0, 99.0))  # a replay too dear to be taken
+    plan = make_plan(chain, mib * MIB)
+    assert 100 * plan.extra_ms / chain.step_ms == pytest.approx(percent, abs=1.0)
+
+
+def test_the_model_counts_146_mib_an_image_for_resnet_1001():
+    chain = model_chain(1001, (0.2, 0.2, 0.2))
+    assert sum(unit.retention("all").kept_bytes for unit in chain.units) == pytest.approx(
+        145.7 * MIB, rel=1e-3
+    )
+
+
+def test_a_segment_that_keeps_inner_outputs_is_replayed_by_its_last_parts():
+    """Two units: the first cannot be kept beside the second, but its inner output can."""
+    retentions = (Retention("all", kept_bytes=60), Retention("conv_outputs", kept_bytes=50, replay_ms=0.5))
+    unit = UnitCost(forward_ms=4.0, backward_ms=8.0, output_bytes=10, retentions=retentions)
+    chain = Chain(input_bytes=10, units=(unit, unit))
+    ((kept, _), (replayed, partly), (nothing, _)) = extra_ms_by_budget(
+        chain, [20, 20], [1.0, 1.0], [200, 105, 10]
+    )
+    assert kept == 0
+    assert replayed == 4.0  # the first unit again
+    assert partly == 1.0 + 0.5 + 0.5  # its last part, by `conv_outputs`, and the second by `conv_outputs`
+    assert nothing is None
+
+
+def test_a_child_that_fails_hands_its_last_line_on():
+    with pytest.raises(child.ChildFailedError, match=r"ZeroDivisionError"):
+        child.call_in_child(_divide, {"by": 0})
+    assert child.call_in_child(_divide, {"by": 4}) == 0.25
+
+
+def _divide(by: int) -> float:
+    return 1 / by

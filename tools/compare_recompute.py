@@ -1,0 +1,153 @@
+"""Measure deepres' recompute: budgets kept, times as predicted, the frontier, and what its peers do."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from deepres import build_resnet
+from recompute_benchmark.budgets import budgets_report
+from recompute_benchmark.contest import contest_report
+from recompute_benchmark.frontier import frontier_report
+from recompute_benchmark.overhead import overhead_report
+from recompute_benchmark.picture import draw_frontier
+from recompute_benchmark.report import Report
+from recompute_benchmark.retentions import retentions_report
+from recompute_benchmark.timing import Clock
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        build_resnet(options.depth, block="bottleneck")
+        report: Report = options.run(options)
+    except ValueError as error:
+        print(f"compare_recompute.py: {error}", file=sys.stderr)
+        return 2
+    print(report.table())
+    for note in report.notes:
+        print(f"\n{note}")
+    if options.out is not None:
+        report.write(options.out, shlex.join(["python", "tools/compare_recompute.py", *arguments]))
+        if options.command == "frontier":
+            draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        self.exit(2, f"compare_recompute.py: {message}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, help_: str, run: Callable[[argparse.Namespace], Report]
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.add_argument("--depth", type=int, required=True, help="9n+2: a CIFAR net of bottleneck units")
+        sub.add_argument("--batch", type=_positive, required=True, help="images in a batch")
+        sub.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
+        sub.add_argument(
+            "--processor-time",
+            action="store_true",
+            help="compute in one thread and count processor time: for a machine that others use meanwhile",
+        )
+        sub.set_defaults(command=name, run=run)
+        return sub
+
+    def timed(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--rounds", type=_positive, default=5, help="turns of each kind (%(default)s)")
+        sub.add_argument("--steps", type=_positive, default=2, help="timed steps a turn (%(default)s)")
+
+    budgets = command(
+        "budgets",
+        "the process's peak beside budget and prediction",
+        lambda o: budgets_report(o.depth, o.batch, o.budgets, _clock(o)),
+    )
+    budgets.add_argument("--budgets", type=_positive, default=10, help="how many (%(default)s)")
+    overhead = command(
+        "overhead",
+        "step times beside prediction",
+        lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o)),
+    )
+    overhead.add_argument("--budgets", type=_positive, default=5, help="how many (%(default)s)")
+    timed(overhead)
+    peers = command(
+        "peers",
+        "deepres beside its peers at equal or lower peak",
+        lambda o: contest_report(
+            o.depth,
+            o.batch,
+            o.rounds,
+            o.steps,
+            _clock(o),
+            compile_budgets=o.compile_budget or [0.5],
+            compile_limit_s=o.compile_limit,
+            limit_s=o.limit,
+        ),
+    )
+    timed(peers)
+    peers.add_argument(
+        "--compile-budget",
+        type=_part,
+        action="append",
+        help="part of the activations' memory that torch.compile is to keep, from 0 to 1 (0.5); may be repeated",
+    )
+    peers.add_argument(
+        "--compile-limit",
+        type=_positive,
+        default=600,
+        help="seconds for each of these, its steps included (%(default)s)",
+    )
+    peers.add_argument("--limit", type=_positive, default=3600, help="seconds for the others (%(default)s)")
+    frontier = command(
+        "frontier",
+        "the least extra time that budgets cost, as a table and, with --out, a picture",
+        lambda o: frontier_report(o.depth, o.batch, o.measured, _clock(o)),
+    )
+    frontier.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="an overhead_*.json: take its costs, show its steps",
+    )
+    command(
+        "retentions",
+        "whether cheaper retentions than there are would pay",
+        lambda o: retentions_report(o.depth, o.batch, _clock(o)),
+    )
+    return parser
+
+
+def _clock(options: argparse.Namespace) -> Clock:
+    return Clock(options.processor_time)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _part(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

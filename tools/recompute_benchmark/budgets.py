@@ -1,0 +1,116 @@
+"""Whether budgets are kept in reality: the process's own peak beside budget and prediction."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from deepres import apply_plan, make_plan, measure_chain
+from deepres.recompute import Chain, Plan, keep_all_plan, simulate
+from deepres.recompute.planner import smallest_budget
+from recompute_benchmark.child import call_in_child
+from recompute_benchmark.nets import Job, make_batch, make_net
+from recompute_benchmark.report import Report
+from recompute_benchmark.timing import Clock
+
+# Every larger block is mapped on its own, and unmapped when it is freed: what is resident is what is in use.
+MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+MIB = 2**20
+
+
+def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Report:
+    """Peaks under plans for budgets from the smallest that can be kept up to everything kept.
+
+    Args:
+        depth: of the net.
+        batch: images.
+        num_budgets: evenly spaced by ratio; the last one keeps everything.
+        clock: how to time; what computes in one thread for that, does so here too.
+    """
+    text = clock.call(measured_chain, {"depth": depth, "batch": batch, "repeats": 3})
+    chain = Chain.from_json(text)
+    rows = []
+    for budget_bytes in spaced_budgets(chain, num_budgets):
+        plan = make_plan(chain, budget_bytes)
+        assert plan.peak_bytes is not None
+        assert plan.extra_ms is not None
+        arguments = {"depth": depth, "batch": batch, "plan": plan.to_json()}
+        measured = call_in_child(process_peak, arguments, MAPPED_MALLOC, processor_time=clock.processor_time)
+        process_bytes, allocated_bytes = measured["process_bytes"], measured["allocated_bytes"]
+        rows.append(
+            {
+                "budget_mib": budget_bytes / MIB,
+                "predicted_mib": plan.peak_bytes / MIB,
+                "allocated_mib": allocated_bytes / MIB,
+                "process_mib": process_bytes / MIB,
+                "over_budget_percent": 100 * (process_bytes / budget_bytes - 1),
+                "over_prediction_percent": 100 * (process_bytes / plan.peak_bytes - 1),
+                "is_kept": process_bytes <= 1.03 * budget_bytes,
+                "predicted_extra_percent": 100 * plan.extra_ms / chain.step_ms,
+                "num_segments": plan.num_segments,
+                "nesting_depth": plan.nesting_depth,
+                "idle_mib": measured["idle_bytes"] / MIB,
+            }
+        )
+    note = (
+        "The process's peak is VmHWM, reset before a step, above what is resident between steps: the model, its "
+        "gradients and the batch. Each row is a process of its own, in which glibc maps every block above 64 KiB "
+        "by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. The allocator's peak "
+        "is counted by PyTorch's CPU allocator in another step of the same process."
+    )
+    return Report(
+        name=f"budgets_{depth}",
+        title=f"Budgets kept in reality: ResNet-{depth}, batch {batch}, fp32",
+        columns={
+            "budget_mib": "budget, MiB",
+            "predicted_mib": "predicted peak, MiB",
+            "allocated_mib": "allocator's peak, MiB",
+            "process_mib": "process's peak, MiB",
+            "over_budget_percent": "process over budget, %",
+            "over_prediction_percent": "process over prediction, %",
+            "is_kept": "within budget + 3 %",
+            "predicted_extra_percent": "predicted extra time, %",
+            "num_segments": "segments",
+            "nesting_depth": "nesting",
+        },
+        rows=rows,
+        notes=[note],
+        data={"depth": depth, "batch": batch},
+    )
+
+
+def spaced_budgets(chain: Chain, num_budgets: int) -> list[int]:
+    """From the smallest budget to that which keeps everything, evenly spaced by ratio."""
+    floor = smallest_budget(chain)
+    top = simulate(chain, keep_all_plan(len(chain.units))).peak_bytes
+    if num_budgets == 1:
+        return [floor]
+    inner = [round(floor * (top / floor) ** (k / (num_budgets - 1))) for k in range(1, num_budgets - 1)]
+    return [floor, *inner, top]
+
+
+def measured_chain(depth: int, batch: int, repeats: int) -> str:
+    """The chain of a net, as JSON; to be called where the allocator is steady."""
+    return measure_chain(make_net(depth), (batch, 3, 32, 32), repeats=repeats).to_json()
+
+
+def process_peak(depth: int, batch: int, plan: str) -> dict[str, Any]:
+    """Peaks of a step under a plan: of this process, above its idle level, and of PyTorch's allocator."""
+    net = make_net(depth)
+    images, labels = make_batch(batch)
+    apply_plan(net, Plan.from_json(plan))
+    job = Job(net, net, images, labels)
+    job.step()  # libraries build their kernels and threads their stacks
+    idle_bytes = _status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew from VmRSS
+    job.step()
+    process_bytes = _status_bytes("VmHWM") - idle_bytes
+    return {"process_bytes": process_bytes, "idle_bytes": idle_bytes, "allocated_bytes": job.peak_bytes()}
+
+
+def _status_bytes(name: str) -> int:
+    for line in Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc has no {name}: peaks of a process can be read on Linux only")

@@ -1,0 +1,230 @@
+"""deepres and its peers in one run: peaks, times, exactness."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepres import InfeasibleBudgetError, ResNet, apply_plan, make_plan, measure_chain
+from deepres.recompute import Chain, Plan, simulate, uniform_plan
+from recompute_benchmark.budgets import MIB
+from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
+from recompute_benchmark.nets import Forward, Job, Outcome, make_batch, make_net
+from recompute_benchmark.peers import SEGMENTED, WHOLE, apply_peer, compiled, segments_of
+from recompute_benchmark.report import Report
+from recompute_benchmark.timing import Clock, times_in_turns
+
+_FRESH_COMPILER = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+_NUM_CANDIDATES = 4
+"""Numbers of segments that are measured: those with the least predicted peaks."""
+
+
+def contest_report(
+    depth: int,
+    batch: int,
+    rounds: int,
+    steps: int,
+    clock: Clock,
+    *,
+    compile_budgets: Sequence[float],
+    compile_limit_s: float,
+    limit_s: float,
+) -> Report:
+    """All peers, and deepres at each one's measured peak.
+
+    Args:
+        depth: of the net.
+        batch: images.
+        rounds: how often each has its turn.
+        steps: timed steps in each turn.
+        clock: how to time steps; compiling and planning is timed on the wall.
+        compile_budgets: parts of the activations' memory that `torch.compile` is to keep.
+        compile_limit_s: how long one of these may take, compilation and steps.
+        limit_s: how long all others may take.
+    """
+    common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps}
+    rows = clock.call(contest, {**common, "compile_budget": None}, limit_s=limit_s)
+    for budget in compile_budgets:
+        name = f"torch.compile, budget {budget:g}"
+        try:
+            found = clock.call(
+                contest, {**common, "compile_budget": budget}, _FRESH_COMPILER, compile_limit_s
+            )
+        except ChildTimeoutError as error:
+            found = [{"name": name, "remark": f"compilation and steps: {error}"}]
+        except ChildFailedError as error:
+            found = [{"name": name, "remark": f"failed: {error}"}]
+        rows += [{**row, "run": name} for row in found]
+    note = (
+        f"Step times are {clock}: medians of {rounds} alternating blocks of {steps} steps, each after one that is not "
+        "timed; a ratio is of blocks of the same round and process. Peaks are what PyTorch's CPU allocator hands out "
+        "in a step above what is there before it. deepres' rows have the measured peak of the peer named as their "
+        f"budget. The number of segments is that with the least measured peak of the {_NUM_CANDIDATES} with the least "
+        "predicted ones. Equal: to everything kept, in every bit, after one step (loss and gradients; running "
+        "statistics and counts of batches). Peers run with PyTorch's own batch norm."
+    )
+    return Report(
+        name=f"peers_{depth}",
+        title=f"deepres and its peers at equal or lower peak: ResNet-{depth}, batch {batch}, fp32",
+        columns={
+            "name": "",
+            "peak_mib": "peak, MiB",
+            "step_ms": "step, ms",
+            "ratio": "time over keep-all",
+            "preparation_s": "compiling or planning, s",
+            "gradients_equal": "gradients equal",
+            "buffers_equal": "batch-norm buffers equal",
+            "budget_kept": "budget in bytes kept",
+            "remark": "remark",
+        },
+        rows=rows,
+        notes=[note],
+        data={"clock": str(clock), "depth": depth, "batch": batch},
+    )
+
+
+@dataclass
+class _Entry:
+    """One that takes part."""
+
+    name: str
+    job: Job
+    preparation_s: float | None = None
+    budget_bytes: int | None = None
+    remark: str | None = None
+    peak_bytes: int = 0
+    outcome: Outcome | None = None
+
+    def measure(self) -> _Entry:
+        """Its peak and what a step leaves."""
+        self.outcome = self.job.outcome()
+        self.peak_bytes = self.job.peak_bytes()
+        return self
+
+
+class _PlannedNet:
+    """A net that several plans share, so that a thousand layers need not be held for each."""
+
+    def __init__(self, net: ResNet) -> None:
+        self.net = net
+        self._plan: Plan | None = None
+
+    def forward_under(self, plan: Plan | None) -> Forward:
+        def forward(images: Any) -> Any:
+            if self._plan is not plan:
+                apply_plan(self.net, plan)
+                self._plan = plan
+            return self.net(images)
+
+        return forward
+
+
+def contest(
+    depth: int, batch: int, rounds: int, steps: int, compile_budget: float | None
+) -> list[dict[str, Any]]:
+    """Rows of one process: everything kept, peers (or the compiler alone), and deepres at their peaks."""
+    images, labels = make_batch(batch)
+    ours = _PlannedNet(make_net(depth))
+    chain = measure_chain(ours.net, (batch, 3, 32, 32))
+    keep_all = _Entry("keep all", Job(ours.net, ours.forward_under(None), images, labels)).measure()
+    if compile_budget is None:
+        peers = [_segmented(name, depth, chain, (images, labels)) for name in SEGMENTED]
+        peers += [_whole(name, depth, (images, labels)) for name in WHOLE]
+    else:
+        peers = [_compiled(depth, compile_budget, (images, labels))]
+
+    entries = [keep_all]
+    for peer in peers:
+        entries.append(peer)
+        mine = _planned(ours, chain, peer, keep_all.job)
+        if mine is not None:
+            entries.append(mine)
+    if compile_budget is None:
+        entries.append(_uniform(ours, chain, keep_all.job))
+    times = times_in_turns({entry.name: entry.job.step for entry in entries}, "keep all", rounds, steps)
+    assert keep_all.outcome is not None
+    rows = []
+    for entry in entries:
+        assert entry.outcome is not None
+        is_kept: bool | str | None = "takes none" if entry in peers else None
+        if entry.budget_bytes is not None:
+            is_kept = entry.peak_bytes <= entry.budget_bytes
+        rows.append(
+            {
+                "name": entry.name,
+                "peak_mib": entry.peak_bytes / MIB,
+                "step_ms": times[entry.name].median_ms,
+                "ratio": times[entry.name].ratio,
+                "ratios": times[entry.name].ratios,
+                "preparation_s": entry.preparation_s,
+                "gradients_equal": entry.outcome.has_gradients_of(keep_all.outcome),
+                "buffers_equal": entry.outcome.has_buffers_of(keep_all.outcome),
+                "budget_bytes": entry.budget_bytes,
+                "budget_kept": is_kept,
+                "peak_bytes": entry.peak_bytes,
+                "remark": entry.remark,
+            }
+        )
+    return rows
+
+
+def _segmented(name: str, depth: int, chain: Chain, batch: tuple[Any, Any]) -> _Entry:
+    best: _Entry | None = None
+    for num_segments in least_peaks(name, chain)[:_NUM_CANDIDATES]:
+        net = make_net(depth, torch_norms=True)
+        entry = _Entry(name, Job(net, apply_peer(name, net, num_segments), *batch)).measure()
+        entry.remark = f"{num_segments} segments"
+        if best is None or entry.peak_bytes < best.peak_bytes:
+            best = entry
+    assert best is not None
+    return best
+
+
+def least_peaks(name: str, chain: Chain) -> list[int]:
+    """Numbers of segments in the order of their predicted peaks, the least first."""
+    num_units = len(chain.units)
+    peaks = []
+    for num_segments in range(1, num_units + 1):
+        plan = Plan(num_units, segments_of(name, num_units, num_segments), ("all",) * num_units)
+        peaks.append((simulate(chain, plan).peak_bytes, num_segments))
+    return [num_segments for _, num_segments in sorted(peaks)]
+
+
+def _whole(name: str, depth: int, batch: tuple[Any, Any]) -> _Entry:
+    net = make_net(depth, torch_norms=True)
+    return _Entry(name, Job(net, apply_peer(name, net), *batch)).measure()
+
+
+def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
+    net = make_net(depth, torch_norms=True)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    entry = _Entry(f"torch.compile, budget {budget:g}", Job(net, compiled(net, budget), *batch))
+    start = time.monotonic()
+    entry.job.step()
+    entry.preparation_s = time.monotonic() - start
+    net.load_state_dict(state)
+    return entry.measure()
+
+
+def _planned(ours: _PlannedNet, chain: Chain, peer: _Entry, like: Job) -> _Entry | None:
+    name = f"deepres at the peak of: {peer.name}"
+    start = time.monotonic()
+    try:
+        plan = make_plan(chain, peer.peak_bytes)
+    except InfeasibleBudgetError as error:
+        smallest = f"below deepres' smallest, {error.smallest_bytes / MIB:.1f} MiB"
+        peer.remark = "; ".join(filter(None, (peer.remark, smallest)))
+        return None
+    preparation_s = time.monotonic() - start
+    job = Job(ours.net, ours.forward_under(plan), like.images, like.labels)
+    remark = f"{plan.num_segments} segments, nested {plan.nesting_depth} deep"
+    return _Entry(name, job, preparation_s, peer.peak_bytes, remark).measure()
+
+
+def _uniform(ours: _PlannedNet, chain: Chain, like: Job) -> _Entry:
+    num_segments = least_peaks("uniform", chain)[0]
+    plan = uniform_plan(len(chain.units), num_segments)
+    job = Job(ours.net, ours.forward_under(plan), like.images, like.labels)
+    return _Entry("deepres' executor, uniform segments", job, remark=f"{num_segments} segments").measure()

@@ -1,0 +1,179 @@
+"""The frontier: the least time that a budget costs, from a model that anyone can check and from measured costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deepres import build_resnet, make_plan
+from deepres.recompute import Chain, Retention, UnitCost, simulate, uniform_plan
+from deepres.recompute.planner import smallest_budget
+from recompute_benchmark.budgets import MIB, measured_chain
+from recompute_benchmark.report import Report
+from recompute_benchmark.timing import Clock
+
+BUDGETS_MIB = (146, 128, 96, 64, 48, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2.5, 2, 1.5)
+"""An image's share of a budget."""
+_WIDTHS = (16, 32, 64)
+
+
+def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Clock) -> Report:
+    """Extra time against bytes an image, planned with the retention `all` alone and with both.
+
+    Args:
+        depth: of the net.
+        batch: at which costs are measured.
+        steps_file: an `overhead_*.json`, for its measured costs and steps; without one, costs are measured.
+        clock: how to time.
+
+    Raises:
+        ValueError: the file cannot be read, is no such file, or is of another net or batch.
+    """
+    points = list[dict[str, float]]()
+    if steps_file is not None:
+        measured, points = read_steps(steps_file, depth, batch)
+    else:
+        arguments = {"depth": depth, "batch": batch, "repeats": 7}
+        measured = Chain.from_json(clock.call(measured_chain, arguments))
+    fractions = replay_fractions(depth, measured)
+    chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
+    floors = [smallest_budget(kind) for kind in (with_retentions(measured, "all"), measured)]
+    budgets = _budgets_mib(chains["model"][0], [floor / batch / MIB for floor in floors])
+    curves = {kind: _curves(chain, images, budgets) for kind, (chain, images) in chains.items()}
+    rows = [
+        {
+            "budget_mib": mib,
+            **{
+                f"{kind}_{name}": curves[kind][name].get(mib)
+                for kind in curves
+                for name in ("uniform", "all", "both")
+            },
+        }
+        for mib in budgets
+    ]
+    note = (
+        "Extra time in % of a step with everything kept; a dash where no such plan fits. The model: units cost one "
+        "forward each and two backward, a unit of inner width w keeps 12w values a pixel by `all` and 6w by "
+        "`conv_outputs`, and transients are left out; a replay by `conv_outputs` takes "
+        + ", ".join(f"{fraction:.2f}" for fraction in fractions)
+        + f" forwards in the three stages, as measured. Measured: costs of each unit on this machine at batch {batch}, "
+        "transients, stem, head and batch statistics included. Uniform: the best number of near-equal segments of "
+        "units kept by `all`. Two budgets, with three decimals, are the smallest that plans keep by measured costs, "
+        "with `all` and with both."
+    )
+    return Report(
+        name=f"frontier_{depth}",
+        title=f"What a budget costs: ResNet-{depth}, fp32, bytes of activations an image",
+        columns={
+            "budget_mib": "budget, MiB an image",
+            "model_uniform": "model: uniform",
+            "model_all": "plan, `all`",
+            "model_both": "plan, both",
+            "measured_uniform": "measured costs: uniform",
+            "measured_all": "plan, `all` ",
+            "measured_both": "plan, both ",
+        },
+        rows=rows,
+        notes=[note],
+        data={"depth": depth, "batch": batch, "replay_fractions": fractions, "points": points},
+    )
+
+
+def model_chain(depth: int, fractions: Sequence[float]) -> Chain:
+    """An image's chain by the model: equal times, and bytes that can be counted by hand.
+
+    Args:
+        depth: of the net.
+        fractions: what a replay by `conv_outputs` takes in each stage, in forwards.
+    """
+    units = []
+    per_stage = build_resnet(depth, block="bottleneck").units_per_stage
+    for stage, (num_units, width, fraction) in enumerate(zip(per_stage, _WIDTHS, fractions, strict=True)):
+        value_bytes = 4 * width * (32 >> stage) ** 2
+        retentions = (
+            Retention("all", kept_bytes=12 * value_bytes),
+            Retention("conv_outputs", kept_bytes=6 * value_bytes, replay_ms=fraction),
+        )
+        units += [UnitCost(1.0, 2.0, 4 * value_bytes, retentions)] * num_units
+    return Chain(input_bytes=4 * 16 * 32 * 32, units=tuple(units))
+
+
+def replay_fractions(depth: int, chain: Chain) -> list[float]:
+    """What a replay by `conv_outputs` takes in each stage of a measured chain, in forwards of its units."""
+    fractions, start = [], 0
+    for num_units in build_resnet(depth, block="bottleneck").units_per_stage:
+        stage = chain.units[start : start + num_units]
+        fractions.append(
+            statistics.median(unit.retention("conv_outputs").replay_ms / unit.forward_ms for unit in stage)
+        )
+        start += num_units
+    return fractions
+
+
+def with_retentions(chain: Chain, *names: str) -> Chain:
+    """The chain with these retentions alone."""
+    return replace(
+        chain,
+        units=tuple(
+            replace(unit, retentions=tuple(unit.retention(name) for name in names)) for unit in chain.units
+        ),
+    )
+
+
+def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
+    """The round ones up to the first that keeps everything, and the smallest, rounded up."""
+    keep_all_mib = _uniform_peaks(model)[0][0] / MIB
+    used = [mib for k, mib in enumerate(BUDGETS_MIB) if min(BUDGETS_MIB[k:][:2]) < keep_all_mib]
+    return sorted({*used, *(math.ceil(mib * 1000) / 1000 for mib in floors_mib)}, reverse=True)
+
+
+def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str, dict[float, float]]:
+    """Extra percent by MiB an image: of uniform segments, of plans with `all`, of plans with both retentions."""
+    plain = with_retentions(chain, "all")
+    uniform = _uniform_peaks(plain)
+    curves: dict[str, dict[float, float]] = {"uniform": {}, "all": {}, "both": {}}
+    for mib in budgets_mib:
+        budget_bytes = math.floor(mib * MIB * images)
+        for name, kind in (("all", plain), ("both", chain)):
+            if budget_bytes >= smallest_budget(kind):
+                extra_ms = make_plan(kind, budget_bytes).extra_ms
+                assert extra_ms is not None
+                curves[name][mib] = 100 * extra_ms / kind.step_ms
+        extras = [extra for peak, extra in uniform if peak <= budget_bytes]
+        if extras:
+            curves["uniform"][mib] = min(extras)
+    return curves
+
+
+def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:
+    """Peak, and extra time in percent of a step, of each number of segments."""
+    costs = []
+    for num_segments in range(1, len(chain.units) + 1):
+        cost = simulate(chain, uniform_plan(len(chain.units), num_segments))
+        costs.append((cost.peak_bytes, 100 * (cost.total_ms / chain.step_ms - 1)))
+    return costs
+
+
+def read_steps(path: Path, depth: int, batch: int) -> tuple[Chain, list[dict[str, float]]]:
+    """The chain that was measured, and measured steps: MiB an image and extra time in percent.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no such steps of this net and batch.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for row in document["rows"] if row["peak_mib"] is not None]
+        found = document["depth"], document["batch"]
+        points = [{"mib": row["peak_mib"] / batch, "extra_percent": 100 * (row["ratio"] - 1)} for row in rows]
+        chain = Chain.from_json(document["chain"])
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} holds no step times as the command overhead writes them") from None
+    if found != (depth, batch):
+        raise ValueError(f"{path} is of depth {found[0]}, batch {found[1]}, not of {depth}, {batch}")
+    return chain, points

@@ -1,0 +1,60 @@
+"""The frontier as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# Apart for colour-blind readers, and in grey (Okabe and Ito 2008).
+_ORANGE, _BLUE, _GREEN, _BLACK = "#E69F00", "#0072B2", "#009E73", "#000000"
+
+
+def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
+    """Draw measured costs: memory an image against extra time.
+
+    Args:
+        document: what `frontier_report` put together: `depth`, `batch`, `points` and the rows.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    axes = figure.subplots()
+    curves = (
+        ("measured_uniform", _ORANGE, (0, (4, 2)), "uniform segments, best number", ("steps-post", 2.4)),
+        ("measured_all", _BLUE, "-", "deepres plan, retention “all”", ("default", 2.8)),
+        ("measured_both", _GREEN, "-", "deepres plan, both retentions", ("default", 3.6)),
+    )
+    for key, colour, style, label, (draw, width) in curves:
+        found = [(row["budget_mib"], row[key]) for row in document["rows"] if row[key] is not None]
+        x, y = zip(*sorted(found), strict=True)
+        axes.plot(x, y, color=colour, linestyle=style, linewidth=width, drawstyle=draw, label=label, zorder=3)
+        axes.plot(x[0], y[0], "o", color=colour, markersize=8, zorder=4)
+    points = document["points"]
+    if points:
+        axes.plot(
+            [point["mib"] for point in points],
+            [point["extra_percent"] for point in points],
+            "D",
+            color=_BLACK,
+            markersize=8,
+            label="measured steps under plans",
+            zorder=5,
+        )
+    axes.set_xscale("log", base=2)
+    ticks = [2, 4, 8, 16, 32, 64, 128]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("activations, MiB an image (log scale)", fontsize=15)
+    axes.set_ylabel("extra time, % of a step", fontsize=15)
+    axes.set_ylim(0, 85)
+    axes.tick_params(labelsize=14)
+    axes.grid(visible=True, color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=14, frameon=False, loc="upper right")
+    axes.set_title(
+        f"ResNet-{document['depth']}: what a byte budget costs, every bit of training the same",
+        fontsize=16,
+        loc="left",
+    )
+    figure.savefig(path, dpi=110)

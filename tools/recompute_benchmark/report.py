@@ -1,0 +1,104 @@
+"""Results as files: a Markdown table to read, the same as JSON, both with what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table and where it comes from.
+
+    Args:
+        name: of the files, without suffix.
+        title: its first line.
+        columns: key of a row -> heading.
+        rows: values by key; None is shown as a dash.
+        notes: sentences below the table.
+        data: what goes into the JSON beside the rows.
+    """
+
+    name: str
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The rows as a Markdown table."""
+        cells = [[_shown(row.get(key)) for key in self.columns] for row in self.rows]
+        heads = list(self.columns.values())
+        widths = [max(len(row[j]) for row in [heads, *cells]) for j in range(len(heads))]
+        is_number = [all(row[j][:1] in "-−–0123456789" for row in cells) for j in range(len(heads))]
+        lines = [
+            "| "
+            + " | ".join(
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(row, widths, is_number, strict=True)
+            )
+            + " |"
+            for row in [heads, *cells]
+        ]
+        rule = "|" + "|".join(
+            "-" * (width + 1) + (":" if right else "-")
+            for width, right in zip(widths, is_number, strict=True)
+        )
+        return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+    def write(self, folder: Path, command: str) -> None:
+        """Write `<name>.md` and `<name>.json`, with the command that made them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        made_by = {"command": command, **provenance()}
+        document = {**made_by, **self.data, "rows": list(self.rows)}
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
+        versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
+        parts = [
+            f"# {self.title}",
+            self.table(),
+            *self.notes,
+            f"Made by `{command}` on {made_by['date']}, {made_by['machine']}; {versions}.",
+        ]
+        (folder / f"{self.name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def provenance() -> dict[str, Any]:
+    """The date, the machine and the versions that figures come from."""
+    names = ("torch", "numpy", "deepspeed", "fairscale")
+    versions = {name: metadata.version(name) for name in names}
+    return {
+        "date": date.today().isoformat(),
+        "machine": _machine(),
+        "versions": {"Python": platform.python_version(), **versions},
+    }
+
+
+def _machine() -> str:
+    model = "a CPU"
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    article = "an" if model[:1] in "AEIOU" else "a"
+    return f"{os.cpu_count()} cores of {article} {model} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.{1 if abs(value) >= 99.95 else 2 if abs(value) >= 9.995 else 3}f}"
+    return str(value)

@@ -1,0 +1,83 @@
+"""Times of steps that can be compared, though the machine is not alone.
+
+NOTE [ Times that can be compared ]
+1. Steps of one kind are run in blocks: one step to warm caches and allocator, then those that are timed.
+2. Blocks of all kinds take turns, and each block's time is divided by that of the reference in the same round,
+   so that what slows the machine for a while slows both. The figure is the median over rounds.
+3. glibc gives large blocks back to the system, and each step then pays for clearing their pages anew: noise
+   larger than what is to be measured. A process that measures time is started with `STEADY_MALLOC`.
+4. Where other processes compute beside this one, even that is not enough: two threads that wait for each other
+   make a step many times as long. Hence processor time, of one thread.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recompute_benchmark.child import call_in_child
+
+STEADY_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How to time.
+
+    Args:
+        processor_time: of one thread, instead of the time on the wall.
+    """
+
+    processor_time: bool
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+        limit_s: float | None = None,
+    ) -> Any:
+        """Call a function in a new process whose clock this is; see `call_in_child`."""
+        variables = STEADY_MALLOC | dict(environment or {})
+        return call_in_child(function, arguments, variables, limit_s, processor_time=self.processor_time)
+
+    def __str__(self) -> str:
+        return "processor time of one thread" if self.processor_time else "time on the wall"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Steps of one kind.
+
+    Args:
+        median_ms: the median of the blocks' means.
+        ratio: the median of its blocks' ratios to the reference's block of the same round.
+        ratios: these ratios, one a round.
+    """
+
+    median_ms: float
+    ratio: float
+    ratios: tuple[float, ...]
+
+
+def times_in_turns(
+    steps: Mapping[str, Callable[[], object]], reference: str, rounds: int, steps_per_block: int
+) -> dict[str, Times]:
+    """Time several kinds of steps against one of them; see NOTE [ Times that can be compared ]."""
+    blocks: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds):
+        names = list(steps)[:: -1 if turn % 2 else 1]  # no kind always follows the same one
+        for name in names:
+            steps[name]()
+            start = time.perf_counter()
+            for _ in range(steps_per_block):
+                steps[name]()
+            blocks[name].append((time.perf_counter() - start) * 1000 / steps_per_block)
+    times = {}
+    for name, block_ms in blocks.items():
+        ratios = tuple(ms / ref for ms, ref in zip(block_ms, blocks[reference], strict=True))
+        times[name] = Times(statistics.median(block_ms), statistics.median(ratios), ratios)
+    return times

@@ -12,8 +12,8 @@ from deepres.recompute.planner import smallest_budget
 
 _RETENTIONS = st.builds(
     lambda kept, replay, temps, more: (
-        Retention("all", kept + more, 0.0, *temps, more),
-        Retention("less", kept, replay, temps[1], temps[0], kept - 6),
+        Retention("all", kept + more, 0.0, *temps),
+        Retention("less", kept, replay, temps[1], temps[0]),
     ),
     st.integers(6, 12),
     st.integers(1, 4).map(float),

@@ -80,6 +80,7 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         rows=rows,
         notes=[note],
         data={
+            "clock": str(clock),
             "depth": depth,
             "batch": batch,
             "replay_fractions": fractions,

@@ -36,8 +36,8 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
         fontsize=13, ha="left", va="bottom", color="#7A5200",
     )  # fmt: skip
     axes.annotate(
-        "everything kept", (uniform[-1][0], 0), xytext=(-6, 10), textcoords="offset points",
-        fontsize=13, ha="right", va="bottom",
+        "everything kept", (uniform[-1][0], 0), xytext=(8, 6), textcoords="offset points",
+        fontsize=13, ha="left", va="bottom", rotation=90,
     )  # fmt: skip
     points = document["points"]
     if points:

@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-faults lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed --num_gpus 1 deepres/train.py --config configs/quickstart.yaml
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-faults: $(VENV)/.installed-dev
+	FAULT_TABLE=results/faults/table.md $(BIN)/python -m pytest tests/faults -m "slow or not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

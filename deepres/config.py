@@ -117,7 +117,7 @@ class OptimConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """Length, batch and reproducibility of a run."""
+    """Length, batch, reproducibility and checkpoints of a run."""
 
     epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
@@ -138,11 +138,27 @@ class TrainConfig(_Section):
     """Runs are written to `output/<name of the config>-<date>`."""
     run_dir: Path | None = None
     """Write to this folder instead."""
+    overwrite: bool = False
+    """Remove the run that `run_dir` holds, if it holds one."""
+    resume: Literal["auto", "never"] | Path = "never"
+    """Go on from a checkpoint: the newest whole one in `run_dir` (and start if there is none), or a given one."""
+    save_every: Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$")] | None = (
+        "30 minutes"
+    )
+    """Steps, epochs or minutes between checkpoints; null: none at all, not even at the end."""
+    save_in_background: Literal["auto", "always", "never"] = "auto"
+    """Train on while a checkpoint is written; auto: where waiting would take more than 2 % of the time."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest stay."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("give epochs or max_steps")
+        if self.resume == "auto" and self.run_dir is None:
+            raise ValueError("resume=auto needs run_dir, the folder of the run to go on with")
+        if self.overwrite and (self.run_dir is None or self.resume != "never"):
+            raise ValueError("overwrite needs run_dir, and resume=never")
         return self
 
 
@@ -215,6 +231,8 @@ class LogConfig(_Section):
     tensorboard: bool = False
     plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""
+    memory: bool = False
+    """On a GPU: record each step's memory, and leave a snapshot if it runs out."""
 
 
 class Config(_Section):

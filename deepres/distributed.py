@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -103,6 +103,29 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of `flags` is set in at least one process; collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(flags)
+    x = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    return [value > 0 for value in x.tolist()]
+
+
+def to_first_process(x: Tensor) -> list[Tensor]:
+    """Every process's `x`, of one shape, in rank 0 and on the CPU; an empty list in the others."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [x.detach().to("cpu", copy=True)]
+    # Gathered by adding up, as NCCL has no gather to one, and exactly: but for one process all add zero bits.
+    gathered = torch.zeros(
+        dist.get_world_size(), x.nbytes // x.element_size(), dtype=x.dtype, device=x.device
+    )
+    bits = gathered.view({1: torch.uint8, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    gathered[dist.get_rank()] = x.detach().reshape(-1)
+    dist.all_reduce(bits)
+    return [row.view(x.shape) for row in gathered.cpu()] if dist.get_rank() == 0 else []
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepres.commit import SaveError
 from deepres.distributed import sum_over_processes
 
 IGNORED_LABEL = -100
@@ -55,11 +57,24 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, **values: Any) -> None:
-        """Append `{"kind": kind, …}`; numbers that are not finite become null."""
-        finite = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
-        self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
+    def force_to_disk(self) -> int:
+        """Make what was written survive a loss of power; its length in bytes."""
         self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append `{"kind": kind, …}`; numbers that are not finite become null.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        finite = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
+        try:
+            self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SaveError(f"{self._file.name} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""

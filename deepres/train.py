@@ -12,22 +12,29 @@ import importlib.util
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from deepres.batch_sizes import BatchSizes, batch_sizes
+from deepres.commit import SaveError
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import DataError, DataInfo, inspect_data, open_data
-from deepres.distributed import Process, start_process_group, stop_process_group, this_process
+from deepres.distributed import Process, any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
+from deepres.exit_status import ExitStatus, RunError
 from deepres.memory import measure_activation_peak
-from deepres.memory.planning import Planner
+from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet
+from deepres.out_of_memory import halve_until_it_fits
 from deepres.recompute import apply_plan
+from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, choose_run_folder
+from deepres.saving import FOLDER
+from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Summary, Trainer
 
 
@@ -45,7 +52,7 @@ class Job:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 for a finished run, 2 for one that cannot be run as it was asked for."""
+    """Run the command line; what it returns is an `ExitStatus`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,14 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        run_job(prepare(options.config, options.overrides, options.local_rank))
-    except (ConfigError, DataError) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        with StopRequest() as stop:
+            run_job(prepare(options.config, options.overrides, options.local_rank), stop)
+    except (ConfigError, DataError, RunError, SaveError) as error:
+        status = _exit_status(error)
+        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        if is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None:
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return status
     finally:
         stop_process_group()
-    return 0
+    return ExitStatus.FINISHED
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
@@ -110,23 +120,62 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
 
 
-def run_job(job: Job) -> Summary:
+def run_job(job: Job, stop: StopRequest) -> Summary:
     """Train; collective.
 
     Raises:
+        ConfigError: the run's folder cannot be written or holds another run, or there is nothing to go on from.
         DataError: too many images cannot be read.
+        RunError: the run ended before its end.
+        SaveError: a checkpoint could not be written.
     """
+    folder, found = _open_run(job) if job.process.is_first else (None, None)
+    with nullcontext() if folder is None else closing(folder.metrics):
+        return _run_together(job, folder, found, stop)
+
+
+def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
+    """Meet the other processes, and train; an end of one is an end of all."""
+    if job.process.world_size > 1:
+        try:
+            start_process_group(job.process)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
+    with PeerWatch(job.process) as peers:
+        try:
+            start = share_start(found, job.config, job.process)
+            summary = _train(job, folder, start, stop)
+            any_process([False], job.process.device)  # nobody leaves while another still needs an answer
+        except (ConfigError, DataError, RunError, SaveError):
+            raise
+        except Exception as error:
+            dead = peers.look(wait_s=3.0)
+            if dead is None:
+                raise
+            message = f"{dead}: the run stops, and train.resume=auto goes on from its last checkpoint"
+            raise RunError(message, ExitStatus.PROCESS_DIED) from error
+    return summary
+
+
+def _open_run(job: Job) -> tuple[RunFolder, Checkpoint | None]:
+    """The run's folder and the checkpoint that it goes on from."""
+    config = job.config
+    start = choose_start(config, run_identity(config, job.sizes, job.info), print)
+    path = choose_run_folder(config, job.config_path, FOLDER)
+    is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
+    return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
+
+
+def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
     config, process = job.config, job.process
-    folder = RunFolder(choose_run_folder(config, job.config_path)) if process.is_first else None
-    if process.world_size > 1:
-        start_process_group(process)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
 
-    planned = job.planner.settle(job.sizes)
+    planned, peak = _settle(job)
     sizes = planned.sizes
     data = open_data(
         config.data.name,
@@ -139,12 +188,11 @@ def run_job(job: Job) -> Summary:
         world_size=process.world_size,
         device=process.device,
     )
-    apply_plan(job.net, planned.plan)
-    job.net.to(process.device)
-    sample = next(iter(data.train_batches(0)))
-    compute_in = ComputeIn(job.net, config.precision.compute, process.device.type)
-    peak = measure_activation_peak(job.net, compute_in, sample.images, sample.labels)
+    if start is not None:
+        load_net(start, job.net)
     engine = make_engine(job.net, config, process, sizes)
+    if start is not None:
+        load_engine(start, engine)
     trainer = Trainer(
         config,
         process,
@@ -152,12 +200,43 @@ def run_job(job: Job) -> Summary:
         data,
         folder,
         planned,
+        stop=stop,
+        start=start,
+        identity=run_identity(config, sizes, job.info),
         activation_peak_bytes=peak,
     )
     try:
         return trainer.run()
     finally:
         data.close()
+
+
+def _settle(job: Job) -> tuple[PlannedRun, int]:
+    """Put the net under its plan, on the device; the plan, and the measured peak of a micro batch.
+
+    With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
+    """
+    device, side = job.process.device, job.info.image_size
+    planned = job.planner.settle(job.sizes)
+    apply_plan(job.net, planned.plan)
+    job.net.to(device)
+    compute_in = ComputeIn(job.net, job.config.precision.compute, device.type)
+    memory_format = torch.channels_last if job.config.precision.channels_last else torch.contiguous_format
+
+    def attempt(micro_size: int) -> int:
+        images = torch.zeros(micro_size, 3, side, side, device=device).contiguous(memory_format=memory_format)
+        labels = torch.zeros(micro_size, dtype=torch.long, device=device)
+        return measure_activation_peak(job.net, compute_in, images, labels)
+
+    if job.config.train.micro_batch_size == "auto":
+        planned = replace(planned, sizes=halve_until_it_fits(planned.sizes, attempt, device))
+    return planned, attempt(planned.sizes.micro_size)
+
+
+def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:
+    if isinstance(error, RunError):
+        return error.exit_status
+    return ExitStatus.NOT_SAVED if isinstance(error, SaveError) else ExitStatus.REFUSED
 
 
 if __name__ == "__main__":

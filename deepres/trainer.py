@@ -1,11 +1,13 @@
-"""The training loop: epochs or steps, evaluation, logging."""
+"""The training loop: epochs or steps, evaluation, logging, saving, stopping."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -13,13 +15,20 @@ from tqdm import tqdm
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.curves import plot_curves
-from deepres.data import DataSource
-from deepres.distributed import Process, sum_over_processes
-from deepres.engines import Engine
+from deepres.data import Batch, DataSource
+from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
+from deepres.engines import Engine, NonFiniteError
+from deepres.exit_status import ExitStatus, RunError
 from deepres.memory.planning import PlannedRun
+from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics, answer_sums
+from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
+from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory_in_step
+from deepres.resuming import Checkpoint, own_sums
 from deepres.run_folder import RunFolder
+from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
+from deepres.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class Trainer:
         data: this process's batches.
         folder: where rank 0 writes; None in the others.
         planned: the plan that the net is under; told at the start.
+        stop: when to stop before the end.
+        start: the checkpoint that net and engine have been loaded from, if any.
+        identity: what a run that goes on from one of this run's checkpoints must have in common with it.
         activation_peak_bytes: measured before; told in the summary.
     """
 
@@ -71,6 +83,9 @@ class Trainer:
         folder: RunFolder | None,
         planned: PlannedRun,
         *,
+        stop: StopRequest,
+        start: Checkpoint | None,
+        identity: dict[str, Any],
         activation_peak_bytes: int,
     ) -> None:
         self._config = config
@@ -84,6 +99,19 @@ class Trainer:
         limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
         self._num_steps = min(limit for limit in limits if limit is not None)
         self._rate = _Rate()
+        self._stop = stop
+        self._identity = identity
+        self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
+        self._save_schedule = SaveSchedule(config.train.save_every, self._steps_per_epoch)
+        self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
+        self._num_epochs = -(-self._num_steps // self._steps_per_epoch)
+        self._step = start.progress.step if start else 0
+        self._saved_step = self._step if start else None
+        self._is_evaluated = start.progress.is_evaluated if start else False
+        self._test = Metrics(*start.progress.test) if start and start.progress.test else None
+        self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+        if start is not None:
+            self._sums += own_sums(start, process)
         self._tensorboard = None
         if folder is not None and config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -95,24 +123,31 @@ class Trainer:
 
         Raises:
             deepres.data.DataError: too many images cannot be read.
+            RunError: a signal stopped the run, a number was not finite, or memory ran out.
+            SaveError: a checkpoint could not be written.
         """
-        self._tell_plan()
-        step, epoch, test = 0, 0, None
-        num_epochs = -(-self._num_steps // self._steps_per_epoch)
-        while step < self._num_steps:
-            step = self._run_epoch(epoch, step, num_epochs)
-            epoch += 1
-            if epoch % self._config.train.eval_every == 0 or step == self._num_steps:
-                test = self._evaluate(epoch, step, num_epochs)
-        assert test is not None
-        summary = Summary(
-            test,
-            self._rate.per_s * self._process.world_size,
-            self._activation_peak_bytes,
-            self._planned.memory.activations_bytes,
-            self._planned.extra_share / (1 + self._planned.extra_share),
-        )
-        self._finish(summary, step)
+        with_history = self._config.log.memory and self._process.is_first
+        try:
+            if with_history:
+                start_memory_history(self._process.device)
+            self._tell_plan()
+            self._save_or_stop()
+            if self._evaluation_is_due:
+                self._evaluate()
+            while self._step < self._num_steps:
+                self._run_epoch()
+            self._save_or_stop()
+            assert self._test is not None
+            summary = Summary(
+                self._test,
+                self._rate.per_s * self._process.world_size,
+                self._activation_peak_bytes,
+                self._planned.memory.activations_bytes,
+                self._planned.extra_share / (1 + self._planned.extra_share),
+            )
+            self._finish(summary)
+        finally:
+            self._saver.wait()
         return summary
 
     def _tell_plan(self) -> None:
@@ -132,31 +167,129 @@ class Trainer:
                 predicted_total_bytes=planned.memory.total_bytes,
             )
 
-    def _run_epoch(self, epoch: int, step: int, num_epochs: int) -> int:
-        schedule = StepSchedule(self._config.optim, self._steps_per_epoch)
-        batches = self._data.train_batches(epoch)
-        num_steps = min(self._steps_per_epoch, self._num_steps - step)
-        sums = torch.zeros(4, dtype=torch.float64, device=self._process.device)
+    def _run_epoch(self) -> None:
+        """Train to the end of an epoch, or of the run."""
+        epoch, done = divmod(self._step, self._steps_per_epoch)
+        batches = self._data.train_batches(epoch, start=done * self._engine.sizes.accumulation)
+        if done == 0:
+            self._sums.zero_()
+        num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         bar = tqdm(
             total=num_steps,
-            desc=f"epoch {epoch + 1}/{num_epochs}",
+            desc=f"epoch {epoch + 1}/{self._num_epochs}",
             unit="step",
             leave=False,
             disable=not (self._process.is_first and sys.stderr.isatty()),
         )
         with bar:
             for _ in range(num_steps):
-                learning_rate = schedule(step)
-                result = self._engine.step(islice(batches, self._engine.sizes.accumulation), learning_rate)
-                sums += result.sums
-                step += 1
-                self._rate.count(self._engine.sizes.micro_size * self._engine.sizes.accumulation)
+                self._run_step(batches)
                 bar.update()
-                if step % self._config.log.every == 0 or step == self._num_steps:
-                    self._log_training(step, learning_rate, Metrics.over_processes(sums), num_epochs)
-                    sums.zero_()
+                if self._evaluation_is_due:
+                    self._rate.pause()
+                    self._evaluate()
+                self._save_or_stop()
         self._rate.pause()
-        return step
+
+    def _run_step(self, batches: Iterator[Batch]) -> None:
+        learning_rate = self._schedule(self._step)
+        before = generator_states(self._process.device)
+        sizes = self._engine.sizes
+        try:
+            result = self._engine.step(islice(batches, sizes.accumulation), learning_rate)
+        except NonFiniteError as error:
+            raise self._told_where(error, before) from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # it holds on to the activations
+            if self._config.log.memory and self._folder is not None:
+                write_memory_snapshot(self._folder.path / "out_of_memory.pickle", self._process.device)
+            free_bytes = free_device_bytes(self._process.device)
+            raise out_of_memory_in_step(
+                self._step + 1, sizes, self._activation_peak_bytes, free_bytes
+            ) from None
+        self._sums += result.sums
+        self._step += 1
+        self._is_evaluated = False
+        self._rate.count(sizes.micro_size * sizes.accumulation)
+        if self._config.log.memory and self._folder is not None:
+            memory = read_step_memory(self._process.device)
+            if memory is not None:
+                self._folder.metrics.write("memory", step=self._step, **memory._asdict())
+        if self._step % self._config.log.every == 0 or self._step == self._num_steps:
+            self._log_training(
+                self._step, learning_rate, Metrics.over_processes(self._sums), self._num_epochs
+            )
+            self._sums.zero_()
+
+    def _told_where(self, error: NonFiniteError, before: dict[str, torch.Tensor]) -> RunError:
+        torch.set_rng_state(before["cpu"])
+        if "cuda" in before:
+            torch.cuda.set_rng_state(before["cuda"], self._process.device)
+        epoch, done = divmod(self._step, self._steps_per_epoch)
+        num_batches = self._engine.sizes.accumulation
+        batches = self._data.train_batches(epoch, start=done * num_batches)
+        where = where_first(self._engine, list(islice(batches, num_batches)))
+        return RunError(
+            f"the {error.what} of step {self._step + 1} is not finite: {where}; nothing of it was saved",
+            ExitStatus.NOT_FINITE,
+        )
+
+    def _save_or_stop(self) -> None:
+        """Between steps: save if that is due, and end the run if a process is asked to; collective."""
+        is_due = self._step != self._saved_step and self._save_schedule.is_due(self._step)
+        mode = self._config.train.save_in_background
+        in_background = mode == "always" or (
+            mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
+        )
+        stop, is_due, in_background, has_failed = any_process(
+            [self._stop.reason is not None, is_due and self._step > 0, in_background, self._saver.has_failed],
+            self._process.device,
+        )
+        self._saver.check(has_failed)
+        is_at_end = self._step == self._num_steps and not self._evaluation_is_due
+        saves = self._config.train.save_every is not None
+        if saves and (is_due or stop or is_at_end):
+            self._save()
+            if stop or is_at_end or not in_background:
+                self._saver.finish(self._process.device)
+        if stop and not is_at_end:
+            reason = self._stop.reason or "a signal to another process"
+            saved = (
+                "train.resume=auto goes on from there"
+                if saves
+                else "nothing is saved, as train.save_every is null"
+            )
+            raise RunError(f"stopped by {reason} after step {self._step}; {saved}", ExitStatus.STOPPED)
+
+    def _save(self) -> None:
+        if self._saved_step == self._step:
+            return
+        scaler = self._engine.loss_scaler
+        test = self._test
+        progress = Progress(
+            step=self._step,
+            steps_per_epoch=self._steps_per_epoch,
+            is_evaluated=self._is_evaluated,
+            test=(test.loss, test.top1, test.top5, test.num_images) if test and test.num_images else None,
+            sums=tuple(tuple(sums.tolist()) for sums in to_first_process(self._sums)),
+            metrics_bytes=self._folder.metrics.force_to_disk() if self._folder else 0,
+            learning_rate=self._schedule(max(0, self._step - 1)),
+            has_averaged_buffers=self._engine.has_averaged_buffers,
+            num_processes=self._process.world_size,
+            loss_scaler=scaler.state_dict() if scaler is not None else None,
+            identity=self._identity,
+        )
+        self._saver.save(take_snapshot(self._engine, self._config, self._planned.plan, progress))
+        self._saved_step = self._step
+        self._save_schedule.restart()
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        epoch, steps = divmod(self._step, self._steps_per_epoch)
+        at_epoch = self._step > 0 and steps == 0 and epoch % self._config.train.eval_every == 0
+        return (at_epoch or self._step == self._num_steps) and not self._is_evaluated
 
     def _log_training(self, step: int, learning_rate: float, metrics: Metrics, num_epochs: int) -> None:
         epoch = step / self._steps_per_epoch
@@ -167,20 +300,24 @@ class Trainer:
         )
         self._record("train", step, epoch, metrics, learning_rate=learning_rate, images_per_s=rate)
 
-    def _evaluate(self, epoch: int, step: int, num_epochs: int) -> Metrics:
+    def _evaluate(self) -> None:
+        """Test the net; a request to stop ends it early, and what it did so far is forgotten."""
         self._engine.average_buffers()
         sums = torch.zeros(4, dtype=torch.float64, device=self._process.device)
         for batch in self._data.test_batches():
+            if any_process([self._stop.reason is not None], self._process.device)[0]:
+                return
             sums += answer_sums(self._engine.predict(batch.images), batch.labels)
         metrics = Metrics.over_processes(sums)
         self._say(
-            f"epoch {epoch}/{num_epochs}  test on {metrics.num_images} images: loss {metrics.loss:.4f}  "
-            f"top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
+            f"epoch {-(-self._step // self._steps_per_epoch)}/{self._num_epochs}  test on {metrics.num_images} "
+            f"images: loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
         )
-        self._record("test", step, step / self._steps_per_epoch, metrics, num_images=metrics.num_images)
-        return metrics
+        epoch = self._step / self._steps_per_epoch
+        self._record("test", self._step, epoch, metrics, num_images=metrics.num_images)
+        self._test, self._is_evaluated = metrics, True
 
-    def _finish(self, summary: Summary, step: int) -> None:
+    def _finish(self, summary: Summary) -> None:
         bad = torch.tensor(float(self._data.num_bad_images), device=self._process.device)
         num_bad = int(sum_over_processes(bad))
         state = self._engine.state()
@@ -189,7 +326,7 @@ class Trainer:
         self._folder.save_weights(state)
         self._folder.metrics.write(
             "summary",
-            step=step,
+            step=self._step,
             top1=summary.test.top1,
             top5=summary.test.top5,
             images_per_s=summary.images_per_s,
@@ -203,6 +340,7 @@ class Trainer:
             self._tensorboard.close()
         if self._config.log.plots:
             plot_curves(self._folder.path / "metrics.jsonl", self._folder.path / "curves.png")
+        self._folder.mark_finished(step=self._step, top1=summary.test.top1, top5=summary.test.top5)
         if num_bad:
             self._say(f"{num_bad} images could not be read and were skipped")
         self._say(f"{summary}   run folder {self._folder.path}")

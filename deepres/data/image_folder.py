@@ -1,5 +1,6 @@
 """Sets of image files, one folder a class, and the workers that decode them."""
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deepres.data.batch import IGNORED_LABEL, DataError
 from deepres.data.decode import BadImageError, Crop, decode_rgb
@@ -115,6 +116,9 @@ class _Decoder(Dataset[Any]):
                 labels[row] = int(self._labels[index])
             except (BadImageError, OSError) as error:
                 failures.append((self._files.path(number), str(error)))
+        if get_worker_info() is not None:
+            # Otherwise a thread of the worker does it later, and if there is no room drops the batch without a word.
+            images.share_memory_()
         return request, images, labels, tuple(failures)
 
 
@@ -130,6 +134,12 @@ class _Queue:
 
 def _as_is(decoded: Any) -> Any:
     return decoded
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    # Launchers signal a process's children first; the parent needs them for the step that it still ends.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
 
 
 class FileSupply:
@@ -168,6 +178,7 @@ class FileSupply:
             sampler=self._queue,
             num_workers=num_workers,
             collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_parent if num_workers > 0 else None,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # without one, every iteration draws from torch's global numbers
@@ -186,6 +197,15 @@ class FileSupply:
                 request, images, labels, failures = next(batches)
             except StopIteration:
                 return
+            except RuntimeError as error:
+                text = str(error)
+                is_full = ("torch_" in text and "shm" in text) or "No space left" in text
+                if "exited unexpectedly" not in text and not is_full:
+                    raise
+                raise DataError(
+                    f"a process that decodes images has died (data.num_workers={self._loader.num_workers}): it was "
+                    f"killed, or /dev/shm or memory is full: {text.strip().splitlines()[-1]}"
+                ) from error
             yield Fetched(
                 request,
                 images.to(self._device, non_blocking=True).permute(0, 3, 1, 2),

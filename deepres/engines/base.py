@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
-from deepres.distributed import Process, average_over_processes
+from deepres.distributed import Process, any_process, average_over_processes
 from deepres.metrics import IGNORED_LABEL, answer_sums
 from deepres.models import synchronize_batch_norm
 
@@ -65,6 +65,22 @@ class StepResult:
     sums: Tensor
 
 
+class NonFiniteError(ArithmeticError):
+    """A step's loss or gradient was not finite in some process; no process has taken the step.
+
+    Attributes:
+        what: `loss` or `gradient`.
+    """
+
+    def __init__(self, what: Literal["loss", "gradient"]) -> None:
+        super().__init__(f"the {what} is not finite")
+        self.what: Literal["loss", "gradient"] = what
+
+
+MAX_SKIPPED_STEPS = 20
+"""Steps in a row that fp16's loss scaler may skip, each with half the scale of the one before."""
+
+
 class Engine(ABC):
     """One way to run the training steps of a net across processes.
 
@@ -87,11 +103,35 @@ class Engine(ABC):
         if config.engine.sync_batch_norm and process.world_size > 1:
             synchronize_batch_norm(net, dist.group.WORLD)
         self.module: nn.Module = ComputeIn(net, config.precision.compute, process.device.type)
+        self.has_averaged_buffers = False
+        self._has_momentum = False
+        self._num_skipped = 0
 
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepResult:
-        """Run one optimizer step over `accumulation` micro batches."""
-        self.net.train()
+        """Run one optimizer step over `accumulation` micro batches.
+
+        Raises:
+            NonFiniteError: in all processes and before any parameter has changed; for gradients in fp16, after
+                `MAX_SKIPPED_STEPS` skipped steps in a row.
+        """
         self._set_learning_rate(learning_rate)
+        sums = self.run_passes(micro_batches)
+        bad_loss, bad_gradient = any_process(
+            [not sums[0].isfinite(), not self._has_finite_gradients()], self.process.device
+        )
+        if bad_loss or bad_gradient:
+            raise NonFiniteError("loss" if bad_loss else "gradient")
+        is_updated = self._update()
+        self._num_skipped = 0 if is_updated else self._num_skipped + 1
+        self._has_momentum |= is_updated
+        if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
+            raise NonFiniteError("gradient")
+        return StepResult(sums)
+
+    def run_passes(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
+        """Forward and backward passes of a step, without its update; its sums, see `StepResult`."""
+        self.has_averaged_buffers = False
+        self.net.train()
         sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
@@ -102,8 +142,7 @@ class Engine(ABC):
                 self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
             sums += answer_sums(logits, batch.labels)
             del logits, total
-        self._update()
-        return StepResult(sums)
+        return sums
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -113,7 +152,48 @@ class Engine(ABC):
 
     def average_buffers(self) -> None:
         """Make the running statistics those of all processes, which each estimates from its own batches."""
-        average_over_processes(self.net.buffers())
+        if not self.has_averaged_buffers:  # a second time could round
+            average_over_processes(self.net.buffers())
+        self.has_averaged_buffers = True
+
+    def averaged_buffers(self) -> dict[str, Tensor]:
+        """What `average_buffers` would make of the buffers, which stay as they are; collective, on the CPU."""
+        averaged = {name: buffer.detach().clone() for name, buffer in self.net.named_buffers()}
+        if not self.has_averaged_buffers:
+            average_over_processes(averaged.values())
+        return {name: on_cpu(buffer) for name, buffer in averaged.items()}
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The net's parameters by name, each whole and on the CPU; collective."""
+        for name, parameter in self.net.named_parameters():
+            yield name, on_cpu(parameter)
+
+    def momentum(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's momentum by its parameter's name, each whole and on the CPU; collective.
+
+        There is none before the first step.
+        """
+        if self._has_momentum and self.config.optim.momentum:
+            for name, parameter in self.net.named_parameters():
+                if parameter.requires_grad:
+                    yield name, on_cpu(self._whole_momentum(parameter))
+
+    def load_momentum(self, read: Callable[[str], Tensor]) -> None:
+        """Take over what `momentum` gave, from any engine and number of processes.
+
+        Args:
+            read: gives the momentum, whole and on the CPU, of the parameter with that name.
+        """
+        self._make_momentum()
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                self._set_momentum(parameter, read(name))
+        self._has_momentum = True
+
+    @property
+    def loss_scaler(self) -> torch.amp.GradScaler | None:
+        """What scales fp16's losses."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """The net's parameters and buffers by name, whole and on the CPU; collective."""
@@ -135,7 +215,35 @@ class Engine(ABC):
     def _backward(self, loss: Tensor, *, is_last: bool) -> None: ...
 
     @abstractmethod
-    def _update(self) -> None: ...
+    def _update(self) -> bool:
+        """Change the parameters; False if that was skipped because gradients are not finite."""
+
+    def _has_finite_gradients(self) -> bool:
+        """Whether this process's share of the gradients is; True if `_update` or fp16's loss scaler finds out."""
+        if self.loss_scaler is not None:
+            return True
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        if not gradients:
+            return True
+        return bool(nn.utils.get_total_norm(gradients, float("inf")).isfinite())
+
+    def _make_momentum(self) -> None:
+        """Make room for what `_set_momentum` is to set."""
+        return
+
+    @abstractmethod
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor: ...
+
+    @abstractmethod
+    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None: ...
+
+
+def step_with_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Step and adapt the scale; False if the step was skipped."""
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= before
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,13 +21,20 @@ from deepres.optim import sgd
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
-    from deepspeed.utils import logger, set_z3_leaf_modules
+    from deepspeed.utils import (
+        logger,
+        safe_get_full_optimizer_state,
+        safe_set_full_optimizer_state,
+        safe_set_local_optimizer_state,
+        set_z3_leaf_modules,
+    )
 
 # DeepSpeed calls collectives by names that newer PyTorch renames, and warns of SGD under ZeRO, at every step.
 warnings.filterwarnings(
     "ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
 )
 logger.setLevel(logging.ERROR)
+_MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 # On CPUs it would compile, for a minute and into a cache that processes share, a collective for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -60,6 +68,25 @@ class DeepSpeedEngine(Engine):
                 state[name] = on_cpu(tensor)
         return state
 
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.parameters`; under ZeRO-3, one is gathered at a time."""
+        if self.config.engine.zero_stage < 3:
+            yield from super().parameters()
+            return
+        for name, parameter in self.net.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = on_cpu(parameter)
+            yield name, whole
+
+    @property
+    def loss_scaler(self) -> torch.amp.GradScaler | None:
+        """See `Engine`."""
+        if self.config.engine.zero_stage == 0:
+            scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
+        else:
+            scaler = self._optimizer.torch_autocast_gradscaler
+        return scaler
+
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -68,8 +95,53 @@ class DeepSpeedEngine(Engine):
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def _update(self) -> None:
+    def _has_finite_gradients(self) -> bool:
+        # ZeRO looks at the norm of the whole gradient and skips a step by itself.
+        return self.config.engine.zero_stage > 0 or super()._has_finite_gradients()
+
+    def _update(self) -> bool:
+        scaler = self.loss_scaler
+        before = 0.0 if scaler is None else scaler.get_scale()
         self._engine.step()
+        is_updated: bool = self._engine.was_step_applied()
+        if scaler is None:
+            return is_updated
+        if not is_updated and scaler.get_scale() == before:  # ZeRO skips, but leaves the scale as it was
+            scaler.update(before * scaler.get_backoff_factor())
+        return scaler.get_scale() >= before
+
+    def _make_momentum(self) -> None:
+        stage, zero = self.config.engine.zero_stage, self._optimizer
+        if stage == 0:
+            return
+        flats = zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
+        for flat in flats:
+            zero.optimizer.state[flat][_MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
+        if (
+            stage < 3
+        ):  # as after ZeRO's first step: parameters learn which part of the flat momentum is theirs
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+        if self.config.engine.zero_stage == 0:
+            momentum: Tensor = self._optimizer.state[parameter][_MOMENTUM]
+        else:
+            momentum = safe_get_full_optimizer_state(parameter, _MOMENTUM)
+        return momentum
+
+    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        stage = self.config.engine.zero_stage
+        if stage == 0:
+            self._optimizer.state[parameter][_MOMENTUM] = torch.empty_like(parameter).copy_(whole).detach()
+        elif stage < 3:
+            safe_set_full_optimizer_state(parameter, whole, _MOMENTUM)
+        else:
+            # Not the function for whole tensors, which fails where they do not divide by the processes.
+            num_mine = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
+            padded = torch.zeros(num_mine * self.process.world_size, dtype=whole.dtype)
+            padded[: whole.numel()] = whole.reshape(-1)
+            mine = padded[num_mine * self.process.rank :][:num_mine]
+            safe_set_local_optimizer_state(parameter, mine, _MOMENTUM)
 
 
 def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -> dict[str, Any]:

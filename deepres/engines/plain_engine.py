@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
-from deepres.engines.base import Engine
+from deepres.engines.base import Engine, step_with_scaler
 from deepres.optim import sgd
 
 
@@ -26,7 +26,8 @@ class PlainEngine(Engine):
         # Sharding engines flatten parameters; for them, channels_last is the format of the activations alone.
         self.module.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # the stubs lack it
         self._optimizer = sgd(net.parameters(), config.optim)
-        self._scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision.compute == "fp16")
+        is_fp16 = config.precision.compute == "fp16"
+        self._scaler = torch.amp.GradScaler(process.device.type) if is_fp16 else None
         if process.world_size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter(
@@ -45,17 +46,36 @@ class PlainEngine(Engine):
         with self.module.no_sync() if ddp else nullcontext():  # type: ignore[operator]  # it is DDP's
             yield
 
+    @property
+    def loss_scaler(self) -> torch.amp.GradScaler | None:
+        """See `Engine`."""
+        return self._scaler
+
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
 
     def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
-        self._scaler.scale(loss).backward()
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
         if self.config.optim.clip_grad_norm is not None:
-            self._scaler.unscale_(self._optimizer)
+            if self._scaler is not None:
+                self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        is_updated = True
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            is_updated = step_with_scaler(self._scaler, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
+        return is_updated
+
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+        momentum: Tensor = self._optimizer.state[parameter]["momentum_buffer"]
+        return momentum
+
+    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        self._optimizer.state[parameter]["momentum_buffer"] = (
+            torch.empty_like(parameter).copy_(whole).detach()
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +50,24 @@ def measure_chain(
     images = torch.empty(input_shape, device="meta")
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
-    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
+    with (
+        _without_garbage_collection(),
+        torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
+    ):
         return read_chain(model, Spec.of(images), bench, loss)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Or tensors that were garbage before would be freed, and counted, in the middle of a pass."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _DeviceBench:

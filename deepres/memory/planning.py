@@ -19,7 +19,7 @@ from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
 from deepres.memory.predict import predict_chain
 from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, activation_budget, plan_for, run_memory
-from deepres.recompute import Chain, InfeasibleBudgetError, Plan
+from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate
 from deepres.recompute.planner import smallest_budget
 
 
@@ -77,16 +77,21 @@ class Planner:
         self._image_size = image_size
         self._num_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
         self._on_cuda = process.device.type == "cuda"
+        self._chains: dict[int, Chain] = {}  # predicted, by micro batch
 
     def predict(self, sizes: BatchSizes) -> BatchSizes:
-        """Check that there is a plan, on predicted bytes: no device is touched.
+        """Check that there is a plan for this net, on predicted bytes: no device is touched.
 
         Returns:
             The sizes to run with: of `train.micro_batch_size: auto`, the largest that fit.
 
         Raises:
-            ConfigError: nothing fits; the message has the smallest budget and the largest micro batch that fit.
+            ConfigError: nothing fits (the message has the smallest budget and the largest micro batch that fit), or
+                the plan or the segments that are asked for are not for this net.
         """
+        if activation_budget(self._config.recompute, 0, 0) is None:
+            self._plan(self._predicted(sizes), sizes, 0)
+            return sizes
         if self._config.recompute.device_memory == "auto" and self._on_cuda:
             return sizes  # to ask the card is to start CUDA on it
         return next(self._feasible(self._candidates(sizes), self._free_bytes()))
@@ -120,10 +125,8 @@ class Planner:
         recompute = self._config.recompute
         error: ConfigError | None = None
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
-            keeps_all = recompute.segments == "none" and recompute.plan is None
-            if keeps_all and activation_budget(recompute, 0, device_bytes) is None:
-                chain = self._predicted(candidate)
-            else:
+            chain = self._predicted(candidate)
+            if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
                 chain = self._measured(candidate)
             try:
                 plan = self._plan(chain, candidate, device_bytes)
@@ -140,6 +143,13 @@ class Planner:
             return planned
         assert error is not None
         raise error
+
+    def _surely_keeps_all(self, chain: Chain, budget_bytes: int | None) -> bool:
+        """Whether nothing will be replayed, so that there is no time to be measured."""
+        recompute = self._config.recompute
+        if budget_bytes is None:
+            return recompute.segments == "none" and recompute.plan is None
+        return simulate(chain, keep_all_plan(len(chain.units))).peak_bytes <= 0.9 * budget_bytes
 
     @property
     def _is_auto(self) -> bool:
@@ -235,14 +245,16 @@ class Planner:
         )
 
     def _predicted(self, sizes: BatchSizes) -> Chain:
-        precision = self._config.precision
-        return predict_chain(
-            self._net,
-            self._shape(sizes),
-            GPUS[0] if self._on_cuda else None,  # for its bytes, which are the same for every card
-            COMPUTE_DTYPES[precision.compute],
-            channels_last=precision.channels_last,
-        )
+        if sizes.micro_size not in self._chains:
+            precision = self._config.precision
+            self._chains[sizes.micro_size] = predict_chain(
+                self._net,
+                self._shape(sizes),
+                GPUS[0] if self._on_cuda else None,  # for its bytes, which are the same for every card
+                COMPUTE_DTYPES[precision.compute],
+                channels_last=precision.channels_last,
+            )
+        return self._chains[sizes.micro_size]
 
     def _measured(self, sizes: BatchSizes) -> Chain:
         precision = self._config.precision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -69,7 +69,7 @@ class _FakeBench:
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
         """With fake parameters and buffers."""
         memo: dict[int, Any] = dict(instead)
-        for tensor in [*module.parameters(), *module.buffers()]:
+        for tensor in _tensors(module, instead):
             memo[id(tensor)] = self._mode.from_tensor(_on_cpu(tensor))
         return copy.deepcopy(module, memo)
 
@@ -95,6 +95,15 @@ class _FakeBench:
                 run()
             times.append(roofline.total_ms)
         return times
+
+
+def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
+    """Parameters and buffers, but for those of the modules whose `id` is in `without`."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    for child in module.children():
+        if id(child) not in without:
+            yield from _tensors(child, without)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

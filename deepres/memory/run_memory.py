@@ -82,7 +82,7 @@ def run_memory(
         on_cuda: whether the device is a card.
         activations_bytes: the plan's peak.
     """
-    states = model_states(num_parameters, config.engine, world_size)
+    states = model_states(num_parameters, config.engine, world_size, has_momentum=config.optim.momentum > 0)
     num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
     image_bytes = 3 * image_size**2
     return RunMemory(

@@ -48,18 +48,23 @@ class ModelStates:
         return self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.buckets_bytes
 
 
-def model_states(num_parameters: int, engine: EngineConfig, world_size: int) -> ModelStates:
-    """What an engine holds of a model of so many trained parameters; see NOTE [ Who holds what of the model ]."""
+def model_states(
+    num_parameters: int, engine: EngineConfig, world_size: int, *, has_momentum: bool = True
+) -> ModelStates:
+    """What an engine holds of a model of so many trained parameters; see NOTE [ Who holds what of the model ].
+
+    Without momentum the optimizer's bytes are those of ZeRO's copy alone.
+    """
     whole = num_parameters * _VALUE_BYTES
-    share = -(-whole // world_size)
+    share, momentum = -(-whole // world_size), whole * has_momentum
     bucket = bucket_elements(engine, num_parameters) * _VALUE_BYTES
     if engine.name == "plain":
-        return ModelStates(whole, whole, whole, 2 * bucket if world_size > 1 else 0)
+        return ModelStates(whole, whole, momentum, 2 * bucket if world_size > 1 else 0)
     if engine.name == "fairscale":
-        return ModelStates(whole, whole, share, whole + 2 * bucket)
+        return ModelStates(whole, whole, min(momentum, share), whole + 2 * bucket)
     if engine.zero_stage == 0:
-        return ModelStates(whole, whole, whole, whole)
-    optimizer = 0 if engine.offload_optimizer else 2 * share
+        return ModelStates(whole, whole, momentum, whole)
+    optimizer = 0 if engine.offload_optimizer else share + min(momentum, share)
     shares = 0 if engine.offload_optimizer else share
     if engine.zero_stage < 3:
         return ModelStates(whole, whole + 2 * shares, optimizer, bucket)

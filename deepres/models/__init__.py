@@ -5,6 +5,7 @@ from deepres.models.residual_unit import ResidualUnit
 from deepres.models.resnet import (
     ResNet,
     build_resnet,
+    default_block,
     resnet101,
     resnet110,
     resnet152,
@@ -18,6 +19,7 @@ __all__ = [
     "ResNet",
     "ResidualUnit",
     "build_resnet",
+    "default_block",
     "resnet101",
     "resnet110",
     "resnet152",

@@ -158,7 +158,9 @@ class Chain:
     @property
     def step_ms(self) -> float:
         """A step without any extra: every forward and every backward once."""
-        return self.fixed_ms + math.fsum(unit.forward_ms + unit.backward_ms for unit in self.units)
+        return math.fsum(
+            [self.fixed_ms, *(ms for unit in self.units for ms in (unit.forward_ms, unit.backward_ms))]
+        )
 
     @property
     def key(self) -> str:

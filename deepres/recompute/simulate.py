@@ -1,5 +1,6 @@
 """What a plan costs on a chain: the one place that says what a peak is."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,13 +66,13 @@ def simulate(chain: Chain, plan: Plan) -> Simulation:
     Raises:
         ValueError: the chain has another number of units, or a unit lacks the plan's retention.
     """
-    peak_bytes, total_ms, forward_runs = chain.stem_bytes, 0.0, [0] * plan.num_units
+    peak_bytes, durations_ms, forward_runs = chain.stem_bytes, list[float](), [0] * plan.num_units
     for moment in _moments(chain, plan):
         peak_bytes = max(peak_bytes, moment.total_bytes)
-        total_ms += moment.duration_ms
+        durations_ms.append(moment.duration_ms)
         if moment.action in (Action.DISCARD, Action.KEEP):
             forward_runs[moment.unit] += 1
-    return Simulation(peak_bytes, total_ms, tuple(forward_runs))
+    return Simulation(peak_bytes, math.fsum(durations_ms), tuple(forward_runs))
 
 
 def timeline(chain: Chain, plan: Plan) -> tuple[Moment, ...]:

@@ -1,0 +1,95 @@
+"""Nets out of their training: rebuilt from a run's files, and tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.config import Config, ConfigError
+from deepres.data import open_data
+from deepres.metrics import Metrics, answer_sums
+from deepres.models import ResNet, build_resnet
+from deepres.weights import load_weights
+
+Crop = Literal["config", "224", "320", "ten"]
+_TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
+
+
+def load_net(path: Path, config: Config) -> ResNet:
+    """The net of a configuration with the weights at `path`, in evaluation mode.
+
+    Args:
+        path: a run's folder, a checkpoint, a `.safetensors`, or a `.pt` of plain tensors.
+        config: the run's configuration.
+
+    Raises:
+        ConfigError: there are no weights, or they are another net's.
+    """
+    weights = load_weights(path)
+    last = weights.get("head.linear.weight")
+    if last is None or last.dim() != 2:
+        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
+    try:
+        net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=last.shape[0])
+        net.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(
+            f"the weights at {path} are not of the configuration's net: {problem:.300}"
+        ) from None
+    return net.eval()
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, config: Config, crop: Crop, device: torch.device) -> Metrics:
+    """Test a net on the test images of a configuration's data set.
+
+    Args:
+        net: in evaluation mode.
+        config: names the data.
+        crop: `config`: as in the run's own evaluation. Of image files also `224` (of 256), `320` (of 320) and `ten`:
+            the centre, the corners, and the mirror images of all five, of 224² in the central 256² (Krizhevsky et
+            al. 2012, Section 4.1); probabilities are averaged.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the crop is for image files only.
+        deepres.data.DataError: the data cannot be used.
+    """
+    settings = config.data.model_dump(exclude={"name"})
+    if crop != "config":
+        if config.data.name not in ("imagenet", "image_folder"):
+            raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
+        size, side = {"224": (224, 256), "320": (320, 320), "ten": (_TEN_CROP_SIDE, _TEN_CROP_SIDE)}[crop]
+        settings |= {"eval_image_size": size, "eval_shorter_side": side}
+    micro_size = config.train.micro_batch_size
+    batch_size = config.train.eval_batch_size or (micro_size if isinstance(micro_size, int) else 32)
+    data = open_data(
+        config.data.name, **settings, micro_batch_size=1, eval_batch_size=batch_size, device=device
+    )
+    net.to(device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    try:
+        for batch in data.test_batches():
+            logits = ten_crop_logits(net, batch.images) if crop == "ten" else net(batch.images)
+            sums += answer_sums(logits, batch.labels)
+    finally:
+        data.close()
+    return Metrics.over_processes(sums)
+
+
+def ten_crop_logits(net: nn.Module, images: Tensor, size: int = _TEN_CROP_SIZE) -> Tensor:
+    """Logarithms of the probabilities averaged over ten views of `images: (N, 3, H, W)`."""
+    height, width = images.shape[-2:]
+    bottom, right = height - size, width - size
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
+    total = torch.zeros(())
+    for top, left in corners:
+        view = images[..., top : top + size, left : left + size]
+        for each in (view, view.flip(-1)):
+            total = total.to(images.device) + F.softmax(net(each.contiguous()).float(), dim=1)
+    return (total / 10).log()

@@ -1,0 +1,104 @@
+"""Nets as files for other programs, each compared with the net before it is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deepres.commit import replace_file
+from deepres.config import ConfigError
+
+ExportFormat = Literal["safetensors", "torchscript", "onnx"]
+SUFFIXES: dict[ExportFormat, str] = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
+_MOST_DIFFERENCE = 1e-4
+
+
+def export(net: nn.Module, target: Path, kind: ExportFormat, image_size: int) -> float:
+    """Write a net and run what was written on the same images.
+
+    Args:
+        net: in evaluation mode, on the CPU.
+        target: the file.
+        kind: `torchscript` and `onnx` take any batch size.
+        image_size: of the images that it is traced and compared with.
+
+    Returns:
+        The largest difference of the logits, relative to the largest logit.
+
+    Raises:
+        ConfigError: the extra is not installed, or what was written computes something else; then nothing is kept.
+        SaveError: it cannot be written.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, image_size, image_size, generator=generator)
+    writers = {"safetensors": _write_safetensors, "torchscript": _write_torchscript, "onnx": _write_onnx}
+    differences = []
+
+    def write_and_compare(path: Path) -> None:
+        run = writers[kind](net, path, images[:2])
+        with torch.no_grad():
+            for batch in (images, images[:1]):
+                expected = net(batch)
+                difference = (run(batch) - expected).abs().max() / expected.abs().max()
+                differences.append(float(difference))
+        if not max(differences) <= _MOST_DIFFERENCE:
+            path.unlink()
+            raise ConfigError(
+                f"{target} was not written: its logits differ from the net's by {max(differences):.2g} of the "
+                f"largest, of which {_MOST_DIFFERENCE:g} is allowed"
+            )
+
+    replace_file(target, write_and_compare)
+    return max(differences)
+
+
+def _write_safetensors(net: nn.Module, path: Path, _: Tensor) -> Callable[[Tensor], Tensor]:
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
+    read = load_file(path)
+    return lambda images: torch.func.functional_call(net, read, images)
+
+
+def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what C++ programs load
+        torch.jit.save(torch.jit.trace(net, images), path)
+        loaded: Callable[[Tensor], Tensor] = torch.jit.load(path)
+    return loaded
+
+
+def _write_onnx(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    missing = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise ConfigError(f"onnx needs the extra: pip install 'deepres[onnx]' ({missing[0]} is missing)")
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+    def run(batch: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": np.ascontiguousarray(batch.numpy())})
+        return torch.from_numpy(logits)
+
+    return run

@@ -1,0 +1,73 @@
+"""The largest batch that a card trains, for so much extra time at most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepres.bytesize import format_bytes
+from deepres.memory.report import largest_batch_of
+from deepres.memory.subject import Subject
+from deepres.recompute import keep_all_plan
+from deepres.recompute.frontier import Frontier
+
+CARD_BYTES = (8 * 2**30, 12 * 2**30, 24 * 2**30)
+EXTRA_SHARES = (0.10, 0.20, 0.35)
+
+
+@dataclass(frozen=True)
+class CapacityRow:
+    """What a card of some memory trains.
+
+    Attributes:
+        memory_bytes: of the card, model states included.
+        keep_all_batch: the largest batch with everything kept.
+        plan_batches: the largest batch with a plan, for each of the extra times.
+    """
+
+    memory_bytes: int
+    keep_all_batch: int
+    plan_batches: tuple[int, ...]
+
+
+def capacity(
+    subject: Subject,
+    cards_bytes: Sequence[int] = CARD_BYTES,
+    extra_shares: Sequence[float] = EXTRA_SHARES,
+) -> tuple[CapacityRow, ...]:
+    """The largest batches of a net on cards of some memory.
+
+    Args:
+        subject: the net; its target's memory does not matter. Plans are made at its batch, the smallest that take
+            no more time, and then kept as the batch grows.
+        cards_bytes: the cards' memory.
+        extra_shares: the extra time that a plan may take, as shares of a step with everything kept; ascending.
+    """
+    frontier = Frontier(subject.chain)
+    plans = [keep_all_plan(len(subject.net.units)), *map(frontier.smallest_within, extra_shares)]
+    rows = []
+    for num_bytes in cards_bytes:
+        kept, *others = (largest_batch_of(subject.within(num_bytes), plan) for plan in plans)
+        rows.append(CapacityRow(num_bytes, kept, tuple(others)))
+    return tuple(rows)
+
+
+def capacity_table(
+    rows: Sequence[CapacityRow], extra_shares: Sequence[float] = EXTRA_SHARES
+) -> list[list[str]]:
+    """Cells, the heading first."""
+    heading = [
+        "largest batch on",
+        "keep all",
+        *(f"plan, ≤ {100 * share:g} % extra" for share in extra_shares),
+    ]
+    return [
+        heading,
+        *(
+            [
+                format_bytes(row.memory_bytes),
+                *(f"{batch:,}" if batch else "none" for batch in (row.keep_all_batch, *row.plan_batches)),
+            ]
+            for row in rows
+        ),
+    ]

@@ -1,0 +1,187 @@
+"""How memory and time grow with depth, under each strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepres.bytesize import format_bytes
+from deepres.memory.report import Report, StrategyRow
+from deepres.memory.subject import Subject
+from deepres.memory.tables import aligned
+from deepres.recompute import InfeasibleBudgetError, Plan
+from deepres.recompute.frontier import Frontier, peak_of
+
+OVERHEAD = 0.20
+"""The extra time of the plans at fixed overhead."""
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """A net of one depth.
+
+    Attributes:
+        depth, num_units, batch: the net's.
+        keep_all_bytes, sqrt_bytes: the peak of activations with everything kept, and of √units segments.
+        sqrt_extra_share: the extra time of the latter.
+        overhead_bytes: the least peak of plans that take at most `OVERHEAD` extra.
+        memory_bytes: what the device has for activations.
+        memory_extra_share: the extra time of the fastest plan within that; None if there is no plan.
+    """
+
+    depth: int
+    num_units: int
+    batch: int
+    keep_all_bytes: int
+    sqrt_bytes: int
+    sqrt_extra_share: float
+    overhead_bytes: int
+    overhead_extra_share: float
+    memory_bytes: int
+    memory_extra_share: float | None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A fit over depths.
+
+    Attributes:
+        what: what was fitted.
+        law: the law in words, with its numbers.
+        exponent: of the units, in the least-squares fit of log bytes to log units; None for times.
+        largest_error: by how much, relatively, the law is off at most.
+    """
+
+    what: str
+    law: str
+    exponent: float | None
+    largest_error: float
+
+
+def depth_row(subject: Subject, report: Report) -> DepthRow:
+    """What the strategies take at one depth.
+
+    Args:
+        subject: the net.
+        report: of it.
+    """
+    frontier = Frontier(subject.chain, max_groups=60, slots=150)
+    keep_all, sqrt = report.rows[0], _row(report, "√units")
+    overhead = frontier.smallest_within(OVERHEAD)
+    room = max(1, subject.room(subject.batch))
+    fitting: Plan | None
+    try:
+        fitting = frontier.plan(room)
+    except InfeasibleBudgetError:
+        fitting = None
+    return DepthRow(
+        depth=report.model.depth,
+        num_units=report.model.num_units,
+        batch=subject.batch,
+        keep_all_bytes=keep_all.peak_bytes,
+        sqrt_bytes=sqrt.peak_bytes,
+        sqrt_extra_share=sqrt.extra_share,
+        overhead_bytes=peak_of(overhead),
+        overhead_extra_share=frontier.extra_share(overhead),
+        memory_bytes=room,
+        memory_extra_share=None if fitting is None else frontier.extra_share(fitting),
+    )
+
+
+def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
+    """The laws by which peaks and times grow with the units.
+
+    Args:
+        rows: of two depths or more, of nets of one kind.
+    """
+    units = [row.num_units for row in rows]
+    laws = []
+    for what, values in (
+        ("keep all", [row.keep_all_bytes for row in rows]),
+        ("√units", [row.sqrt_bytes for row in rows]),
+        (f"plan, {100 * OVERHEAD:g} % extra", [row.overhead_bytes for row in rows]),
+    ):
+        exponent, factor = _power_law(units, values)
+        error = max(abs(factor * n**exponent / v - 1) for n, v in zip(units, values, strict=True))
+        laws.append(Growth(what, f"{format_bytes(round(factor))} × units^{exponent:.2f}", exponent, error))
+    slope, base = _line(units, [row.keep_all_bytes for row in rows])
+    error = max(abs((base + slope * row.num_units) / row.keep_all_bytes - 1) for row in rows)
+    laws.insert(1, Growth("keep all", f"{_signed(base)} + {format_bytes(round(slope))} a unit", None, error))
+    times = [(row.num_units, row.memory_extra_share) for row in rows if row.memory_extra_share is not None]
+    if len(times) > 1:
+        per_doubling, at_one = _line([math.log2(n) for n, _ in times], [share for _, share in times])
+        error = max(abs(at_one + per_doubling * math.log2(n) - share) for n, share in times)
+        room = format_bytes(min(row.memory_bytes for row in rows))
+        law = f"extra time {100 * per_doubling:+.1f} % of a step each time the units double"
+        laws.append(Growth(f"plan, {room}", law, None, error))
+    return tuple(laws)
+
+
+def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
+    """Cells, the heading first."""
+    cells = [
+        [
+            "depth",
+            "units",
+            "batch",
+            "keep all",
+            "√units",
+            "extra",
+            f"plan, ≤ {100 * OVERHEAD:g} % extra",
+            "plan in the card's",
+            "extra",
+        ]
+    ]
+    for row in rows:
+        extra = "no plan" if row.memory_extra_share is None else f"{100 * row.memory_extra_share:.1f} %"
+        cells.append(
+            [
+                str(row.depth),
+                str(row.num_units),
+                str(row.batch),
+                format_bytes(row.keep_all_bytes),
+                format_bytes(row.sqrt_bytes),
+                f"{100 * row.sqrt_extra_share:.1f} %",
+                format_bytes(row.overhead_bytes),
+                format_bytes(row.memory_bytes),
+                extra,
+            ]
+        )
+    return cells
+
+
+def depths_text(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> str:
+    """The table and the fitted laws, for people."""
+    fitted = [["", "fitted over the units", "off by at most"]]
+    fitted += [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
+    return "\n".join(
+        [
+            "Growth with depth: the peak of activations, and the extra time of a step",
+            *("  " + line for line in aligned(depths_table(rows))),
+            "",
+            *("  " + line for line in aligned(fitted, left=(0, 1))),
+        ]
+    )
+
+
+def _row(report: Report, start: str) -> StrategyRow:
+    return next(row for row in report.rows if row.strategy.startswith(start))
+
+
+def _power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Exponent and factor."""
+    exponent, log_factor = _line([math.log(v) for v in x], [math.log(v) for v in y])
+    return exponent, math.exp(log_factor)
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept, by least squares."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread else 0.0
+    return slope, mean_y - slope * mean_x
+
+
+def _signed(num_bytes: float) -> str:
+    return format_bytes(round(num_bytes)) if num_bytes >= 0 else f"−{format_bytes(round(-num_bytes))}"

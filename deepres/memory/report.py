@@ -1,0 +1,330 @@
+"""What a net takes under each strategy, as rows of numbers; `tables` and `plots` show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from deepres.bytesize import format_bytes
+from deepres.config import EngineConfig
+from deepres.memory.scaling import largest_batch
+from deepres.memory.states import model_states
+from deepres.memory.subject import Subject
+from deepres.models.resnet import default_block
+from deepres.recompute import (
+    Chain,
+    InfeasibleBudgetError,
+    Plan,
+    keep_all_plan,
+    per_unit_plan,
+    simulate,
+    sqrt_plan,
+    uniform_plan,
+)
+from deepres.recompute.frontier import Frontier, extra_of, peak_of
+
+SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+"""The budgets of the table, as shares of the peak with everything kept."""
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """The net and its batch, of one process."""
+
+    depth: int
+    dataset: str
+    block: str
+    activation: str
+    shortcut: str
+    units_per_stage: tuple[int, ...]
+    num_units: int
+    num_parameters: int
+    multiply_adds: int
+    batch: int
+    image_size: int
+    precision: str
+    world_size: int
+
+
+@dataclass(frozen=True)
+class StatesRow:
+    """Model states of one process under an engine."""
+
+    engine: str
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    buckets_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage's activations with everything kept."""
+
+    stage: int
+    num_units: int
+    output_bytes: int
+    kept_bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """What a strategy takes.
+
+    Attributes:
+        strategy: its name.
+        budget_share: the budget as a share of the peak with everything kept, None if it has none.
+        budget_bytes: None if it has none.
+        plan: None if none fits the budget.
+        peak_bytes: of activations; of a budget for which there is no plan, what the smallest plan needs.
+        total_bytes: with model states, batch and reserve.
+        extra_forwards: how often a unit is run forward again, on average.
+        extra_share: the extra time as a share of a step with everything kept.
+        least_extra_share: no plan within the budget takes less extra time; None if there is no budget.
+        step_ms: a forward and backward pass over a micro batch.
+        images_per_s: of one process.
+        largest_batch: with which this plan fits the device.
+        fits: whether it does with the batch at hand.
+        measured_peak_bytes, measured_ms: on the device at hand, if they were measured.
+        measured_note: why they were not.
+    """
+
+    strategy: str
+    budget_share: float | None
+    budget_bytes: int | None
+    plan: Plan | None
+    peak_bytes: int
+    total_bytes: int
+    extra_forwards: float
+    extra_share: float
+    least_extra_share: float | None
+    step_ms: float
+    images_per_s: float
+    largest_batch: int
+    fits: bool
+    measured_peak_bytes: int | None = None
+    measured_ms: float | None = None
+    measured_note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is told of one net.
+
+    Attributes:
+        engine: under which the run is.
+        device, device_bytes: what is to hold it.
+        other_bytes: what a process holds beside activations.
+        states, stages, rows: the tables.
+        ends_bytes: of the peak with everything kept, what is not in the stages.
+        units_per_group: how many units were planned as one, at most.
+    """
+
+    model: ModelRow
+    engine: str
+    device: str
+    device_bytes: int
+    other_bytes: int
+    states: tuple[StatesRow, ...]
+    stages: tuple[StageRow, ...]
+    ends_bytes: int
+    rows: tuple[StrategyRow, ...]
+    units_per_group: int
+
+
+def make_report(
+    subject: Subject, *, budget_bytes: int | None = None, shares: Sequence[float] = SHARES
+) -> Report:
+    """Predict a net under every strategy.
+
+    Args:
+        subject: the net.
+        budget_bytes: one more budget to plan for.
+        shares: of the peak with everything kept, budgets to plan for.
+
+    Raises:
+        ValueError: there is no plan for `budget_bytes`; the message has the floor and the largest batch that fits.
+    """
+    chain, frontier = subject.chain, Frontier(subject.chain)
+    if budget_bytes is not None and budget_bytes < frontier.floor_bytes:
+        raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
+    rows = [strategy_row(subject, name, plan) for name, plan in fixed_plans(chain)]
+    keep_all_bytes = rows[0].peak_bytes
+    budgets = [(share, round(share * keep_all_bytes)) for share in shares]
+    if budget_bytes is not None:
+        budgets.append((budget_bytes / keep_all_bytes, budget_bytes))
+        budgets.sort(reverse=True)
+    for share, num_bytes in budgets:
+        name = f"plan for {100 * share:.3g} %"
+        try:
+            plan = frontier.plan(num_bytes)
+        except InfeasibleBudgetError as error:
+            rows.append(_no_plan(subject, name, share, num_bytes, error.smallest_bytes))
+            continue
+        row = strategy_row(subject, name, plan)
+        rows.append(
+            replace(
+                row,
+                budget_share=share,
+                budget_bytes=num_bytes,
+                least_extra_share=frontier.least_extra_share(num_bytes),
+            )
+        )
+    rows.append(strategy_row(subject, "plan at the floor", frontier.floor))
+    return Report(
+        model=_model_row(subject),
+        engine=_engine_name(subject.config.engine),
+        device=subject.target.name,
+        device_bytes=subject.target.memory_bytes,
+        other_bytes=subject.memory(subject.batch).without_activations_bytes,
+        states=states_rows(subject),
+        stages=stage_rows(subject),
+        ends_bytes=keep_all_bytes - sum(row.kept_bytes for row in stage_rows(subject)),
+        rows=tuple(rows),
+        units_per_group=frontier.units_per_group,
+    )
+
+
+def fixed_plans(chain: Chain) -> list[tuple[str, Plan]]:
+    """The strategies that know no budget, priced: everything kept, and segments of equal numbers of units."""
+    num_units = len(chain.units)
+    best = min((uniform_plan(num_units, num).priced(chain) for num in _numbers_up_to(num_units)), key=peak_of)
+    num_segments = best.num_segments + 1
+    return [
+        ("keep all", keep_all_plan(num_units).priced(chain)),
+        ("a segment per unit", per_unit_plan(num_units).priced(chain)),
+        (f"√units, {sqrt_plan(num_units).num_segments + 1} segments", sqrt_plan(num_units).priced(chain)),
+        (f"best uniform, {num_segments} segment{'s' * (num_segments > 1)}", best),
+    ]
+
+
+def strategy_row(subject: Subject, name: str, plan: Plan) -> StrategyRow:
+    """What a priced plan takes, and the largest batch with which it fits the device."""
+    chain, batch = subject.chain, subject.batch
+    assert plan.total_ms is not None
+    peak_bytes = peak_of(plan)
+    return StrategyRow(
+        strategy=name,
+        budget_share=None,
+        budget_bytes=None,
+        plan=plan,
+        peak_bytes=peak_bytes,
+        total_bytes=subject.memory(batch, peak_bytes).total_bytes,
+        extra_forwards=sum(simulate(chain, plan).forward_runs) / plan.num_units - 1,
+        extra_share=extra_of(plan) / chain.step_ms,
+        least_extra_share=None,
+        step_ms=plan.total_ms,
+        images_per_s=1000 * batch / plan.total_ms,
+        largest_batch=largest_batch_of(subject, plan),
+        fits=peak_bytes <= subject.room(batch),
+    )
+
+
+def largest_batch_of(subject: Subject, plan: Plan) -> int:
+    """The largest batch with which a plan fits the device."""
+
+    def fits(size: int) -> bool:
+        return simulate(subject.scaling.at(size), plan).peak_bytes <= subject.room(size)
+
+    sizes = (subject.batch, 2 * subject.batch)
+    spare = [subject.room(size) - simulate(subject.scaling.at(size), plan).peak_bytes for size in sizes]
+    per_image = (spare[0] - spare[1]) / subject.batch
+    return largest_batch(fits, guess=subject.batch + round(spare[0] / max(1.0, per_image)))
+
+
+def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
+    """Model states under plain PyTorch and each ZeRO stage, with offload and without."""
+    settings = [EngineConfig(), EngineConfig(name="deepspeed")]
+    for stage in (1, 2, 3):
+        settings.append(EngineConfig(name="deepspeed", zero_stage=stage))
+        settings.append(
+            settings[-1].model_copy(update={"offload_optimizer": True, "offload_parameters": stage == 3})
+        )
+    bucket = {"bucket_mb": subject.config.engine.bucket_mb}
+    rows = []
+    for engine in (setting.model_copy(update=bucket) for setting in settings):
+        states = model_states(
+            subject.num_parameters,
+            engine,
+            subject.world_size,
+            has_momentum=subject.config.optim.momentum > 0,
+        )
+        rows.append(
+            StatesRow(
+                _engine_name(engine),
+                states.parameters_bytes,
+                states.gradients_bytes,
+                states.optimizer_bytes,
+                states.buckets_bytes,
+                states.total_bytes,
+            )
+        )
+    return tuple(rows)
+
+
+def stage_rows(subject: Subject) -> tuple[StageRow, ...]:
+    """What each stage keeps with everything kept."""
+    units, rows, start = subject.chain.units, list[StageRow](), 0
+    total = sum(unit.retention("all").kept_bytes for unit in units)
+    for stage, num_units in enumerate(subject.net.units_per_stage, start=1):
+        own = units[start : start + num_units]
+        kept_bytes = sum(unit.retention("all").kept_bytes for unit in own)
+        rows.append(StageRow(stage, num_units, own[-1].output_bytes, kept_bytes, kept_bytes / total))
+        start += num_units
+    return tuple(rows)
+
+
+def _engine_name(engine: EngineConfig) -> str:
+    name = f"ZeRO {engine.zero_stage}" if engine.name == "deepspeed" else engine.name
+    return f"{name}, offload" if engine.offload_optimizer or engine.offload_parameters else name
+
+
+def _numbers_up_to(num: int) -> list[int]:
+    """All of them up to 400, then some 80 an octave apart and closer."""
+    if num <= 400:
+        return list(range(1, num + 1))
+    return sorted({round(num ** (k / 80)) for k in range(81)})
+
+
+def _no_plan(
+    subject: Subject, name: str, share: float, budget_bytes: int, smallest_bytes: int
+) -> StrategyRow:
+    memory = subject.memory(subject.batch, smallest_bytes)
+    return StrategyRow(
+        name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
+        math.nan, math.nan, None, math.nan, math.nan, 0, fits=False,
+    )  # fmt: skip
+
+
+def _below_the_floor(subject: Subject, budget_bytes: int, floor_bytes: int) -> str:
+    def fits(size: int) -> bool:
+        return Frontier(subject.scaling.at(size)).floor_bytes <= budget_bytes
+
+    batch = largest_batch(fits, most=subject.batch, guess=max(1, subject.batch * budget_bytes // floor_bytes))
+    advice = f"a batch of {batch} would fit" if batch else "not even a batch of 1 would fit"
+    return (
+        f"no plan fits a budget of {format_bytes(budget_bytes)} at batch {subject.batch}: the smallest that any plan "
+        f"needs is {format_bytes(floor_bytes)} ({floor_bytes} bytes); {advice}"
+    )
+
+
+def _model_row(subject: Subject) -> ModelRow:
+    model = subject.config.model
+    return ModelRow(
+        depth=model.depth,
+        dataset=model.dataset,
+        block=model.block or default_block(model.depth, model.dataset),
+        activation=model.activation,
+        shortcut=model.shortcut,
+        units_per_stage=subject.net.units_per_stage,
+        num_units=len(subject.net.units),
+        num_parameters=subject.num_parameters,
+        multiply_adds=subject.multiply_adds,
+        batch=subject.batch,
+        image_size=subject.image_size,
+        precision=subject.config.precision.compute,
+        world_size=subject.world_size,
+    )

@@ -1,0 +1,126 @@
+"""What is profiled: the net, batch and number format of a run's configuration, and the device that is to hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepres.batch_sizes import batch_sizes
+from deepres.config import Config
+from deepres.memory.gpus import Gpu
+from deepres.memory.predict import predict_chain
+from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, run_memory
+from deepres.memory.scaling import ScalingChain
+from deepres.models import ResNet, build_resnet
+from deepres.recompute import Chain
+
+_IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
+_CLASSES = {"cifar100": 100, "imagenet": 1000}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device to predict for.
+
+    Attributes:
+        name: for people.
+        memory_bytes: what a process has of it.
+        gpu: its rates; None for a CPU.
+    """
+
+    name: str
+    memory_bytes: int
+    gpu: Gpu | None
+
+
+class Subject:
+    """A run's net with its costs at any batch size; nothing is computed before it is asked for.
+
+    Args:
+        config: the run's configuration; its batch sizes must be numbers.
+        target: the device.
+        world_size: the run's processes.
+
+    Raises:
+        ValueError: there is no such net.
+        ConfigError: the batch sizes contradict each other.
+
+    Attributes:
+        batch: images of a micro batch of one process.
+        image_size: height and width of the images.
+    """
+
+    def __init__(self, config: Config, target: Target, world_size: int = 1) -> None:
+        self.config, self.target, self.world_size = config, target, world_size
+        self.batch = batch_sizes(config.train, world_size).micro_size
+        model = config.model
+        self.image_size = config.data.image_size or _IMAGE_SIZES[model.dataset]
+        num_classes = model.num_classes or config.data.num_classes or _CLASSES.get(config.data.name, 10)
+        self.net: ResNet = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return COMPUTE_DTYPES[self.config.precision.compute]
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """That are trained."""
+        return sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+
+    @cached_property
+    def multiply_adds(self) -> int:
+        """Of one image's forward pass, in convolutions and linear layers."""
+        counter: Any = FlopCounterMode(display=False)
+        self.net.eval()
+        with torch.no_grad(), counter:
+            self.net(torch.zeros(1, 3, self.image_size, self.image_size))
+        self.net.train()
+        return int(counter.get_total_flops()) // 2
+
+    @cached_property
+    def scaling(self) -> ScalingChain:
+        """The net's chain at any batch size, on the target."""
+        sizes = (self.batch, 2 * self.batch)
+        return ScalingChain(sizes, (self._predict(sizes[0]), self._predict(sizes[1])))
+
+    @property
+    def chain(self) -> Chain:
+        """The net's chain at its batch, on the target."""
+        return self.scaling.chains[0]
+
+    def memory(self, batch: int, activations_bytes: int = 0) -> RunMemory:
+        """What a process holds on the target, with so many images in a micro batch."""
+        return run_memory(
+            self.config,
+            num_parameters=self.num_parameters,
+            image_size=self.image_size,
+            micro_size=batch,
+            world_size=self.world_size,
+            on_cuda=self.target.gpu is not None,
+            activations_bytes=activations_bytes,
+        )
+
+    def room(self, batch: int) -> int:
+        """What the target has for activations; negative if the rest alone is too much."""
+        return self.target.memory_bytes - self.memory(batch).without_activations_bytes
+
+    def within(self, memory_bytes: int) -> Subject:
+        """The same net, costs included, on a device of other memory."""
+        other = object.__new__(Subject)
+        other.__dict__.update(self.__dict__)
+        other.target = replace(self.target, memory_bytes=memory_bytes)
+        return other
+
+    def _predict(self, batch: int) -> Chain:
+        return predict_chain(
+            self.net,
+            (batch, 3, self.image_size, self.image_size),
+            self.target.gpu,
+            self.dtype,
+            channels_last=self.config.precision.channels_last,
+        )

@@ -1,0 +1,233 @@
+"""Reports as text for a terminal, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from deepres.bytesize import format_bytes
+from deepres.memory.gpus import GPUS
+from deepres.memory.report import Report, StrategyRow
+
+_FORMAT, _VERSION = "deepres.memory_report", 1
+
+
+def report_text(report: Report) -> str:
+    """The whole report, for people."""
+    model = report.model
+    stages = ", ".join(map(str, model.units_per_stage))
+    per = f", one of {model.world_size} processes" if model.world_size > 1 else ""
+    other = format_bytes(report.other_bytes)
+    room = format_bytes(max(0, report.device_bytes - report.other_bytes))
+    lines = [
+        f"ResNet-{model.depth}, {model.dataset}: {model.block} units, {model.activation}, shortcut {model.shortcut}",
+        f"  {model.num_units} units in stages of {stages}",
+        f"  {model.num_parameters:,} parameters",
+        f"  {_count(model.multiply_adds)} multiply-adds forward, an image of {model.image_size} × {model.image_size}",
+        f"  batch {model.batch}{per}, {model.precision}",
+        "",
+        f"Model states{' of a process' if model.world_size > 1 else ''}",
+        *_indented(states_table(report)),
+        "",
+        "Activations with everything kept",
+        *_indented(stages_table(report)),
+        "",
+        f"The trade on {report.device}, {format_bytes(report.device_bytes)}",
+        f"  {other} of it for model states, batch and reserve ({report.engine}), {room} for activations",
+        "",
+        *_indented(trade_table(report)),
+        "",
+        *notes(report),
+    ]
+    return "\n".join(lines)
+
+
+def states_table(report: Report) -> list[list[str]]:
+    """Cells, the heading first."""
+    rows = [["", "parameters", "gradients", "optimizer", "buckets", "total"]]
+    for row in report.states:
+        sizes = (
+            row.parameters_bytes,
+            row.gradients_bytes,
+            row.optimizer_bytes,
+            row.buckets_bytes,
+            row.total_bytes,
+        )
+        rows.append([row.engine, *map(format_bytes, sizes)])
+    return rows
+
+
+def stages_table(report: Report) -> list[list[str]]:
+    """Cells, the heading first."""
+    rows = [["stage", "units", "a unit's output", "kept", "share"]]
+    rows += [
+        [str(row.stage), str(row.num_units), format_bytes(row.output_bytes), format_bytes(row.kept_bytes),
+         f"{100 * row.share:.1f} %"]
+        for row in report.stages
+    ]  # fmt: skip
+    rows.append(["stem, head, gradients", "", "", format_bytes(report.ends_bytes), ""])
+    rows.append(["peak", str(report.model.num_units), "", format_bytes(report.rows[0].peak_bytes), ""])
+    return rows
+
+
+def trade_table(report: Report) -> list[list[str]]:
+    """Cells, the heading first; measured columns only where something was measured."""
+    is_measured = any(row.measured_peak_bytes is not None or row.measured_note for row in report.rows)
+    heading = [
+        "strategy",
+        "activations",
+        "all told",
+        "fits",
+        "extra runs",
+        "extra time",
+        "at least",
+        "largest batch",
+        "images/s",
+    ]
+    if is_measured:
+        heading += ["measured", "off by", "ms", "measured ms", "off by"]
+    return [heading, *(_trade_cells(row, with_measured=is_measured) for row in report.rows)]
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know to read the trade, a line each."""
+    lines = [
+        "activations: the most that they take at once in a step; all told: with model states, batch and reserve",
+        "extra runs: how often a unit is run forward again, on average",
+        "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
+        "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
+    ]
+    if report.units_per_group > 1:
+        gaps = [
+            f"{100 * (row.extra_share - row.least_extra_share):.1f}"
+            for row in report.rows
+            if row.least_extra_share is not None
+        ]
+        lines.append(
+            f"units were planned in groups of up to {report.units_per_group}: what that costs is at most "
+            f"{', '.join(gaps)} % of a step, from the first plan to the last"
+        )
+    return lines
+
+
+def gpus_text() -> str:
+    """The cards that `--gpu` knows."""
+    rows = [["card", "memory", "GB/s", "fp32", "tf32", "16 bit", "source"]]
+    for gpu in GPUS:
+        rates = [
+            f"{gpu.fp32_tflops:g}",
+            *("–" if r is None else f"{r:g}" for r in (gpu.tf32_tflops, gpu.bf16_tflops)),
+        ]
+        rows.append([gpu.name, format_bytes(gpu.memory_bytes), f"{gpu.bandwidth_gb_s:g}", *rates, gpu.source])
+    return "\n".join(
+        [*aligned(rows, left=(0, 6)), "", "rates in 10^12 operations a second, dense, fp32 sums"]
+    )
+
+
+def report_csv(reports: Sequence[Report]) -> str:
+    """The trade of one or several nets, a line for each strategy; bytes, milliseconds, and shares of 1."""
+    names = [field.name for field in fields(StrategyRow) if field.name != "plan"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["depth", "batch", "device", *names, "num_segments", "nesting_depth"])
+    for report in reports:
+        for row in report.rows:
+            values = [getattr(row, name) for name in names]
+            shape = ("", "") if row.plan is None else (row.plan.num_segments, row.plan.nesting_depth)
+            writer.writerow(
+                [report.model.depth, report.model.batch, report.device, *map(_plain, values), *shape]
+            )
+    return text.getvalue()
+
+
+def report_json(reports: Sequence[Report], **more: Any) -> str:
+    """All numbers of one or several nets; bytes are ints, times milliseconds, shares of 1.
+
+    Args:
+        reports: of the nets.
+        more: what else to say (the command, versions).
+    """
+    nets = []
+    for report in reports:
+        rows = [_values(row) for row in report.rows]
+        nets.append({**{k: v for k, v in asdict(report).items() if k != "rows"}, "rows": rows})
+    return json.dumps(
+        {"format": _FORMAT, "version": _VERSION, **more, "nets": nets}, indent=1, allow_nan=False
+    )
+
+
+def _values(row: StrategyRow) -> dict[str, Any]:
+    """A row as JSON has it: without NaN, and of the plan what can be told in a number."""
+    values: dict[str, Any] = {f.name: _plain(getattr(row, f.name)) for f in fields(row) if f.name != "plan"}
+    values = {
+        name: None if value == "" and name != "measured_note" else value for name, value in values.items()
+    }
+    if row.plan is not None:
+        values |= {"num_segments": row.plan.num_segments, "nesting_depth": row.plan.nesting_depth}
+    return values
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Lines of cells in columns, numbers to the right.
+
+    Args:
+        rows: all of the same number of cells.
+        left: columns that are text.
+    """
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if k in left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
+    if row.plan is None:
+        cells = [row.strategy, f"needs {format_bytes(row.peak_bytes)}", "", "no plan", "", "", "", "", ""]
+    else:
+        cells = [
+            row.strategy,
+            format_bytes(row.peak_bytes),
+            format_bytes(row.total_bytes),
+            "yes" if row.fits else "no",
+            f"{row.extra_forwards:.2f}",
+            f"{100 * row.extra_share:.1f} %",
+            "" if row.least_extra_share is None else f"{100 * row.least_extra_share:.1f} %",
+            f"{row.largest_batch:,}" if row.largest_batch else "none",
+            f"{row.images_per_s:.3g}" if row.images_per_s < 1000 else f"{row.images_per_s:,.0f}",
+        ]
+    if not with_measured:
+        return cells
+    if row.measured_peak_bytes is None or row.measured_ms is None:
+        return [*cells, row.measured_note, "", "", "", ""]
+    return [
+        *cells,
+        format_bytes(row.measured_peak_bytes),
+        f"{100 * (row.peak_bytes / row.measured_peak_bytes - 1):+.2f} %",
+        f"{row.step_ms:,.1f}",
+        f"{row.measured_ms:,.1f}",
+        f"{100 * (row.step_ms / row.measured_ms - 1):+.1f} %" if row.measured_ms else "",
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["  " + line for line in aligned(rows)]
+
+
+def _count(number: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {letter}"
+    return str(number)

@@ -1,0 +1,99 @@
+"""Out of memory: halve the micro batch before a run, and say what would have fitted during one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from deepres.batch_sizes import BatchSizes
+from deepres.distributed import any_process
+from deepres.exit_status import ExitStatus, RunError
+
+# CPU allocators and libraries under PyTorch have no exception of their own for it.
+_MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a memory object")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+
+
+def halve_until_it_fits(
+    sizes: BatchSizes, attempt: Callable[[int], object], device: torch.device
+) -> BatchSizes:
+    """The largest of the micro batch, its half, its quarter … that fits in every process; collective.
+
+    The global batch stays: the accumulation doubles as the micro batch halves.
+
+    Args:
+        sizes: what is wanted.
+        attempt: runs a micro batch of a given size. It must leave parameters, buffers and generators as they were,
+            also when it raises, and must not communicate: the processes run it each by themselves, and one that
+            ran out of memory could not answer the others.
+        device: where the processes' answers are exchanged.
+
+    Raises:
+        RunError: not even the smallest fits; in all processes.
+    """
+    while True:
+        failed = False
+        try:
+            attempt(sizes.micro_size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        if failed:
+            _release(device)
+        if not any_process([failed], device)[0]:
+            return sizes
+        if sizes.micro_size % 2:
+            raise RunError(
+                f"out of memory: a micro batch of {sizes.micro_size} does not fit this device, and it cannot be "
+                "halved: a smaller recompute budget takes less",
+                ExitStatus.OUT_OF_MEMORY,
+            )
+        sizes = replace(sizes, micro_size=sizes.micro_size // 2, accumulation=sizes.accumulation * 2)
+
+
+def out_of_memory_in_step(step: int, sizes: BatchSizes, peak_bytes: int, free_bytes: int | None) -> RunError:
+    """The error of a step that ran out of memory, with what would have fitted.
+
+    Args:
+        step: its number.
+        sizes: how its images were divided.
+        peak_bytes: the most activations that a micro batch holds.
+        free_bytes: what is free without them, if that is known.
+    """
+    per_image = max(1, peak_bytes // sizes.micro_size)
+    fitting = sizes.micro_size // 2
+    if free_bytes is not None:
+        fitting = min(fitting, free_bytes // per_image)
+    while fitting > 1 and (sizes.micro_size * sizes.accumulation) % fitting:
+        fitting -= 1
+    fitting = max(fitting, 1)
+    accumulation = sizes.micro_size * sizes.accumulation // fitting
+    return RunError(
+        f"out of memory in step {step} with a micro batch of {sizes.micro_size}: train.micro_batch_size={fitting} "
+        f"train.accumulation={accumulation} should fit, and trains the same global batch of {sizes.global_size}",
+        ExitStatus.OUT_OF_MEMORY,
+    )
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """What a GPU has free, PyTorch's cache included; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    _release(device)
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,215 @@
+"""Chains of thousands of units, planned in groups: the dynamic programme takes time cubic in the units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+from deepres.recompute.chain import Chain, Retention, UnitCost
+from deepres.recompute.needs import smallest_plan
+from deepres.recompute.plan import Action, Plan, keep_all_plan, uniform_plan
+from deepres.recompute.planner import make_plan
+from deepres.recompute.simulate import timeline
+
+_MOST_PLANNED = 48
+"""Groups of more units are not searched for plans of their own: uniform ones will do."""
+
+
+@dataclass(frozen=True)
+class CoarseChain:
+    """A chain whose units are groups of another chain's units, and how to go back.
+
+    NOTE [ Groups of units ]
+    1. Consecutive units of equal costs are cut into groups, as equal as can be.
+    2. A group's retentions are plans of its own units: what such a plan holds when the group's forward phase is
+       over is kept, the extra time it takes is replay, and its peaks are transients.
+    3. So each plan of the groups is a plan of the units, of the same time, and its peak is no higher: a group
+       holds its input while it is run discarding, and its output until its backward; single units need not.
+    4. Not every plan of the units is one of groups (no segment begins inside a group and ends in another), so
+       the fastest one may be missed; `least_extra_ms` bounds by how much.
+
+    Attributes:
+        chain: of the groups.
+        starts: the first unit of each group, and the number of units.
+        inner_plans: of each group, the plan of its units by the name of its retention.
+    """
+
+    chain: Chain
+    starts: tuple[int, ...]
+    inner_plans: tuple[dict[str, Plan], ...]
+
+    @property
+    def num_units_per_group(self) -> int:
+        """Of the largest group."""
+        return max(stop - start for start, stop in pairwise(self.starts))
+
+    def expand(self, plan: Plan) -> Plan:
+        """The plan of the units that a plan of the groups stands for; not priced."""
+        segments = {(self.starts[start], self.starts[stop]) for start, stop in plan.segments}
+        retentions = list[str]()
+        for start, plans, name in zip(self.starts, self.inner_plans, plan.retentions, strict=False):
+            inner = plans[name]
+            segments |= {(start + a, start + b) for a, b in inner.segments}
+            retentions += inner.retentions
+        return Plan(self.starts[-1], tuple(segments), tuple(retentions))
+
+
+def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
+    """Group a chain's units so that about `max_groups` groups remain; more if neighbours differ more often.
+
+    A chain of no more units than that stays as it is. See NOTE [ Groups of units ].
+    """
+    size = -(-len(chain.units) // max_groups)
+    known: dict[tuple[int, int, UnitCost], tuple[UnitCost, dict[str, Plan]]] = {}
+    costs, starts, inner_plans, x_bytes = list[UnitCost](), [0], list[dict[str, Plan]](), chain.input_bytes
+    for unit, run in groupby(chain.units):
+        num_units = len(list(run))
+        num_groups = -(-num_units // size)
+        bounds = [part * num_units // num_groups for part in range(num_groups + 1)]
+        for start, stop in pairwise(bounds):
+            key = (x_bytes, stop - start, unit)
+            if key not in known:
+                known[key] = _group(Chain(x_bytes, (unit,) * (stop - start)))
+            cost, plans = known[key]
+            costs.append(cost)
+            inner_plans.append(plans)
+            starts.append(starts[-1] + stop - start)
+            x_bytes = unit.output_bytes
+    coarse = Chain(
+        chain.input_bytes, tuple(costs), chain.fixed_bytes, chain.head_bytes, chain.fixed_ms, chain.stem_bytes
+    )
+    return CoarseChain(coarse, tuple(starts), tuple(inner_plans))
+
+
+def least_extra_ms(chain: Chain, budget_bytes: int) -> float:
+    """A time that every plan within the budget takes beyond each forward and backward once.
+
+    The larger of two bounds:
+
+    1. When the forward phase is over, what the units outside of segments keep is held at once; each other
+       unit is run forward once more, at least. The cheapest choice, in fractions of units, is a knapsack's.
+    2. Of a run of n equal units no more than s states fit at once, beside the first one's input. To have each
+       unit's input in reverse order then takes at least T(n, s) = r·n − C(s+r, s+1) forwards, with r the
+       least integer for which C(s+r, s) >= n (Griewank and Walther 2000), n of which no plan saves.
+    """
+    room = budget_bytes - chain.fixed_bytes
+    return max(_knapsack_ms(chain, room - chain.input_bytes - chain.head_bytes), _reversal_ms(chain, room))
+
+
+def _group(chain: Chain) -> tuple[UnitCost, dict[str, Plan]]:
+    """The group as one unit, and the plans that its retentions stand for."""
+    num_units = len(chain.units)
+    if num_units == 1:
+        unit = chain.units[0]
+        return unit, {retention.name: keep_all_plan(1, retention.name) for retention in unit.retentions}
+    priced = {(_retention("plan", chain, plan), plan) for plan in _inner_plans(chain)}
+    retentions, plans = list[Retention](), dict[str, Plan]()
+    for retention, plan in sorted(priced, key=lambda pair: (pair[0].kept_bytes, pair[0].replay_ms)):
+        if not any(_is_worse(retention, other) for other, _ in priced if other != retention):
+            name = f"plan {len(plans)}"
+            if not any(_costs(known) == _costs(retention) for known in retentions):
+                retentions.append(replace(retention, name=name))
+                plans[name] = plan
+    x = chain.state_bytes
+    runs = [x[1] + chain.units[0].forward_temp_bytes]
+    runs += [x[i] + x[i + 1] + chain.units[i].forward_temp_bytes for i in range(1, num_units)]
+    cost = UnitCost(
+        forward_ms=math.fsum(unit.forward_ms for unit in chain.units),
+        backward_ms=math.fsum(unit.backward_ms for unit in chain.units),
+        output_bytes=x[-1],
+        retentions=tuple(retentions),
+        forward_temp_bytes=max(0, max(runs) - x[-1]),
+    )
+    return cost, plans
+
+
+def _inner_plans(chain: Chain) -> Iterator[Plan]:
+    num_units = len(chain.units)
+    for retention in chain.units[0].retentions:
+        nums = {*range(1, min(num_units, 8) + 1), *(2**k for k in range(3, num_units.bit_length()))}
+        for num_segments in nums:
+            yield uniform_plan(num_units, num_segments, retention.name)
+    if num_units <= _MOST_PLANNED:
+        smallest = smallest_plan(chain).priced(chain)
+        yield smallest
+        most = keep_all_plan(num_units, chain.units[0].retentions[0].name).priced(chain)
+        assert smallest.peak_bytes is not None
+        assert most.peak_bytes is not None
+        for eighth in range(1, 5):
+            yield make_plan(
+                chain, smallest.peak_bytes + (most.peak_bytes - smallest.peak_bytes) * eighth // 8, 100
+            )
+
+
+def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
+    """What a group that is run by a plan keeps and replays, by rule 2."""
+    moments = timeline(chain, plan)
+    turn = next(i for i, moment in enumerate(moments) if moment.action is Action.HEAD)
+    kept_bytes = moments[turn].total_bytes - chain.input_bytes
+    forward_peak = max(moment.total_bytes for moment in moments[:turn]) - chain.input_bytes
+    backward_peak = max(moment.total_bytes for moment in moments[turn + 1 :]) - chain.input_bytes
+    backward_bytes = backward_peak - chain.state_bytes[-1] - chain.input_bytes  # without both gradients
+    return Retention(
+        name,
+        kept_bytes,
+        max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
+        max(0, forward_peak - kept_bytes),
+        max(0, backward_bytes - kept_bytes),
+        min(kept_bytes, max(0, kept_bytes - backward_bytes)),
+    )
+
+
+def _costs(retention: Retention) -> tuple[float, ...]:
+    return (
+        retention.kept_bytes,
+        retention.replay_ms,
+        retention.kept_bytes + retention.forward_temp_bytes,
+        retention.kept_bytes + retention.backward_temp_bytes - retention.freed_bytes,
+    )
+
+
+def _is_worse(retention: Retention, other: Retention) -> bool:
+    pairs = list(zip(_costs(retention), _costs(other), strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
+    """Bound 1 of `least_extra_ms`."""
+    total_ms = 0.0
+    steps = list[tuple[float, int]]()  # (ms saved per byte, bytes) of keeping more, along each unit's hull
+    for unit, run in groupby(chain.units):
+        num_units = len(list(run))
+        total_ms += num_units * unit.forward_ms
+        options = sorted((r.kept_bytes, r.replay_ms) for r in unit.retentions)
+        num_bytes, ms = 0, unit.forward_ms
+        while True:
+            better = [((ms - m) / (b - num_bytes), b, m) for b, m in options if b > num_bytes and m < ms]
+            if not better:
+                break
+            rate, kept_bytes, replay_ms = max(better)
+            steps.append((rate, num_units * (kept_bytes - num_bytes)))
+            num_bytes, ms = kept_bytes, replay_ms
+    for rate, num_bytes in sorted(steps, reverse=True):
+        taken = min(num_bytes, max(0, room_bytes))
+        total_ms -= rate * taken
+        room_bytes -= taken
+    return max(0.0, total_ms)
+
+
+def _reversal_ms(chain: Chain, room_bytes: int) -> float:
+    """Bound 2 of `least_extra_ms`."""
+    total_ms = 0.0
+    for unit, run in groupby(chain.units):
+        num_units = len(list(run))
+        size = min((unit.output_bytes, *(retention.kept_bytes for retention in unit.retentions)))
+        num_states = max(1, room_bytes // max(1, size) + 1)
+        if num_states >= num_units:
+            continue
+        times = 1
+        while math.comb(num_states + times, num_states) < num_units:
+            times += 1
+        forwards = times * num_units - math.comb(num_states + times, num_states + 1)
+        total_ms += max(0, forwards - num_units) * unit.forward_ms
+    return total_ms

@@ -1,0 +1,102 @@
+"""The plans of a chain over all budgets: how time trades against memory."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from deepres.recompute.chain import Chain
+from deepres.recompute.coarse import coarsen, least_extra_ms
+from deepres.recompute.needs import smallest_plan
+from deepres.recompute.plan import Plan
+from deepres.recompute.planner import InfeasibleBudgetError, make_plan
+
+_MOST_UNITS_FOR_FLOOR, _MOST_UNITS_AT_FLOOR = 1000, 400
+"""To find the least peak of more units takes minutes, and to find a fast plan with it seconds."""
+
+
+class Frontier:
+    """Plans of a chain for many budgets, in less time than `make_plan` takes for each.
+
+    Chains of more than `max_groups` units are planned in groups (`deepres.recompute.coarse`).
+
+    Args:
+        chain: what each unit costs.
+        max_groups: how many units or groups to plan.
+        slots: as of `make_plan`.
+
+    Attributes:
+        units_per_group: the most; 1 if units are planned one by one.
+    """
+
+    def __init__(self, chain: Chain, max_groups: int = 111, slots: int = 200) -> None:
+        self._chain, self._slots = chain, slots
+        self._coarse = coarsen(chain, max_groups)
+        self.units_per_group = self._coarse.num_units_per_group
+        if len(chain.units) > _MOST_UNITS_FOR_FLOOR:
+            self._smallest = self._coarse.expand(smallest_plan(self._coarse.chain)).priced(chain)
+        else:
+            self._smallest = smallest_plan(chain).priced(chain)
+
+    @property
+    def floor_bytes(self) -> int:
+        """The least peak; of more than 1000 units, that of groups."""
+        return peak_of(self._smallest)
+
+    @cached_property
+    def floor(self) -> Plan:
+        """A plan with the least peak, priced; of up to 400 units a fast one."""
+        if len(self._chain.units) > _MOST_UNITS_AT_FLOOR:
+            return self._smallest
+        return make_plan(self._chain, self.floor_bytes, 100)
+
+    def plan(self, budget_bytes: int) -> Plan:
+        """A fast plan within the budget, priced; `least_extra_share` says how much faster another one may be.
+
+        Raises:
+            InfeasibleBudgetError: the budget is below the floor.
+        """
+        if budget_bytes < self.floor_bytes:
+            raise InfeasibleBudgetError(budget_bytes, self.floor_bytes)
+        try:
+            plan = make_plan(self._coarse.chain, budget_bytes, self._slots)
+        except InfeasibleBudgetError:  # groups need more than units
+            return self.floor
+        return self._coarse.expand(plan).priced(self._chain)
+
+    def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> Plan:
+        """The plan of about the least peak that takes no more than that share of a step extra.
+
+        Args:
+            max_extra_share: of a step with everything kept.
+            precision: how close the budgets are to each other between which to choose, relatively.
+        """
+        high = peak_of(self.plan(2**62))
+        best, low = self.plan(high), self.floor_bytes
+        while high > low * (1 + precision):
+            middle = round((low * high) ** 0.5)
+            plan = self.plan(middle)
+            if self.extra_share(plan) <= max_extra_share:
+                best, high = plan, min(middle, peak_of(plan))
+            else:
+                low = middle
+        return best
+
+    def extra_share(self, plan: Plan) -> float:
+        """What a priced plan takes extra, as a share of a step with everything kept."""
+        return extra_of(plan) / self._chain.step_ms if self._chain.step_ms else 0.0
+
+    def least_extra_share(self, budget_bytes: int) -> float:
+        """A share of a step with everything kept that every plan for the budget takes extra."""
+        return least_extra_ms(self._chain, budget_bytes) / self._chain.step_ms if self._chain.step_ms else 0.0
+
+
+def peak_of(plan: Plan) -> int:
+    """The peak of a priced plan."""
+    assert plan.peak_bytes is not None
+    return plan.peak_bytes
+
+
+def extra_of(plan: Plan) -> float:
+    """The extra time of a priced plan."""
+    assert plan.extra_ms is not None
+    return plan.extra_ms

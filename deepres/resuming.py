@@ -1,0 +1,274 @@
+"""Going on from a checkpoint: find one that is whole, see that it is of this run, take over its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from deepres.batch_sizes import BatchSizes
+from deepres.commit import DamagedError, verify_folder
+from deepres.config import Config, ConfigError
+from deepres.data import DataInfo
+from deepres.distributed import Process, sum_over_processes
+from deepres.engines import Engine
+from deepres.models import default_block
+from deepres.recompute.document import read_document
+from deepres.saving import (
+    FILES,
+    FOLDER,
+    FORMAT,
+    MODEL,
+    MOMENTUM,
+    PREFIX,
+    PROCESSES,
+    TRAINING,
+    VERSION,
+    Progress,
+    checkpoints_in,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk: its folder and how far its run was."""
+
+    path: Path
+    progress: Progress
+
+
+def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """Read what a checkpoint tells of itself.
+
+    Args:
+        path: its folder.
+        verify: compare every file's size and SHA-256 with the manifest first.
+
+    Raises:
+        DamagedError: it is no checkpoint, or not whole, or written by a newer deepres; the message names the file.
+    """
+    if not path.is_dir():
+        raise DamagedError(f"there is no checkpoint {path}")
+    if verify:
+        verify_folder(path, FILES)
+    try:
+        content = read_document((path / TRAINING).read_text(encoding="utf-8"), FORMAT, VERSION)
+        known = {field.name: content[field.name] for field in fields(Progress)}
+        known["sums"] = tuple(tuple(row) for row in known["sums"])
+        known["test"] = tuple(known["test"]) if known["test"] is not None else None
+        return Checkpoint(path, Progress(**known))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
+
+
+def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that `train.resume` asks for, seen to be whole and of this run; None to begin at step 0.
+
+    Args:
+        config: the run's configuration.
+        identity: see `run_identity`.
+        say: told what is skipped, and what the run goes on from.
+
+    Raises:
+        ConfigError: there is none where there must be, or it is of another run.
+    """
+    resume, run_dir = config.train.resume, config.train.run_dir
+    if resume == "never":
+        return None
+    try:
+        found = newest_checkpoint(run_dir, say) if run_dir is not None and resume == "auto" else None
+        if isinstance(resume, Path):
+            found = find_checkpoint(resume, say)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
+    if found is None:
+        say(f"{run_dir} holds no checkpoint: begins at step 0")
+        return None
+    check_same_run(found, identity)
+    step = found.progress.step
+    if run_dir is not None:
+        newer = [p for p in checkpoints_in(run_dir / FOLDER) if int(p.name.removeprefix(PREFIX)) > step]
+        if newer and resume != "auto":
+            raise ConfigError(
+                f"{run_dir} holds checkpoints after step {step}, such as {newer[0].name}: go on from the newest with "
+                "train.resume=auto, or choose another train.run_dir"
+            )
+        for damaged in newer:
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+    say(f"goes on from {found.path}: step {step}, epoch {step / found.progress.steps_per_epoch:.2f}")
+    return found
+
+
+def share_start(found: Checkpoint | None, config: Config, process: Process) -> Checkpoint | None:
+    """What rank 0 chose, in every process; collective.
+
+    Raises:
+        ConfigError: this process does not see it.
+    """
+    mine = found.progress.step + 1 if found is not None else 0
+    step = int(sum_over_processes(torch.tensor(mine, device=process.device))) - 1
+    if step < 0 or process.is_first:
+        return found
+    resume, run_dir = config.train.resume, config.train.run_dir
+    path = run_dir if resume == "auto" else resume
+    assert isinstance(path, Path)
+    if (path / FOLDER).is_dir():
+        path = path / FOLDER / f"{PREFIX}{step:08d}"
+    try:
+        return read_checkpoint(path, verify=False)
+    except DamagedError as error:
+        raise ConfigError(f"process {process.rank} does not see the run's folder: {error}") from None
+
+
+def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint at `resume`, or the newest whole one if that is the folder of a run.
+
+    Raises:
+        ConfigError: there is none; the message says why each that is there was refused.
+    """
+    if (resume / FOLDER).is_dir():
+        found = newest_checkpoint(resume, say)
+        if found is None:
+            raise ConfigError(f"train.resume: {resume} holds no checkpoint")
+        return found
+    try:
+        return read_checkpoint(resume)
+    except DamagedError as error:
+        raise ConfigError(f"train.resume: {error}") from None
+
+
+def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole; None if it never saved one.
+
+    Args:
+        run_dir: the folder of the run.
+        say: told which checkpoints are skipped, and why.
+
+    Raises:
+        ConfigError: there are checkpoints, but none is whole: to begin anew then is for a person to decide.
+    """
+    skipped = []
+    for path in checkpoints_in(run_dir / FOLDER):
+        try:
+            return read_checkpoint(path)
+        except DamagedError as error:
+            skipped.append(str(error))
+            say(f"WARNING: skipped checkpoint {path.name}: {error}")
+    if skipped:
+        raise ConfigError(
+            f"none of the {len(skipped)} checkpoints in {run_dir / FOLDER} is whole (the newest: {skipped[0]}): "
+            "put a good copy back, or start over with train.overwrite=true"
+        )
+    return None
+
+
+def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
+    """What must be the same in two runs of which one goes on where the other was."""
+    model = config.model.model_dump(mode="json")
+    if model["block"] is None:
+        model["block"] = default_block(config.model.depth, config.model.dataset)
+    data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
+    return {
+        **{f"model.{name}": value for name, value in model.items()},
+        "model.num_classes": info.num_classes,
+        **{f"data.{name}": value for name, value in data.items()},
+        "data.image_size": info.image_size,
+        "the number of training images": info.num_train,
+        "train.seed": config.train.seed,
+        "the global batch size": sizes.global_size,
+    }
+
+
+def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another net, data set or order of samples.
+
+    Raises:
+        ConfigError: with every difference.
+    """
+    saved = checkpoint.progress.identity
+    differences = [
+        f"{name} is {identity.get(name)}, there {saved.get(name)}"
+        for name in dict.fromkeys([*identity, *saved])
+        if identity.get(name) != saved.get(name)
+    ]
+    if differences:
+        raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")
+
+
+def load_net(checkpoint: Checkpoint, net: nn.Module) -> None:
+    """Set parameters and buffers, one at a time, before an engine takes the net over.
+
+    Raises:
+        ConfigError: the tensors are not this net's.
+    """
+    path = checkpoint.path / MODEL
+    try:
+        with safe_open(path, "pt") as model:
+            state = net.state_dict()
+            differing = state.keys() ^ set(model.keys())
+            if differing:
+                raise ConfigError(f"{path} is of another net: {min(differing)} is in one of them only")
+            for name, tensor in state.items():
+                _set(tensor, model.get_tensor(name), name, path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def load_engine(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Set what a net does not have, or what engines give all processes alike: momentum, loss scaler, generators, and
+    this process's own buffers; after `load_net`, and before the first step.
+
+    Raises:
+        ConfigError: the tensors are not this net's.
+    """
+    progress, process = checkpoint.progress, engine.process
+    try:
+        if (checkpoint.path / MOMENTUM).exists() and engine.config.optim.momentum:
+            with safe_open(checkpoint.path / MOMENTUM, "pt") as file:
+                engine.load_momentum(file.get_tensor)
+        with safe_open(checkpoint.path / PROCESSES, "pt") as file:
+            names = set(file.keys())
+            if _has_same_processes(checkpoint, process):
+                for name, buffer in engine.net.named_buffers():
+                    own = f"{process.rank}/buffer/{name}"
+                    if own in names:
+                        _set(buffer, file.get_tensor(own), own, checkpoint.path / PROCESSES)
+            own = f"{process.rank}/generator/"
+            if own + "cpu" in names:
+                torch.set_rng_state(file.get_tensor(own + "cpu"))
+            if own + "cuda" in names and process.device.type == "cuda":
+                torch.cuda.set_rng_state(file.get_tensor(own + "cuda"), process.device)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{checkpoint.path} cannot be read: {error}") from None
+    if engine.loss_scaler is not None and progress.loss_scaler is not None:
+        engine.loss_scaler.load_state_dict(progress.loss_scaler)
+    engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(
+        checkpoint, process
+    )
+
+
+def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
+    """This process's share of `Progress.sums`, (4,) float64: its own, or all of them in rank 0."""
+    sums = torch.tensor(checkpoint.progress.sums, dtype=torch.float64)
+    if _has_same_processes(checkpoint, process):
+        own = sums[process.rank]
+    else:
+        own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
+    return own.to(process.device)
+
+
+@torch.no_grad()
+def _set(tensor: Tensor, value: Tensor, name: str, path: Path) -> None:
+    if value.shape != tensor.shape or value.dtype != tensor.dtype:
+        theirs, ours = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (value, tensor))
+        raise ConfigError(f"{path} is of another net: {name} is {theirs} there, {ours} here")
+    tensor.copy_(value)
+
+
+def _has_same_processes(checkpoint: Checkpoint, process: Process) -> bool:
+    return checkpoint.progress.num_processes == process.world_size

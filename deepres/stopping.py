@@ -1,0 +1,143 @@
+"""When to stop: signals, a launcher that is gone, another process that has died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import zlib
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from deepres.distributed import Process
+from deepres.exit_status import ExitStatus
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+_POLL_S = 0.5
+_GRACE_S = 10.0
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT instead of dying of them, and whether a launcher above this process is gone.
+
+    Launchers pass signals on in their own ways: deepspeed's to one process after the other, each when the last has
+    ended, and not at all if it is its outer process that is signalled. So a process that is asked to stop must tell
+    the others, and a launcher's end is a request too. More signals change nothing: the launchers send several.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._launchers = _launchers() if "LOCAL_RANK" in os.environ else []
+
+    @property
+    def reason(self) -> str | None:
+        """Why this process should stop, or None."""
+        if self._signal is not None:
+            return signal.Signals(self._signal).name
+        return "the launcher's end" if not all(map(_is_alive, self._launchers)) else None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for each in _SIGNALS:
+                self._before[each] = signal.signal(each, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = self._signal or number
+
+
+class PeerWatch:
+    """Ends this process, with a message that names the dead, when another of the run on this host has died.
+
+    A process that waits in a collective for a dead one may wait for long, and what it is told in the end names
+    nobody. Processes on other hosts are the business of the launchers there.
+
+    Args:
+        process: this process; the group must have been started.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.dead: str | None = None
+        self._done = threading.Event()
+        self._peers: dict[int, psutil.Process | int] = {}
+        if process.world_size == 1 or not dist.is_initialized():
+            return
+        mine = torch.tensor([os.getpid(), zlib.crc32(_this_host().encode())], device=process.device)
+        everyone = [torch.zeros_like(mine) for _ in range(process.world_size)]
+        dist.all_gather(everyone, mine)
+        for rank, (pid, host) in enumerate(x.tolist() for x in everyone):
+            if rank != process.rank and host == mine[1].item():
+                try:
+                    self._peers[rank] = psutil.Process(pid)
+                except psutil.NoSuchProcess:  # dead already
+                    self._peers[rank] = pid
+        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+
+    def __enter__(self) -> PeerWatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.look(wait_s=0.0 if error is None else 3.0)
+        self._done.set()
+
+    def look(self, wait_s: float = 0.0) -> str | None:
+        """Which process has died, if one has or does within `wait_s`."""
+        waits = [_POLL_S] * round(wait_s / _POLL_S) if self._peers else []
+        for wait in [0.0, *waits]:
+            if self.dead is None and not self._done.wait(wait):
+                for rank, peer in self._peers.items():
+                    pid = peer if isinstance(peer, int) else peer.pid
+                    if isinstance(peer, int) or not _is_alive(peer):
+                        self.dead = f"process {rank} of the run (pid {pid}) has died"
+                        break
+        return self.dead
+
+    def _watch(self) -> None:
+        while self.look() is None:
+            if self._done.wait(_POLL_S):
+                return
+        if self._done.wait(_GRACE_S):  # the main thread noticed by itself
+            return
+        print(f"error: {self.dead}: this one stops", file=sys.stderr, flush=True)
+        os._exit(ExitStatus.PROCESS_DIED)
+
+
+def _launchers() -> list[psutil.Process]:
+    found = []
+    for ancestor in psutil.Process().parents():
+        try:
+            words = {os.path.basename(word) for word in ancestor.cmdline()[:5]}  # noqa: PTH119  # words, not paths
+        except psutil.Error:
+            continue
+        if words & _LAUNCHERS:
+            found.append(ancestor)
+    return found
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _this_host() -> str:
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()

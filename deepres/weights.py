@@ -1,0 +1,42 @@
+"""Weights out of any file that a run, or a person, may have left, without executing anything in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from deepres.config import ConfigError
+from deepres.saving import FOLDER, MODEL, checkpoints_in
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
+
+    Nothing in a file is executed: a `.pt` is read with `weights_only=True`.
+
+    Raises:
+        ConfigError: there are no weights at `path`, or what there is is damaged or refused.
+    """
+    if path.is_dir():
+        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / FOLDER))]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise ConfigError(f"{path} holds no {MODEL}")
+        path = found
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
+        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
+    return {str(name): value for name, value in content.items()}

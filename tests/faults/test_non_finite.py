@@ -1,0 +1,57 @@
+"""Numbers gone wrong in one process stop all before the update, and the message says where they first were."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.processes import ROOT, run
+
+SCRIPT = ROOT / "tests" / "faults" / "poisoned.py"
+EXPECTED = {
+    "input": "it first shows in the images; samples 17;",
+    "output": "it first shows in the output of unit 1 (of 0 … 2); samples ",
+    "loss": "it first shows in the loss; samples ",
+    "gradient": "it first shows in the gradient of the output of unit 0 (of 0 … 2); samples ",
+}
+GROUPS = [
+    ["plain:input:1", "plain:output:0", "plain:gradient:1", "zero2:gradient:0", "zero3:loss:1"],
+    *(
+        pytest.param(
+            [f"{engine}:{what}:{rank}" for what in EXPECTED for rank in (0, 1)], marks=pytest.mark.slow
+        )
+        for engine in (
+            "plain",
+            "fairscale",
+            "zero0",
+            "zero1",
+            "zero2",
+            "zero3",
+            "zero2_offload",
+            "zero3_offload",
+        )
+    ),
+]
+
+
+@pytest.mark.multi_process
+@pytest.mark.parametrize("cases", GROUPS, ids=lambda cases: cases[-1].split(":")[0])
+def test_what_is_not_finite_stops_all_processes_before_the_update_and_is_told(tmp_path, table, cases):
+    done = run(sys.executable, SCRIPT, tmp_path, *cases, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [outcome["case"] for outcome in outcomes] == cases
+    failures = []
+    for outcome in outcomes:
+        _, what, rank = outcome["case"].split(":")
+        rank = "[01]" if what == "input" else rank
+        is_told = EXPECTED[what] in outcome["message"] and re.search(
+            f"in process {rank} it", outcome["message"]
+        )
+        stopped = outcome["statuses"] == [3, 3] and outcome["saved"] == outcome["step"] - 1
+        survived = is_told and stopped and outcome["is_same"] and outcome["message"].count("\n") == 1
+        table.add(f"not finite: {what} of one of two processes", survived)
+        if not survived:
+            failures.append(outcome)
+    assert not failures

@@ -1,0 +1,86 @@
+"""On a CUDA device: peaks as predicted, budgets kept, and plans that change no bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepres import apply_plan, build_resnet, make_plan, predict_chain
+from deepres.memory import measure_activation_peak
+from deepres.memory.gpus import GPUS
+from deepres.recompute import keep_all_plan, per_unit_plan, sqrt_plan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.mark.parametrize("gib", [8, 4, 2, 1])
+def test_resnet_1001_at_batch_128_peaks_within_its_budget_and_as_predicted(gib):
+    net = build_resnet(1001)
+    chain = predict_chain(net, (128, 3, 32, 32), GPUS[0])
+    plan = make_plan(chain, gib * 2**30)
+    net = net.cuda()
+    apply_plan(net, plan)
+    images = torch.randn(128, 3, 32, 32, device="cuda")
+    labels = torch.arange(128, device="cuda") % 10
+    peak = measure_activation_peak(net, net, images, labels)
+    assert plan.peak_bytes == pytest.approx(peak, rel=0.03)
+
+
+@pytest.mark.parametrize("depth", [29, 110, 164])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_peaks_are_as_predicted(depth, dtype):
+    net = build_resnet(depth)
+    chain = predict_chain(net, (128, 3, 32, 32), GPUS[0], dtype)
+    num_units = len(chain.units)
+    net = net.cuda()
+    images = torch.randn(128, 3, 32, 32, device="cuda")
+    labels = torch.arange(128, device="cuda") % 10
+
+    def run(x):
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            return net(x).float()
+
+    for plan in (keep_all_plan(num_units), per_unit_plan(num_units), sqrt_plan(num_units)):
+        plan = plan.priced(chain)
+        apply_plan(net, plan)
+        assert plan.peak_bytes == pytest.approx(measure_activation_peak(net, run, images, labels), rel=0.03)
+
+
+@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
+def test_plans_change_no_bit(shortcut, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        net = build_resnet(29, shortcut=shortcut).cuda()
+        chain = predict_chain(net, (32, 3, 32, 32), GPUS[0])
+        plans = [
+            None,
+            per_unit_plan(9),
+            sqrt_plan(9),
+            make_plan(chain, keep_all_plan(9).priced(chain).peak_bytes // 2),
+        ]
+        images = torch.randn(32, 3, 32, 32, device="cuda")
+        labels = torch.arange(32, device="cuda") % 10
+        found = []
+        for plan in plans:
+            own = copy.deepcopy(net)
+            apply_plan(own, plan)
+            torch.manual_seed(1)
+            loss = F.cross_entropy(own(images), labels)
+            loss.backward()
+            state = [
+                loss.detach(),
+                *(p.grad for p in own.parameters()),
+                *own.buffers(),
+                torch.cuda.get_rng_state(),
+            ]
+            found.append(state)
+        for state in found[1:]:
+            assert all(map(torch.equal, state, found[0]))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,40 @@
+"""What is predicted of a unit is what the allocator sees."""
+
+import pytest
+import torch
+
+from deepres import build_resnet, measure_chain, predict_chain
+from deepres.models.residual_unit import ACTIVATIONS
+from deepres.models.shortcut import SHORTCUTS
+
+DEPTHS = {"single": 5, "basic": 8, "bottleneck": 11}
+
+
+def _nets():
+    for block in DEPTHS:
+        for activation in ACTIVATIONS:
+            yield block, activation, "identity"
+        for shortcut in SHORTCUTS[1:]:
+            yield block, "full_preactivation" if block == "bottleneck" else "original", shortcut
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("block", "activation", "shortcut"), list(_nets()))
+def test_kept_bytes_are_exact_unit_by_unit(block, activation, shortcut, dtype):
+    net = build_resnet(DEPTHS[block], block=block, activation=activation, shortcut=shortcut)
+    shape = (2, 3, 16, 16)
+    predicted = predict_chain(net, shape, dtype=dtype)
+    measured = measure_chain(net, shape, dtype=dtype, repeats=0)
+    assert predicted.state_bytes == measured.state_bytes
+    # The two factors, Python's numbers, become tensors of 8 bytes inside autograd, where no shape tells of them.
+    factors = 16 if shortcut == "constant_scaling" else 0
+    for a, b in zip(predicted.units, measured.units, strict=True):
+        kept = [(r.name, r.kept_bytes + factors) for r in a.retentions]
+        assert kept == [(r.name, r.kept_bytes) for r in b.retentions]
+
+
+def test_a_card_is_found_by_its_name_and_its_speed_counts():
+    net = build_resnet(20)
+    slow, fast = (predict_chain(net, (64, 3, 32, 32), name) for name in ("RTX 3050", "RTX 4090"))
+    assert fast.step_ms < slow.step_ms
+    assert [u.output_bytes for u in fast.units] == [u.output_bytes for u in slow.units]

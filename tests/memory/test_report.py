@@ -1,0 +1,171 @@
+"""The rows of a report, its tables, growth and capacity."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deepres.config import Config
+from deepres.memory.capacity import capacity, capacity_table
+from deepres.memory.depths import depth_row, depths_text, growth
+from deepres.memory.gpus import find_gpu
+from deepres.memory.report import make_report
+from deepres.memory.subject import Subject, Target
+from deepres.memory.tables import aligned, gpus_text, report_csv, report_json, report_text
+from deepres.memory.trial import measured_row, with_measured_times
+from deepres.recompute import simulate
+
+GPU = find_gpu("RTX 3050")
+
+
+def make_subject(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **sections) -> Subject:
+    settings = {
+        "model": {"depth": depth, "block": "bottleneck"},
+        "data": {"name": "synthetic"},
+        "train": {"max_steps": 1, "micro_batch_size": batch},
+        **sections,
+    }
+    return Subject(Config.model_validate(settings), Target("a device", memory_bytes, gpu))
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return make_subject()
+
+
+@pytest.fixture(scope="module")
+def report(subject):
+    return make_report(subject)
+
+
+def test_every_row_is_what_the_simulator_says_of_its_plan(subject, report):
+    assert [row.strategy.split(",")[0] for row in report.rows[:4]] == [
+        "keep all", "a segment per unit", "√units", "best uniform",
+    ]  # fmt: skip
+    assert len(report.rows) == 12
+    for row in report.rows:
+        if row.plan is None:
+            assert row.peak_bytes == report.rows[-1].peak_bytes > row.budget_bytes
+            continue
+        cost = simulate(subject.chain, row.plan)
+        assert (row.peak_bytes, row.step_ms) == (cost.peak_bytes, cost.total_ms)
+        assert row.extra_forwards == pytest.approx(sum(cost.forward_runs) / 9 - 1)
+        assert row.images_per_s == pytest.approx(16_000 / cost.total_ms)
+        assert row.total_bytes == row.peak_bytes + report.other_bytes
+        if row.budget_bytes is not None:
+            assert row.peak_bytes <= row.budget_bytes
+            assert row.least_extra_share <= row.extra_share + 1e-9
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(subject, report):
+    row = report.rows[0]
+    for batch, fits in ((row.largest_batch, True), (row.largest_batch + 1, False)):
+        larger = make_subject(batch=batch)
+        peak = simulate(larger.chain, row.plan).peak_bytes
+        assert (larger.memory(batch, peak).total_bytes <= GPU.memory_bytes) is fits
+
+
+def test_stages_and_ends_make_up_the_peak(report):
+    assert sum(row.num_units for row in report.stages) == 9
+    assert sum(row.share for row in report.stages) == pytest.approx(1)
+    assert sum(row.kept_bytes for row in report.stages) + report.ends_bytes == report.rows[0].peak_bytes
+
+
+def test_states_are_a_row_for_each_engine_and_shrink_without_momentum(report):
+    names = [row.engine for row in report.states]
+    assert names == [
+        "plain", "ZeRO 0", "ZeRO 1", "ZeRO 1, offload", "ZeRO 2", "ZeRO 2, offload", "ZeRO 3", "ZeRO 3, offload",
+    ]  # fmt: skip
+    without = make_report(make_subject(optim={"momentum": 0.0}))
+    plain, plain_without = report.states[0], without.states[0]
+    assert plain.optimizer_bytes == 4 * report.model.num_parameters
+    assert plain_without.optimizer_bytes == 0
+    assert all(a.total_bytes <= b.total_bytes for a, b in zip(without.states, report.states, strict=True))
+
+
+def test_parameters_and_multiply_adds_are_the_papers():
+    model = make_report(make_subject(164), shares=()).model
+    assert model.num_parameters == 1_703_258
+    assert model.multiply_adds == pytest.approx(244.5e6, rel=0.002)
+
+
+def test_a_budget_below_the_floor_is_refused_with_the_floor_and_the_batch_that_would_fit(subject, report):
+    floor = report.rows[-1].peak_bytes
+    with pytest.raises(ValueError, match=f"{floor} bytes.; a batch of 7 would fit"):
+        make_report(subject, budget_bytes=floor // 2)
+    with pytest.raises(ValueError, match="not even a batch of 1 would fit"):
+        make_report(subject, budget_bytes=1)
+    named = make_report(subject, budget_bytes=floor, shares=())
+    assert named.rows[4].budget_bytes == floor == named.rows[4].peak_bytes
+
+
+def test_numbers_come_back_from_csv_and_json(report):
+    rows = list(csv.DictReader(io.StringIO(report_csv([report, report]))))
+    assert [int(row["peak_bytes"]) for row in rows] == 2 * [row.peak_bytes for row in report.rows]
+    document = json.loads(report_json([report], command="x"))
+    assert document["format"] == "deepres.memory_report"
+    (net,) = document["nets"]
+    assert net["model"]["depth"] == 29
+    for row, values in zip(report.rows, net["rows"], strict=True):
+        assert values["peak_bytes"] == row.peak_bytes
+        assert values["extra_share"] == (None if row.plan is None else row.extra_share)
+
+
+def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
+    text = report_text(report)
+    for row in report.rows:
+        assert sum(line.startswith(f"  {row.strategy} ") for line in text.splitlines()) == 1
+    assert max(map(len, text.splitlines())) <= 120
+    assert "NaN" not in text
+    assert "nan" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    assert gpus_text().count("\n") > 20
+
+
+def test_cells_are_aligned():
+    assert aligned([["a", "b"], ["ccc", "dd"]]) == ["a     b", "ccc  dd"]
+
+
+def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_segments():
+    subjects = [make_subject(depth) for depth in (56, 83, 164)]
+    rows = [depth_row(subject, make_report(subject, shares=())) for subject in subjects]
+    laws = {law.what: law for law in growth(rows) if law.exponent is not None}
+    assert laws["keep all"].exponent == pytest.approx(1.0, abs=0.03)
+    assert 0.35 < laws["√units"].exponent < 0.65
+    assert laws["plan, 20 % extra"].exponent < 0.9
+    assert all(row.overhead_extra_share <= 0.2 for row in rows)
+    text = depths_text(rows, growth(rows))
+    assert all(law.law in text for law in laws.values())
+
+
+def test_more_extra_time_and_more_memory_train_larger_batches(subject):
+    rows = capacity(subject, (1 * 2**30, 2 * 2**30), (0.1, 0.2))
+    for row in rows:
+        assert 0 < row.keep_all_batch < row.plan_batches[0] < row.plan_batches[1]
+    assert rows[0].plan_batches < rows[1].plan_batches
+    assert capacity_table(rows, (0.1, 0.2))[0] == [
+        "largest batch on",
+        "keep all",
+        "plan, ≤ 10 % extra",
+        "plan, ≤ 20 % extra",
+    ]
+
+
+def test_measured_columns_stand_beside_the_predicted_and_what_does_not_fit_says_so():
+    subject = make_subject(gpu=None, memory_bytes=2**33)
+    device = torch.device("cpu")
+    with_measured_times(subject, device, repeats=1)
+    report = make_report(subject, shares=(0.5,))
+    small = make_subject(gpu=None, memory_bytes=report.rows[0].total_bytes - 1)
+    rows = [measured_row(small, row, device, repeats=1) for row in report.rows]
+    assert rows[0].measured_peak_bytes is None
+    assert rows[0].measured_note == "does not fit"
+    for row in rows[1:]:
+        assert row.peak_bytes == pytest.approx(row.measured_peak_bytes, rel=0.03)
+        assert row.measured_ms > 0
+    text = report_text(replace(report, rows=tuple(rows)))
+    assert "does not fit" in text
+    assert "measured ms" in text

@@ -1,0 +1,82 @@
+"""Run in one or two processes: trains, goes on from checkpoints, and moves state between engines.
+
+    torchrun --nproc_per_node N resume_cases.py FOLDER CASE…
+
+`run:NAME:ENGINE:EXTRA` trains FOLDER/NAME to its end, with a checkpoint every 3 steps.
+`again:NAME:ENGINE:EXTRA:FROM:STEP` goes on from FOLDER/FROM's checkpoint of that step, in FOLDER/NAME.
+`move:NAME:ENGINE:FROM:STEP` loads that checkpoint into an engine and saves it at once as FOLDER/NAME.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from deepres.distributed import start_process_group, stop_process_group, this_process
+from deepres.engines import make_engine
+from deepres.models import build_resnet
+from deepres.recompute import keep_all_plan
+from deepres.resuming import load_engine, load_net, read_checkpoint
+from deepres.saving import commit_snapshot, take_snapshot
+from deepres.stopping import StopRequest
+from deepres.train import prepare, run_job
+
+ENGINES = {
+    "plain": "name=plain zero_stage=0",
+    "fairscale": "name=fairscale zero_stage=0",
+    **{f"zero{stage}": f"name=deepspeed zero_stage={stage}" for stage in range(4)},
+    "zero1_offload": "name=deepspeed zero_stage=1 offload_optimizer=true",
+    "zero2_offload": "name=deepspeed zero_stage=2 offload_optimizer=true",
+    "zero3_offload": "name=deepspeed zero_stage=3 offload_optimizer=true offload_parameters=true",
+}
+EXTRAS = {
+    "none": [],
+    "plan": ["recompute.segments=3"],
+    "dropout": ["model.shortcut=dropout", "recompute.segments=sqrt"],
+    "accumulated": ["train.micro_batch_size=2"],
+    "workers0": ["data.name=image_folder", "data.image_size=8", "data.num_images=null", "data.root={root}"],
+}
+EXTRAS["workers2"] = [*EXTRAS["workers0"], "data.num_workers=2"]
+COMMON = (
+    "data.name=synthetic", "data.image_size=8", "data.num_images=40", "model.depth=11", "train.epochs=2",
+    "train.max_steps=null", "train.global_batch_size=8", "train.eval_batch_size=3", "log.every=2",
+    "log.plots=false", "train.save_every=3 steps", "train.keep_checkpoints=99", "recompute.segments=none",
+)  # fmt: skip
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+def overrides(folder: Path, name: str, engine: str, extra: str) -> list[str]:
+    settings = [f"engine.{setting}" for setting in ENGINES[engine].split()]
+    extras = [setting.format(root=folder / "images") for setting in EXTRAS[extra]]
+    return [*COMMON, *settings, *extras, f"train.run_dir={folder / name}"]
+
+
+def checkpoint_of(folder: Path, name: str, step: str) -> Path:
+    return folder / name / "checkpoints" / f"step-{int(step):08d}"
+
+
+def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
+    job = prepare(CONFIG, overrides(folder, name, engine_name, "none"))
+    net = build_resnet(11)
+    found = read_checkpoint(source)
+    load_net(found, net)
+    engine = make_engine(net, job.config, job.process, job.sizes)
+    load_engine(found, engine)
+    progress = replace(found.progress, num_processes=job.process.world_size)
+    snapshot = take_snapshot(engine, job.config, keep_all_plan(len(net.units)), progress)
+    if snapshot is not None:
+        commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)
+
+
+if __name__ == "__main__":
+    start_process_group(this_process("cpu"))
+    base = Path(sys.argv[1])
+    for case in sys.argv[2:]:
+        kind, new_name, new_engine, *rest = case.split(":")
+        if kind == "move":
+            move(base, new_name, new_engine, checkpoint_of(base, *rest))
+            continue
+        settings = overrides(base, new_name, new_engine, rest[0])
+        if kind == "again":
+            settings += [f"train.resume={checkpoint_of(base, *rest[1:])}"]
+        run_job(prepare(CONFIG, settings), StopRequest())
+    stop_process_group()

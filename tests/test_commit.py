@@ -1,0 +1,155 @@
+"""Folders that are there whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepres.commit import (
+    MANIFEST,
+    DamagedError,
+    SaveError,
+    commit_folder,
+    replace_text,
+    verify_folder,
+)
+
+NAMES = frozenset({"a.safetensors", "b.json"})
+
+
+def commit(target: Path, value: float = 1.0, needed_bytes: int = 0) -> None:
+    files = {
+        "a.safetensors": lambda path: save_file({"x": torch.full((50,), value)}, path),
+        "b.json": lambda path: path.write_text(json.dumps({"value": value}), encoding="utf-8"),
+    }
+    commit_folder(target, files, needed_bytes)
+
+
+def test_what_is_committed_verifies_and_leaves_nothing_aside(tmp_path):
+    commit(tmp_path / "step-1")
+    verify_folder(tmp_path / "step-1", NAMES)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert {path.name for path in (tmp_path / "step-1").iterdir()} == {*NAMES, MANIFEST}
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Watches the real system calls: a rename may only follow the fsync of all that it makes visible."""
+    on_disk, renamed = set(), []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def watched_fsync(descriptor):
+        on_disk.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def watched(move):
+        def moved(self, target):
+            inside = [self, *self.iterdir()] if self.is_dir() else [self]
+            renamed.append((self.name, Path(target).name, {str(p) for p in inside} - on_disk))
+            return move(self, target)
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "rename", watched(rename))
+    monkeypatch.setattr(Path, "replace", watched(replace))
+    commit(tmp_path / "step-1")
+    assert renamed == [("step-1.tmp", "step-1", set())]
+    assert str(tmp_path) in on_disk
+    on_disk.clear()
+    replace_text(tmp_path / "latest", "step-1\n")
+    assert renamed[1:] == [("latest.tmp", "latest", set())]
+    assert str(tmp_path) in on_disk
+
+
+@pytest.mark.parametrize("name", [*sorted(NAMES), MANIFEST])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "swapped", "linked"])
+def test_every_damage_to_every_file_is_found_by_name(tmp_path, name, damage):
+    commit(tmp_path / "step-1", 1.0)
+    commit(tmp_path / "step-2", 2.0)
+    path = tmp_path / "step-2" / name
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped":
+        path.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    elif damage == "deleted":
+        path.unlink()
+    elif damage == "swapped":
+        shutil.copy(tmp_path / "step-1" / name, path)
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedError) as error:
+        verify_folder(tmp_path / "step-2", NAMES)
+    if damage == "swapped" and name == MANIFEST:  # then it is the others that are not what it says
+        assert "step-2/a.safetensors has changed" in str(error.value)
+    else:
+        assert f"step-2/{name}" in str(error.value)
+
+
+def test_any_bit_flipped_in_a_manifest_is_found(tmp_path):
+    commit(tmp_path / "step-1")
+    path = tmp_path / "step-1" / MANIFEST
+    content = path.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedError):
+                verify_folder(tmp_path / "step-1", NAMES)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "c.pkl"])
+def test_a_manifest_cannot_name_other_files(tmp_path, name):
+    commit(tmp_path / "step-1")
+    with pytest.raises(DamagedError, match="no file of a checkpoint"):
+        verify_folder(tmp_path / "step-1", frozenset({"a.safetensors"}))
+    from deepres.commit import _manifest_text
+
+    text = _manifest_text({name: [1, "0" * 64]})
+    (tmp_path / "step-1" / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(DamagedError, match=re.escape(repr(name))):
+        verify_folder(tmp_path / "step-1", NAMES)
+
+
+def test_a_newer_manifest_asks_for_a_newer_deepres(tmp_path):
+    commit(tmp_path / "step-1")
+    path = tmp_path / "step-1" / MANIFEST
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"version": 1', '"version": 2'), encoding="utf-8"
+    )
+    with pytest.raises(DamagedError, match="version 2, and this deepres reads up to 1: update deepres"):
+        verify_folder(tmp_path / "step-1", NAMES)
+
+
+def test_what_will_not_fit_is_refused_before_it_is_written_with_path_and_bytes(tmp_path):
+    commit(tmp_path / "step-1")
+    with pytest.raises(SaveError) as error:
+        commit(tmp_path / "step-2", needed_bytes=10**18)
+    free = shutil.disk_usage(tmp_path).free
+    found = re.search(
+        r"(\S+/step-2) cannot be written: No space left.* needs about (\d+) bytes, (\d+) bytes are free",
+        str(error.value),
+    )
+    assert found is not None
+    assert found[1] == str(tmp_path / "step-2")
+    assert int(found[2]) == 10**18
+    assert int(found[3]) == pytest.approx(free, rel=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    verify_folder(tmp_path / "step-1", NAMES)
+
+
+def test_a_damaged_folder_of_the_same_name_is_replaced(tmp_path):
+    commit(tmp_path / "step-1", 1.0)
+    (tmp_path / "step-1" / "b.json").unlink()
+    (tmp_path / "step-1.tmp").mkdir()
+    commit(tmp_path / "step-1", 2.0)
+    verify_folder(tmp_path / "step-1", NAMES)
+    assert json.loads((tmp_path / "step-1" / "b.json").read_text(encoding="utf-8")) == {"value": 2.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]

@@ -1,0 +1,159 @@
+"""Memory that runs out: halved together with nothing changed, or told what would have fitted."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepres.batch_sizes import BatchSizes
+from deepres.exit_status import ExitStatus, RunError
+from deepres.memory import measure_activation_peak
+from deepres.models import build_resnet
+from deepres.out_of_memory import halve_until_it_fits, is_out_of_memory, out_of_memory_in_step
+from tests.processes import environment, free_port
+
+CPU = torch.device("cpu")
+SCRIPT = """
+    import resource, sys, torch
+    from deepres.batch_sizes import BatchSizes
+    from deepres.distributed import start_process_group, stop_process_group, this_process
+    from deepres.memory import measure_activation_peak
+    from deepres.models import build_resnet
+    from deepres.out_of_memory import halve_until_it_fits
+
+    process = this_process("cpu")
+    if process.world_size > 1:
+        start_process_group(process)
+    net = build_resnet(11)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    torch.manual_seed(3)
+    generator = torch.get_rng_state()
+    small = torch.zeros(8, 3, 32, 32)
+    measure_activation_peak(net, net, small, torch.zeros(8, dtype=torch.int64))
+
+    def attempt(size):
+        images = torch.zeros(size, 3, 32, 32)
+        measure_activation_peak(net, net, images, torch.zeros(size, dtype=torch.int64))
+
+    if process.rank == process.world_size - 1:  # rank 0 of two has memory enough, and must follow the other
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)
+    sizes = BatchSizes(2048 * process.world_size, 2048, 1, process.world_size)
+    found = halve_until_it_fits(sizes, attempt, process.device)
+    same = all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    same = same and torch.equal(generator, torch.get_rng_state()) and all(p.grad is None for p in net.parameters())
+    print("RANK", process.rank, found.micro_size, found.accumulation, found.global_size, same, flush=True)
+    stop_process_group()
+"""
+
+
+@pytest.mark.multi_process
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_micro_batch_is_halved_in_all_processes_until_it_fits_and_nothing_else_changes(num_processes):
+    """Really out of memory: the last process may have no more address space."""
+    started = []
+    port = str(free_port())
+    for rank in range(num_processes):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MKL_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=environment(**variables),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    found = []
+    for process in started:
+        output, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error
+        _, _, micro, accumulation, total, same = output.split("RANK")[1].join(["RANK", ""]).split()[:6]
+        found.append((int(micro), int(accumulation), int(total)))
+        assert same == "True"
+    assert len(set(found)) == 1
+    micro, accumulation, total = found[0]
+    assert micro * accumulation == 2048
+    assert 8 <= micro < 2048
+    assert total == 2048 * num_processes
+
+
+def attempt_up_to(most):
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return attempt, tried
+
+
+def test_what_fits_is_left_as_it_is():
+    attempt, tried = attempt_up_to(64)
+    sizes = BatchSizes(128, 64, 2, 1)
+    assert halve_until_it_fits(sizes, attempt, CPU) == sizes
+    assert tried == [64]
+
+
+def test_halving_keeps_the_global_batch():
+    attempt, tried = attempt_up_to(10)
+    assert halve_until_it_fits(BatchSizes(128, 64, 2, 1), attempt, CPU) == BatchSizes(128, 8, 16, 1)
+    assert tried == [64, 32, 16, 8]
+
+
+def test_where_nothing_fits_the_run_ends_with_a_status_of_its_own():
+    attempt, _ = attempt_up_to(0)
+    with pytest.raises(RunError, match="a micro batch of 3 does not fit") as error:
+        halve_until_it_fits(BatchSizes(12, 12, 1, 1), attempt, CPU)
+    assert error.value.exit_status is ExitStatus.OUT_OF_MEMORY
+
+
+def test_other_errors_are_not_swallowed():
+    def attempt(_):
+        raise RuntimeError("expected a tensor")
+
+    with pytest.raises(RuntimeError, match="expected a tensor"):
+        halve_until_it_fits(BatchSizes(8, 8, 1, 1), attempt, CPU)
+
+
+def test_a_failed_allocation_is_known_whatever_it_is_called():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("peak", "free", "fitting", "accumulation"),
+    [(6400, None, 32, 2), (6400, 1700, 16, 4), (6400, 100, 1, 64), (6400, 10**9, 32, 2)],
+)
+def test_a_step_out_of_memory_tells_what_would_have_fitted(peak, free, fitting, accumulation):
+    error = out_of_memory_in_step(7, BatchSizes(64, 64, 1, 1), peak, free)
+    assert error.exit_status is ExitStatus.OUT_OF_MEMORY
+    text = f"out of memory in step 7 with a micro batch of 64: train.micro_batch_size={fitting} train.accumulation={accumulation}"  # noqa: E501
+    assert str(error).startswith(text)
+
+
+def test_measuring_is_an_attempt_that_leaves_the_net_as_it_was():
+    net = build_resnet(11)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    def failing(images):
+        F.relu(net(images))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def attempt(size):
+        run = failing if size > 2 else net
+        measure_activation_peak(net, run, torch.zeros(size, 3, 8, 8), torch.zeros(size, dtype=torch.int64))
+
+    assert halve_until_it_fits(BatchSizes(4, 4, 1, 1), attempt, CPU).micro_size == 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -1,0 +1,148 @@
+"""A run that goes on from a checkpoint is the run that never stopped."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.processes import metrics, torchrun
+
+SCRIPT = Path(__file__).with_name("resume_cases.py")
+ENGINES = (
+    "plain", "fairscale", "zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload",
+)  # fmt: skip
+PLANNED = ("plain", "fairscale", "zero2", "zero3")
+EXTRAS = [
+    *((engine, "plan") for engine in PLANNED),
+    *((engine, "none") for engine in ENGINES if engine not in PLANNED),
+    *((engine, "dropout") for engine in ("plain", "fairscale", "zero2")),
+    *((engine, "accumulated") for engine in ("plain", "zero2")),
+    *(("plain", f"workers{n}") for n in (0, 2)),
+]
+pytestmark = pytest.mark.multi_process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Uninterrupted runs in two processes with a checkpoint every 3 of their 10 steps, and what goes on from them."""
+    base = tmp_path_factory.mktemp("resume")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 6)):
+        for label in "ab":
+            (base / "images" / split / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = random.integers(0, 256, (12, 12, 3), np.uint8)
+                Image.fromarray(pixels).save(base / "images" / split / label / f"{k}.png")
+    two = [f"run:{engine}-{extra}:{engine}:{extra}" for engine, extra in EXTRAS]
+    # 3: within the first epoch; 5 has no checkpoint; 6: within the second, after an evaluation.
+    two += [
+        f"again:{e}-{x}-{step}:{e}:{x}:{e}-{x}:{step}"
+        for e, x in EXTRAS
+        for step in ((3, 6) if e == "plain" else (3,))
+    ]
+    two += [f"move:zero3-to-{engine}-2:{engine}:zero3-plan:6" for engine in ENGINES]
+    two += [f"move:plain-to-{engine}-2:{engine}:plain-plan:6" for engine in ENGINES]
+    two += ["again:mixed:zero2:plan:plain-plan:3", "again:mixed-plan:plain:none:plain-plan:3"]
+    one = [f"move:zero3-to-{engine}-1:{engine}:zero3-plan:6" for engine in ENGINES]
+    one += ["run:alone:plain:accumulated", "again:half:plain:accumulated:plain-accumulated:3"]
+    done = torchrun(SCRIPT, base, *two)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    done = torchrun(SCRIPT, base, *one, num_processes=1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    done = torchrun(SCRIPT, base, "again:doubled:zero1:accumulated:alone:3")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return base
+
+
+def checkpoint(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def assert_same_bits(ours: Path, theirs: Path, *names: str) -> None:
+    for name in names:
+        a, b = load_file(ours / name), load_file(theirs / name)
+        assert a.keys() == b.keys()
+        assert not [key for key in a if not torch.equal(a[key], b[key])], f"{ours / name} and {theirs / name}"
+
+
+def rows(run_dir: Path) -> list[dict]:
+    content = [
+        json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    # Each start tells its plan, whose times are measured, and its own speed.
+    timed = ("images_per_s", "recompute_share")
+    return [{k: v for k, v in row.items() if k not in timed} for row in content if row["kind"] != "plan"]
+
+
+@pytest.mark.parametrize(("engine", "extra"), EXTRAS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, engine, extra):
+    whole = folder / f"{engine}-{extra}"
+    for step in (3, 6) if engine == "plain" else (3,):
+        resumed = folder / f"{engine}-{extra}-{step}"
+        for later in (6, 9, 10):
+            if later > step:
+                files = ("model.safetensors", "momentum.safetensors", "processes.safetensors")
+                assert_same_bits(checkpoint(resumed, later), checkpoint(whole, later), *files)
+        assert_same_bits(resumed, whole, "model.safetensors")
+        assert rows(resumed) == [row for row in rows(whole) if row["step"] > step]
+
+
+def test_checkpoints_of_one_run_differ_and_averages_are_not_what_a_process_has(folder):
+    for earlier, later in pairwise((3, 6, 9, 10)):
+        a, b = (
+            load_file(checkpoint(folder / "plain-plan", step) / "model.safetensors")
+            for step in (earlier, later)
+        )
+        assert not torch.equal(a["stem.conv.weight"], b["stem.conv.weight"])
+    own = load_file(checkpoint(folder / "plain-plan", 3) / "processes.safetensors")
+    means = load_file(checkpoint(folder / "plain-plan", 3) / "model.safetensors")
+    name = "head.norm.running_mean"
+    assert not torch.equal(own[f"0/buffer/{name}"], own[f"1/buffer/{name}"])
+    torch.testing.assert_close((own[f"0/buffer/{name}"] + own[f"1/buffer/{name}"]) / 2, means[name])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("source", "num_processes"), [("zero3", 2), ("plain", 2), ("zero3", 1)])
+def test_state_moves_between_engines_and_numbers_of_processes_without_a_bit_lost(
+    folder, source, engine, num_processes
+):
+    moved = checkpoint(folder / f"{source}-to-{engine}-{num_processes}", 6)
+    original = checkpoint(folder / f"{source}-plan", 6)
+    assert_same_bits(moved, original, "momentum.safetensors")
+    a, b = load_file(moved / "model.safetensors"), load_file(original / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_every_checkpoint_has_momentum_for_every_parameter(folder):
+    for engine, extra in EXTRAS:
+        momentum = load_file(checkpoint(folder / f"{engine}-{extra}", 3) / "momentum.safetensors")
+        model = load_file(checkpoint(folder / f"{engine}-{extra}", 3) / "model.safetensors")
+        buffers = ("running_mean", "running_var", "tracked")
+        assert momentum.keys() == {name for name in model if not name.endswith(buffers)}
+        assert all(tensor.abs().max() > 0 for tensor in momentum.values())
+
+
+@pytest.mark.parametrize(
+    ("resumed", "whole"),
+    [
+        ("half", "plain-accumulated"),  # from two processes to one
+        ("doubled", "alone"),  # from one to two, and to ZeRO-1
+        ("mixed", "plain-plan"),  # to ZeRO-2
+        ("mixed-plan", "plain-plan"),  # without the plan
+    ],
+)
+def test_another_number_of_processes_or_engine_sees_the_same_samples_and_trains_alike(folder, resumed, whole):
+    ours, theirs = (
+        {row["step"]: row["loss"] for row in metrics(folder / name, "train") if row["step"] > 3}
+        for name in (resumed, whole)
+    )
+    assert ours.keys() == theirs.keys() == {4, 6, 8, 10}
+    if resumed == "mixed-plan":
+        assert ours == theirs
+    # The same micro batches of 2 (or 4) images in the same order; sums over processes round in another order.
+    assert ours[6] == pytest.approx(theirs[6], rel=2e-3)

@@ -1,0 +1,164 @@
+"""The profiler's command line: answers, files, and mistakes told in one line."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("profile_memory", ROOT / "tools" / "profile_memory.py")
+profile_memory = importlib.util.module_from_spec(_SPEC)
+sys.modules["profile_memory"] = profile_memory
+_SPEC.loader.exec_module(profile_memory)
+
+SMALL = ("--depth", "20", "--batch-size", "16")
+
+
+def run(*arguments: object) -> int:
+    try:
+        return profile_memory.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's
+        return stop.code
+
+
+def test_a_depth_alone_is_enough(capsys):
+    assert run("--depth", "20") == 0
+    text = capsys.readouterr().out
+    for part in (
+        "ResNet-20, cifar: basic",
+        "batch 128, fp32",
+        "ZeRO 3, offload",
+        "RTX 3060 12GB (none was named)",
+    ):
+        assert part in text
+    for strategy in (
+        "keep all",
+        "a segment per unit",
+        "√units",
+        "best uniform",
+        "plan for 50 %",
+        "plan at the floor",
+    ):
+        assert f"\n  {strategy}" in text
+
+
+def test_everything_is_written(capsys, tmp_path):
+    out = [tmp_path / name for name in ("a.json", "a.csv", "a.png")]
+    page = tmp_path / "new" / "page"
+    done = run(
+        *SMALL, "--json", out[0], "--csv", out[1], "--plot", out[2], "--html", page, "--budget", "20MiB"
+    )
+    assert done == 0
+    (net,) = json.loads(out[0].read_text(encoding="utf-8"))["nets"]
+    assert any(row["budget_bytes"] == 20 * 2**20 for row in net["rows"])
+    assert len(out[1].read_text(encoding="utf-8").splitlines()) == len(net["rows"]) + 1
+    for stem in ("a", "a-step", "a-units"):
+        assert (tmp_path / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+    html = (page / "index.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 3
+    assert "largest batch on" in html
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_several_depths_are_compared(capsys, tmp_path):
+    assert run("--depths", "20,14", "--batch-size", "8", "--plot", tmp_path / "x.png") == 0
+    text = capsys.readouterr().out
+    assert text.index("ResNet-14") < text.index("ResNet-20") < text.index("Growth with depth")
+    assert (tmp_path / "x-depths.png").exists()
+
+
+def test_a_configuration_tells_everything_and_options_go_first(capsys):
+    assert run("--config", ROOT / "configs/quickstart.yaml") == 0
+    text = capsys.readouterr().out
+    assert "ResNet-29" in text
+    assert "batch 64" in text
+    assert "(ZeRO 1)" in text
+    options = ("--precision", "bf16", "--batch-size", "4", "--zero-stage", "2", "--optimizer", "sgd")
+    assert run("--config", ROOT / "configs/quickstart.yaml", *options) == 0
+    text = capsys.readouterr().out
+    assert "batch 4, bf16" in text
+    assert "(ZeRO 2)" in text
+
+
+def test_measured_columns_stand_beside_the_predicted(capsys):
+    assert run("--depth", "8", "--batch-size", "4", "--measure") == 0
+    text = capsys.readouterr().out
+    assert "measured ms" in text
+    assert "does not fit" not in text
+
+
+def test_what_does_not_fit_the_memory_is_not_run_and_the_rest_goes_on(capsys):
+    assert run("--depth", "8", "--batch-size", "16", "--measure", "--device-memory", "186MiB") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (keep_all,) = [line for line in lines if line.startswith("  keep all ")]
+    assert keep_all.endswith("does not fit")
+    (per_unit,) = [line for line in lines if line.startswith("  a segment per unit ")]
+    assert per_unit.count("%") == 3  # of extra time, bytes and milliseconds
+
+
+def test_the_cards_are_listed(capsys):
+    assert run("--gpu", "list") == 0
+    assert "RTX 4090" in capsys.readouterr().out
+
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --depth, --depths or --config"),
+        (
+            ("--depth", "1000"),
+            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
+        ),
+        (("--depth", "51", "--dataset", "imagenet"), "depth must be one of 50, 101, 152, 200"),
+        (("--depth", "99999999"), "depth must be at most 30,000 here"),
+        (("--depth", "x"), "invalid int value: 'x'"),
+        (("--depths", "20,y"), "--depths must be numbers with commas (110,164,1001), got '20,y'"),
+        (("--depth", "20", "--depths", "20"), "give --depth or --depths, not both"),
+        ((*SMALL, "--gpu", "RTX 3060"), "unknown GPU 'RTX 3060'; nearest: RTX 3060 12GB"),
+        (
+            (*SMALL, "--budget", "1MiB"),
+            "no plan fits a budget of 1.00 MiB at batch 16: the smallest that any plan needs",
+        ),
+        ((*SMALL, "--budget", "much"), "expected a positive size"),
+        ((*SMALL, "--device-memory", "0"), "expected a positive size"),
+        (("--depth", "20", "--batch-size", "0"), "must be a whole number of at least 1, got '0'"),
+        ((*SMALL, "--activation", "swish"), "model.activation: Input should be 'original'"),
+        ((*SMALL, "--offload"), "--offload needs --zero-stage 1, 2 or 3"),
+        ((*SMALL, "--measure", "--gpu", "T4"), "take the device at hand: leave out --gpu"),
+        ((*SMALL, "--json", "/nowhere/x.json"), "--json /nowhere/x.json cannot be written"),
+        ((*SMALL, "--plot", "/"), "--plot / cannot be written"),
+        ((*SMALL, "--plot", "x.jpg"), "--plot must be a .png file"),
+        ((*SMALL, "--html", "/proc/x"), "--html /proc/x cannot be written"),
+        (("--config", "/nowhere.yaml"), "/nowhere.yaml: cannot be read: No such file or directory"),
+        (("--depth", "20", "--world-size", "3"), "128"),
+        pytest.param((*SMALL, "--snapshot", "x.pickle"), "--snapshot needs a CUDA device", marks=NO_CUDA),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_mistake_is_told_in_one_line_and_ends_with_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_broken_configuration_is_told_in_one_line(capsys, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: {depht: 20}\ndata: {name: cifar10}\ntrain: {epochs: 1}\n", encoding="utf-8")
+    assert run("--config", path) == 2
+    assert "unknown key model.depht; did you mean model.depth?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert run(*SMALL, "--csv", tmp_path / "x.csv") == 2
+    assert "cannot be written" in capsys.readouterr().err

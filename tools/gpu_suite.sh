@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Every figure of the project that needs a GPU, most valuable first, in pieces of at most 10 minutes.
+#   tools/gpu_suite.sh [OUTPUT]        (results/gpu by default; PYTHON=… picks the interpreter)
+# A piece that is done is not run again: call it until it says that all are. `rm OUTPUT/*.done` starts over.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}"
+OUT="${1:-results/gpu}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    echo "gpu_suite needs one CUDA GPU of 12 GiB or more, the dev extra and about an hour; there is no GPU, so nothing was done"
+    exit 0
+fi
+
+mkdir -p "$OUT"
+"$PYTHON" - > "$OUT/machine.txt" <<'PY'
+import datetime, platform, torch
+p = torch.cuda.get_device_properties(0)
+print(datetime.date.today(), p.name, f"{p.total_memory / 2**30:.1f} GiB", "torch", torch.__version__,
+      "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version(), "Python", platform.python_version())
+PY
+
+failed=0
+piece() {  # name, command…
+    local name="$1"; shift
+    [ -e "$OUT/$name.done" ] && { echo "$name: done before"; return; }
+    echo "$name: $*"
+    { echo "\$ $*"; cat "$OUT/machine.txt"; } > "$OUT/$name.txt"
+    if timeout 600 "$@" >> "$OUT/$name.txt" 2>&1; then
+        touch "$OUT/$name.done"
+    else
+        echo "  failed with $?; see $OUT/$name.txt"; failed=1
+    fi
+}
+
+PROFILE="tools/profile_memory.py"
+TRAIN=("$PYTHON" deepres/train.py)
+SYNTHETIC=(data.name=synthetic data.num_images=5120 data.normalize=mean_std log.plots=false)
+# The claim: ResNet-1001 at the paper's batch 128 in 8 GiB, enforced by the allocator.
+piece batch128_in_8gib "$PYTHON" "$PROFILE" --depth 1001 --device-memory 8GiB --measure --csv "$OUT/batch128_in_8gib.csv"
+piece exactness "$PYTHON" -m pytest -q -m gpu tests/gpu -k "change_no_bit"
+piece peaks "$PYTHON" -m pytest -q -m gpu tests/gpu -k "not change_no_bit"
+piece predicted_small "$PYTHON" tools/predict_vs_measure.py --device cuda --depths 29,56,110,164 --output "$OUT/predicted_small.md"
+piece predicted_imagenet "$PYTHON" tools/predict_vs_measure.py --device cuda --depths 101,200 --output "$OUT/predicted_imagenet.md"
+piece predicted_1001 "$PYTHON" tools/predict_vs_measure.py --device cuda --depths 1001 --output "$OUT/predicted_1001.md"
+piece images_1001 "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${SYNTHETIC[@]}" train.max_steps=60 \
+    log.every=10 train.run_dir="$OUT/run_1001_$$" recompute.segments=none recompute.device_memory=8GiB
+piece resnet200 "$PYTHON" "$PROFILE" --depth 200 --batch-size 16 --measure --csv "$OUT/resnet200.csv"
+if [ -e tools/compare_recompute.py ]; then
+    piece peers_164 "$PYTHON" tools/compare_recompute.py peers --depth 164 --batch 128 --limit 500 --out "$OUT/peers_164"
+fi
+piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
+piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
+
+[ "$failed" = 0 ] && echo "all done: $OUT" || echo "call it again for what failed"
+exit "$failed"

@@ -1,0 +1,150 @@
+"""The peak of a step as predicted, against the same step run on the device at hand.
+
+python tools/predict_vs_measure.py --output results/profiler/predicted_vs_measured.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from deepres.bytesize import format_bytes
+from deepres.config import Config
+from deepres.memory.report import StrategyRow, make_report
+from deepres.memory.subject import Subject, Target
+from deepres.memory.tables import aligned
+from deepres.memory.trial import run_plan
+
+SHARES = (0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
+
+
+class Case(NamedTuple):
+    """A net and its batch."""
+
+    depth: int
+    dataset: str
+    block: str
+    batch: int
+
+
+CASES = (
+    Case(29, "cifar", "bottleneck", 32),
+    Case(56, "cifar", "basic", 32),
+    Case(110, "cifar", "basic", 32),
+    Case(164, "cifar", "bottleneck", 16),
+    Case(101, "imagenet", "bottleneck", 2),
+    Case(200, "imagenet", "bottleneck", 2),
+    Case(1001, "cifar", "bottleneck", 8),
+)
+
+
+class Result(NamedTuple):
+    """One step."""
+
+    net: str
+    precision: str
+    strategy: str
+    predicted_bytes: int
+    measured_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative to what was measured."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every case, print a line for each, and write the table; 1 if one is off by more than 3 %."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="write the table here, worst case first")
+    parser.add_argument("--depths", help="only these, with commas")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args(arguments)
+    depths = None if options.depths is None else {int(depth) for depth in options.depths.split(",")}
+    results = list[Result]()
+    for case in CASES:
+        if depths is not None and case.depth not in depths:
+            continue
+        for precision in ("fp32", "bf16"):
+            for result in run_case(case, precision, torch.device(options.device)):
+                results.append(result)
+                print("  ".join(cells(result)), flush=True)
+                if options.output is not None:
+                    options.output.write_text(document(results, options.device), encoding="utf-8")
+    return int(any(abs(result.error) > 0.03 for result in results))
+
+
+def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Result]:
+    """Everything kept, and five plans."""
+    model = {"depth": case.depth, "dataset": case.dataset, "block": case.block}
+    data = {"name": "imagenet" if case.dataset == "imagenet" else "cifar10"}
+    train = {"max_steps": 1, "micro_batch_size": case.batch}
+    config = Config.model_validate(
+        {"model": model, "data": data, "train": train, "precision": {"compute": precision}}
+    )
+    subject = Subject(config, target_of(device))
+    for row in chosen(make_report(subject, shares=SHARES).rows):
+        plan = None if row.strategy == "keep all" else row.plan
+        measured_bytes, _ = run_plan(subject, plan, device, repeats=0)
+        net = f"ResNet-{case.depth} × {case.batch}"
+        yield Result(net, precision, row.strategy, row.peak_bytes, measured_bytes)
+
+
+def chosen(rows: Sequence[StrategyRow]) -> list[StrategyRow]:
+    """Keep all, per unit, √units, and three plans: of the largest and smallest budget that there is, and the floor."""
+    plans = [row for row in rows if row.strategy.startswith("plan for") and row.plan is not None]
+    return [rows[0], rows[1], rows[2], plans[0], plans[-1], rows[-1]]
+
+
+def target_of(device: torch.device) -> Target:
+    """The device as something to predict for; a card's rates do not matter for bytes."""
+    if device.type == "cpu":
+        return Target("CPU", 2**40, None)
+    from deepres.memory.gpus import GPUS
+
+    properties = torch.cuda.get_device_properties(device)
+    gpu = replace(GPUS[0], name=properties.name, memory_bytes=properties.total_memory)
+    return Target(gpu.name, gpu.memory_bytes, gpu)
+
+
+def cells(result: Result) -> list[str]:
+    """A line of the table."""
+    sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
+    return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+.2f} %"]
+
+
+def document(results: Sequence[Result], device: str) -> str:
+    """The table as Markdown, worst case first."""
+    ordered = sorted(results, key=lambda result: -abs(result.error))
+    rows = [["net × batch", "precision", "strategy", "predicted", "measured", "off by"], *map(cells, ordered)]
+    worst = max((abs(result.error) for result in results), default=0.0)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {platform.machine()}"
+    today, count = f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", f"{len(results)} steps"
+    return "\n".join(
+        [
+            "# Peak of a step's activations, predicted and measured",
+            "",
+            "    python tools/predict_vs_measure.py",
+            "",
+            f"{today}, {where}, torch {torch.__version__}: {count}, the worst off by {100 * worst:.2f} %.",
+            "",
+            "```",
+            *aligned(rows, left=(0, 1, 2)),
+            "```",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

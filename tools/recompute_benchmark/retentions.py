@@ -15,7 +15,7 @@ from recompute_benchmark.report import Report
 from recompute_benchmark.segment_outputs import extra_ms_by_budget
 from recompute_benchmark.timing import Clock
 
-BUDGETS_MIB = (64, 48, 32, 24, 16, 12, 8)
+BUDGETS_MIB = (64, 32, 16, 8)
 Hypothesis = Callable[[Retention, OpTimes, int], Retention]
 
 

@@ -23,9 +23,15 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots()
     uniform = [(point["mib"], point["extra_percent"]) for point in document["uniform"]]
     curves = (
-        (uniform, _ORANGE, (0, (4, 2)), "uniform segments, best number", ("steps-post", 2.4)),
-        (_curve(document, "measured_all"), _BLUE, "-", "deepres plan, retention “all”", ("default", 2.8)),
-        (_curve(document, "measured_both"), _GREEN, "-", "deepres plan, both retentions", ("default", 3.6)),
+        (uniform, _ORANGE, (0, (4, 2)), "predicted: uniform segments, best number", ("steps-post", 2.4)),
+        (_curve(document, "measured_all"), _BLUE, "-", "predicted: plan, retention “all”", ("default", 2.8)),
+        (
+            _curve(document, "measured_both"),
+            _GREEN,
+            "-",
+            "predicted: plan, both retentions",
+            ("default", 3.6),
+        ),
     )
     for curve, colour, style, label, (draw, width) in curves:
         x, y = zip(*curve, strict=True)
@@ -47,7 +53,7 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
             "D",
             color=_BLACK,
             markersize=8,
-            label="measured steps under plans",
+            label="measured: steps under plans, both",
             zorder=5,
         )
     axes.set_xscale("log", base=2)

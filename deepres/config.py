@@ -231,6 +231,8 @@ class LogConfig(_Section):
     tensorboard: bool = False
     plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""
+    memory: bool = False
+    """On a GPU: record each step's memory, and leave a snapshot if it runs out."""
 
 
 class Config(_Section):

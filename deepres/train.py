@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,8 +27,9 @@ from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.memory import measure_activation_peak
-from deepres.memory.planning import Planner
+from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet
+from deepres.out_of_memory import halve_until_it_fits
 from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, choose_run_folder
@@ -174,7 +175,7 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
 
-    planned = job.planner.settle(job.sizes)
+    planned, peak = _settle(job)
     sizes = planned.sizes
     data = open_data(
         config.data.name,
@@ -187,13 +188,8 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         world_size=process.world_size,
         device=process.device,
     )
-    apply_plan(job.net, planned.plan)
     if start is not None:
         load_net(start, job.net)
-    job.net.to(process.device)
-    sample = next(iter(data.train_batches(0)))
-    compute_in = ComputeIn(job.net, config.precision.compute, process.device.type)
-    peak = measure_activation_peak(job.net, compute_in, sample.images, sample.labels)
     engine = make_engine(job.net, config, process, sizes)
     if start is not None:
         load_engine(start, engine)
@@ -213,6 +209,28 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         return trainer.run()
     finally:
         data.close()
+
+
+def _settle(job: Job) -> tuple[PlannedRun, int]:
+    """Put the net under its plan, on the device; the plan, and the measured peak of a micro batch.
+
+    With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
+    """
+    device, side = job.process.device, job.info.image_size
+    planned = job.planner.settle(job.sizes)
+    apply_plan(job.net, planned.plan)
+    job.net.to(device)
+    compute_in = ComputeIn(job.net, job.config.precision.compute, device.type)
+    memory_format = torch.channels_last if job.config.precision.channels_last else torch.contiguous_format
+
+    def attempt(micro_size: int) -> int:
+        images = torch.zeros(micro_size, 3, side, side, device=device).contiguous(memory_format=memory_format)
+        labels = torch.zeros(micro_size, dtype=torch.long, device=device)
+        return measure_activation_peak(job.net, compute_in, images, labels)
+
+    if job.config.train.micro_batch_size == "auto":
+        planned = replace(planned, sizes=halve_until_it_fits(planned.sizes, attempt, device))
+    return planned, attempt(planned.sizes.micro_size)
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

@@ -20,6 +20,7 @@ from deepres.distributed import Process, any_process, sum_over_processes, to_fir
 from deepres.engines import Engine, NonFiniteError
 from deepres.exit_status import ExitStatus, RunError
 from deepres.memory.planning import PlannedRun
+from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
@@ -125,7 +126,10 @@ class Trainer:
             RunError: a signal stopped the run, a number was not finite, or memory ran out.
             SaveError: a checkpoint could not be written.
         """
+        with_history = self._config.log.memory and self._process.is_first
         try:
+            if with_history:
+                start_memory_history(self._process.device)
             self._tell_plan()
             self._save_or_stop()
             if self._evaluation_is_due:
@@ -199,6 +203,8 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None  # it holds on to the activations
+            if self._config.log.memory and self._folder is not None:
+                write_memory_snapshot(self._folder.path / "out_of_memory.pickle", self._process.device)
             free_bytes = free_device_bytes(self._process.device)
             raise out_of_memory_in_step(
                 self._step + 1, sizes, self._activation_peak_bytes, free_bytes
@@ -207,6 +213,10 @@ class Trainer:
         self._step += 1
         self._is_evaluated = False
         self._rate.count(sizes.micro_size * sizes.accumulation)
+        if self._config.log.memory and self._folder is not None:
+            memory = read_step_memory(self._process.device)
+            if memory is not None:
+                self._folder.metrics.write("memory", step=self._step, **memory._asdict())
         if self._step % self._config.log.every == 0 or self._step == self._num_steps:
             self._log_training(
                 self._step, learning_rate, Metrics.over_processes(self._sums), self._num_epochs

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from deepres import build_resnet
 from recompute_benchmark.budgets import budgets_report
+from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
 from recompute_benchmark.contest import contest_report
 from recompute_benchmark.frontier import frontier_report
 from recompute_benchmark.overhead import overhead_report
@@ -30,6 +31,9 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"compare_recompute.py: {error}", file=sys.stderr)
         return 2
+    except (ChildFailedError, ChildTimeoutError) as error:
+        print(f"compare_recompute.py: a process that measures ended early: {error}", file=sys.stderr)
+        return 1
     print(report.table())
     for note in report.notes:
         print(f"\n{note}")

@@ -194,15 +194,14 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
 
 def held_at_the_turn(chain: Chain, plan: Plan) -> tuple[list[int], list[int]]:
     """What each unit holds when the forward phase is over: its input, where no other does, and what it keeps."""
-    inputs, kept, follows_segment = [0] * plan.num_units, [0] * plan.num_units, False
+    inputs, kept, is_held = [0] * plan.num_units, [0] * plan.num_units, False
     for item in segment_tree(plan.num_units, plan.segments)[0].items():
+        start = item if isinstance(item, int) else item.start
+        if not is_held:  # among what the unit before it keeps
+            inputs[start] = chain.state_bytes[start]
+        is_held = isinstance(item, int)
         if isinstance(item, int):
             kept[item] = chain.units[item].retention(plan.retentions[item]).kept_bytes
-            if follows_segment:  # its backward needs its input, which no unit before it keeps
-                inputs[item] = chain.state_bytes[item]
-        else:
-            inputs[item.start] = chain.state_bytes[item.start]
-        follows_segment = not isinstance(item, int)
     return inputs, kept
 
 

@@ -34,9 +34,7 @@ def exact_grid(chain: Chain, room_bytes: int, max_levels: int) -> Grid | None:
         max_levels: how many levels are too many.
     """
     costs, needs = costs_of(chain), needs_of(chain)
-    most_held = room_bytes - int(
-        np.diagonal(needs, offset=1)[:-1].min()
-    )  # beyond it not even one unit can run
+    most_held = room_bytes - int(needs[:-2].min())  # beyond it no range with a unit in it can run
     held = np.zeros(1, dtype=np.int64)
     for unit in range(len(chain.units) - 1):
         for sizes in (costs.kept_bytes[:, unit], costs.state_bytes[unit + 1]):

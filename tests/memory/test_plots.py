@@ -86,10 +86,9 @@ def test_what_units_hold_is_what_the_simulator_has_at_the_turn(nets):
         inputs, kept = held_at_the_turn(subject.chain, plan)
         turn = next(m for m in timeline(subject.chain, plan) if m.action.value == "head")
         assert sum(kept) == turn.kept_bytes
-        # x_0, if no segment begins there, is held all the same; x_L, if the last unit was discarded, for the head.
-        x_0 = 0 if inputs[0] else subject.chain.input_bytes
+        # x_L, if the last unit was discarded, is held for the head.
         x_L = 0 if kept[-1] else subject.chain.state_bytes[-1]
-        assert sum(inputs) + x_0 + x_L == turn.kept_input_bytes
+        assert sum(inputs) + x_L == turn.kept_input_bytes
     assert _is_labelled(units_figure(subject, report, report.rows[5]).axes[0])
 
 

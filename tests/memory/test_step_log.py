@@ -1,54 +1,42 @@
-"""What is left behind when a run is out of memory."""
-
-import json
+"""What a run tells of its memory: on a CPU nothing, and that costs nothing."""
 
 import pytest
 import torch
 
-from deepres.memory.step_log import explained_out_of_memory, read_step_memory, recorded_memory, what_would_fit
-from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan
+from deepres.memory.step_log import (
+    read_step_memory,
+    recorded_memory,
+    start_memory_history,
+    write_memory_snapshot,
+)
 
-_UNIT = UnitCost(1.0, 2.0, 2 * 2**20, (Retention("all", 6 * 2**20),))
-_CHAIN = Chain(2**20, (_UNIT,) * 20)
 _CPU = torch.device("cpu")
-
-
-def test_out_of_memory_leaves_the_plan_and_says_what_would_have_fitted(tmp_path):
-    plan = keep_all_plan(20)
-    with (
-        pytest.raises(torch.OutOfMemoryError) as raised,
-        explained_out_of_memory(tmp_path, plan, _CHAIN, _CPU),
-    ):
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB\nand more")
-    document = json.loads((tmp_path / "out_of_memory.json").read_text(encoding="utf-8"))
-    assert Plan.from_json(json.dumps(document["plan"])) == plan
-    assert document["error"] == "tried to allocate 20 GiB"
-    assert "recompute.budget=" in document["advice"]
-    assert "\n" not in document["advice"]
-    assert any(str(tmp_path) in note for note in raised.value.__notes__)
-
-
-def test_the_budgets_of_the_advice_have_plans_and_its_times_are_theirs():
-    text = what_would_fit(_CHAIN, keep_all_plan(20))
-    peak = keep_all_plan(20).priced(_CHAIN).peak_bytes
-    plan = make_plan(_CHAIN, peak // 2, 200)
-    assert f"({100 * plan.extra_ms / _CHAIN.step_ms:.0f} % extra time)" in text
-
-
-def test_at_the_floor_the_advice_is_a_smaller_batch():
-    smallest = make_plan(_CHAIN, 14 * 2**20)
-    assert "make the batch smaller" in what_would_fit(_CHAIN, smallest)
-
-
-def test_other_errors_and_runs_that_fit_leave_nothing(tmp_path):
-    with pytest.raises(KeyError), explained_out_of_memory(tmp_path, keep_all_plan(20), _CHAIN, _CPU):
-        raise KeyError("x")
-    with explained_out_of_memory(tmp_path, keep_all_plan(20), _CHAIN, _CPU):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_cpu_has_no_memory_to_tell_of(tmp_path):
     assert read_step_memory(_CPU) is None
-    with pytest.raises(ValueError, match="needs CUDA"), recorded_memory(tmp_path / "x", _CPU):
+    start_memory_history(_CPU)
+    write_memory_snapshot(tmp_path / "x", _CPU)
+    with (
+        pytest.raises(ValueError, match="a memory snapshot needs CUDA, got cpu"),
+        recorded_memory(tmp_path, _CPU),
+    ):
         pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_card_tells_its_peak_and_leaves_a_snapshot(tmp_path):
+    device = torch.device("cuda")
+    read_step_memory(device)
+    with recorded_memory(tmp_path / "snapshot.pickle", device):
+        x = torch.zeros(2**20, device=device)
+        del x
+    memory = read_step_memory(device)
+    assert memory is not None
+    assert memory.peak_bytes >= 2**22
+    assert memory.reserved_bytes >= memory.peak_bytes
+    assert (tmp_path / "snapshot.pickle").stat().st_size > 0
+    again = read_step_memory(device)
+    assert again is not None
+    assert again.peak_bytes < memory.peak_bytes

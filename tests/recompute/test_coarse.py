@@ -11,14 +11,15 @@ from deepres.recompute.coarse import coarsen, least_extra_ms
 from deepres.recompute.planner import smallest_budget
 
 _RETENTIONS = st.builds(
-    lambda kept, replay, temps, more: (
-        Retention("all", kept + more, 0.0, *temps, more),
-        Retention("less", kept, replay, temps[1], temps[0], kept - 6),
+    lambda kept, replay, temps, more, freed: (
+        Retention("all", kept + more, 0.0, *temps, freed),
+        Retention("less", kept, replay, temps[1], temps[0]),
     ),
     st.integers(6, 12),
     st.integers(1, 4).map(float),
     st.tuples(st.integers(0, 6), st.integers(0, 6)),
     st.integers(1, 9),
+    st.integers(0, 6),
 )
 _UNITS = st.builds(
     UnitCost,

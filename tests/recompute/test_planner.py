@@ -135,13 +135,22 @@ def test_plans_are_as_fast_as_the_best_of_all_plans_without_trailing_segments(
 
 
 @st.composite
+def retentions_named(
+    draw: st.DrawFn, name: str, size: st.SearchStrategy[int], ms: st.SearchStrategy[float]
+) -> Retention:
+    kept_bytes = draw(size)
+    freed_bytes = draw(st.integers(0, kept_bytes))
+    return Retention(name, kept_bytes, draw(ms), draw(size), draw(size), freed_bytes)
+
+
+@st.composite
 def chains(draw: st.DrawFn, max_units: int, max_bytes: int) -> Chain:
     size = st.integers(0, max_bytes)
     ms = st.integers(0, 9).map(float)
     units = []
     for _ in range(draw(st.integers(1, max_units))):
         names = draw(st.sampled_from([("all",), ("all", "some"), ("all", "some", "few")]))
-        retentions = tuple(Retention(name, draw(size), draw(ms), draw(size), draw(size)) for name in names)
+        retentions = tuple(draw(retentions_named(name, size, ms)) for name in names)
         units.append(UnitCost(draw(ms), draw(ms), draw(size), retentions, draw(size)))
     return Chain(draw(size), tuple(units), draw(size), draw(size))
 
@@ -273,6 +282,13 @@ def test_rounding_never_makes_a_plan_worse_than_a_uniform_one(slots: int) -> Non
             for p in uniform
             if p.peak_bytes is not None and p.peak_bytes <= budget_bytes and p.total_ms
         )
+
+
+def test_a_unit_that_needs_less_before_the_head_than_within_a_segment_is_planned_so() -> None:
+    """Its run needs 8 bytes, and 9 while the gradient of its output is held."""
+    kept = (Retention("all", 7, 0.0, 0, 2, 1), Retention("less", 6, 1.0, 2, 0, 0))
+    chain = Chain(0, (UnitCost(1.0, 1.0, 1, kept),) * 2)
+    check_against(priced_plans(chain, with_trailing=True), chain, range(8, 30))
 
 
 def test_a_budget_for_everything_keeps_everything_in_the_quickest_way() -> None:

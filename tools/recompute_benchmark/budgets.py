@@ -99,9 +99,9 @@ def process_peak(depth: int, batch: int, plan: str) -> dict[str, Any]:
     """Peaks of a step under a plan: of this process, above its idle level, and of PyTorch's allocator."""
     net = make_net(depth)
     images, labels = make_batch(batch)
-    apply_plan(net, Plan.from_json(plan))
     job = Job(net, net, images, labels)
     job.step()  # libraries build their kernels and threads their stacks
+    apply_plan(net, Plan.from_json(plan))
     idle_bytes = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew from VmRSS
     job.step()

@@ -79,7 +79,16 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         },
         rows=rows,
         notes=[note],
-        data={"depth": depth, "batch": batch, "replay_fractions": fractions, "points": points},
+        data={
+            "clock": str(clock),
+            "depth": depth,
+            "batch": batch,
+            "replay_fractions": fractions,
+            "points": points,
+            "uniform": [
+                {"mib": peak / batch / MIB, "extra_percent": extra} for peak, extra in _best_uniform(measured)
+            ],
+        },
     )
 
 
@@ -147,6 +156,15 @@ def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str
         if extras:
             curves["uniform"][mib] = min(extras)
     return curves
+
+
+def _best_uniform(chain: Chain) -> list[tuple[int, float]]:
+    """Of uniform segments, those that no other number beats in peak and time, the least peak first."""
+    best = list[tuple[int, float]]()
+    for peak, extra in sorted(_uniform_peaks(with_retentions(chain, "all"))):
+        if not best or extra < best[-1][1]:
+            best.append((peak, extra))
+    return best
 
 
 def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:

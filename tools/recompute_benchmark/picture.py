@@ -16,21 +16,35 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     """Draw measured costs: memory an image against extra time.
 
     Args:
-        document: what `frontier_report` put together: `depth`, `batch`, `points` and the rows.
+        document: what `frontier_report` put together: `depth`, `batch`, `points`, `uniform` and the rows.
         path: of the PNG.
     """
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
+    uniform = [(point["mib"], point["extra_percent"]) for point in document["uniform"]]
     curves = (
-        ("measured_uniform", _ORANGE, (0, (4, 2)), "uniform segments, best number", ("steps-post", 2.4)),
-        ("measured_all", _BLUE, "-", "deepres plan, retention “all”", ("default", 2.8)),
-        ("measured_both", _GREEN, "-", "deepres plan, both retentions", ("default", 3.6)),
+        (uniform, _ORANGE, (0, (4, 2)), "predicted: uniform segments, best number", ("steps-post", 2.4)),
+        (_curve(document, "measured_all"), _BLUE, "-", "predicted: plan, retention “all”", ("default", 2.8)),
+        (
+            _curve(document, "measured_both"),
+            _GREEN,
+            "-",
+            "predicted: plan, both retentions",
+            ("default", 3.6),
+        ),
     )
-    for key, colour, style, label, (draw, width) in curves:
-        found = [(row["budget_mib"], row[key]) for row in document["rows"] if row[key] is not None]
-        x, y = zip(*sorted(found), strict=True)
+    for curve, colour, style, label, (draw, width) in curves:
+        x, y = zip(*curve, strict=True)
         axes.plot(x, y, color=colour, linestyle=style, linewidth=width, drawstyle=draw, label=label, zorder=3)
-        axes.plot(x[0], y[0], "o", color=colour, markersize=8, zorder=4)
+    axes.plot(*uniform[0], "o", color=_ORANGE, markersize=9, zorder=4)
+    axes.annotate(
+        "least memory of\nuniform segments", uniform[0], xytext=(0, 14), textcoords="offset points",
+        fontsize=13, ha="left", va="bottom", color="#7A5200",
+    )  # fmt: skip
+    axes.annotate(
+        "everything kept", (uniform[-1][0], 0), xytext=(8, 6), textcoords="offset points",
+        fontsize=13, ha="left", va="bottom", rotation=90,
+    )  # fmt: skip
     points = document["points"]
     if points:
         axes.plot(
@@ -39,15 +53,16 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
             "D",
             color=_BLACK,
             markersize=8,
-            label="measured steps under plans",
+            label="measured: steps under plans, both",
             zorder=5,
         )
     axes.set_xscale("log", base=2)
+    axes.set_xlim(1.5, 200)
     ticks = [2, 4, 8, 16, 32, 64, 128]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("activations, MiB an image (log scale)", fontsize=15)
     axes.set_ylabel("extra time, % of a step", fontsize=15)
-    axes.set_ylim(0, 85)
+    axes.set_ylim(0, 80)
     axes.tick_params(labelsize=14)
     axes.grid(visible=True, color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
@@ -58,3 +73,7 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
         loc="left",
     )
     figure.savefig(path, dpi=110)
+
+
+def _curve(document: Mapping[str, Any], key: str) -> list[tuple[float, float]]:
+    return sorted((row["budget_mib"], row[key]) for row in document["rows"] if row[key] is not None)

@@ -72,8 +72,8 @@ class Frontier:
         """
         high = peak_of(self.plan(2**62))
         best, low = self.plan(high), self.floor_bytes
-        while high > low * (1 + precision):
-            middle = round((low * high) ** 0.5)
+        while high - low > max(1, precision * low):
+            middle = min(max(round((low * high) ** 0.5), low + 1), high - 1)
             plan = self.plan(middle)
             if self.extra_share(plan) <= max_extra_share:
                 best, high = plan, min(middle, peak_of(plan))

@@ -1,6 +1,7 @@
 """The fastest plan for a byte budget."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from deepres.bytesize import format_bytes
@@ -78,7 +79,9 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> Plan:
     grid = exact_grid(chain, room_bytes, num_levels)
     if grid is None:
         optimum = Optimum(chain, rounded_grid(chain, room_bytes, num_levels))
-        return _best_that_fits(chain, budget_bytes, optimum)
+        best = _best_that_fits(chain, budget_bytes, optimum)
+        # Rounding must not make more choice slower than less.
+        return min([best, *_plans_with_one_retention(chain, budget_bytes, slots)], key=_total_ms)
     plan = Optimum(chain, grid).plan(len(grid.levels) - 1)
     assert plan is not None, "the least peak and the dynamic programme disagree"
     return plan.priced(chain)
@@ -104,6 +107,19 @@ def _best_that_fits(chain: Chain, budget_bytes: int, optimum: Optimum) -> Plan:
             if _fits(priced, budget_bytes):
                 best = min(best, priced, key=_total_ms)
     return best
+
+
+def _plans_with_one_retention(chain: Chain, budget_bytes: int, slots: int) -> Iterator[Plan]:
+    """The plans that fit of chains whose units all have but one of their retentions, if they have several."""
+    for name in [retention.name for retention in chain.units[0].retentions]:
+        of_unit = [[r for r in unit.retentions if r.name == name] for unit in chain.units]
+        if all(of_unit) and any(len(unit.retentions) > 1 for unit in chain.units):
+            units = zip(chain.units, of_unit, strict=True)
+            narrow = replace(
+                chain, units=tuple(replace(unit, retentions=tuple(kept)) for unit, kept in units)
+            )
+            if smallest_budget(narrow) <= budget_bytes:
+                yield _make_plan(narrow, budget_bytes, slots).priced(chain)
 
 
 def _uniform_plans(chain: Chain) -> Iterator[Plan]:

@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -266,6 +267,18 @@ def test_rounded_plans_of_a_long_chain_come_close_to_the_optimum() -> None:
     plan = make_plan(chain, 64 * 2**20)
     assert plan.extra_ms is not None
     assert 86.4 - 1e-6 <= plan.extra_ms <= 86.4 + 0.001 * chain.step_ms
+
+
+@pytest.mark.parametrize("slots", [5, 50])
+def test_more_retentions_are_never_slower_than_one_however_bytes_are_rounded(slots: int) -> None:
+    chain = random_chain(111, 2, seed=8, largest_bytes=10**6)
+    narrow = replace(chain, units=tuple(replace(u, retentions=u.retentions[:1]) for u in chain.units))
+    for factor in (1, 1.05, 3):
+        budget_bytes = int(smallest_budget(narrow) * factor)
+        both, one = make_plan(chain, budget_bytes, slots), make_plan(narrow, budget_bytes, slots)
+        assert both.total_ms is not None
+        assert one.total_ms is not None
+        assert both.total_ms <= one.total_ms + 1e-6
 
 
 @pytest.mark.parametrize("slots", [1, 5, 50])

@@ -15,6 +15,7 @@ from pathlib import Path
 import deepspeed  # noqa: F401  # once, before the processes are forked
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 from deepres.data import DataSource
 from deepres.models import ResidualUnit
@@ -67,6 +68,8 @@ def poison(what, rank):
             forward, calls = ResidualUnit.forward, {}
 
             def poisoned(self, x, *arguments, **options):
+                if isinstance(x, FakeTensor):  # copies of the units, run to predict what they take
+                    return forward(self, x, *arguments, **options)
                 calls.setdefault(id(self), len(calls))
                 if calls[id(self)] == UNIT and self.training:
                     calls["steps"] = calls.get("steps", 0) + 1

@@ -28,7 +28,7 @@ RECEIVERS, MOMENTS = ("launcher", "child", "rank"), ("first step", "training", "
 CASES = [
     pytest.param(
         "deepspeed", receiver, moment, (signal.SIGTERM, signal.SIGINT)[(i + j) % 2], 1,
-        marks=[] if (receiver, moment) == ("launcher", "training") else SLOW,
+        marks=SLOW,
     )
     for (i, receiver), (j, moment) in product(enumerate(RECEIVERS), enumerate(MOMENTS))
 ]  # fmt: skip

@@ -7,8 +7,8 @@ NOTE [ Reading costs ]
    the start, so that what a backward makes before it adds to them counts as transient.
 3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
    end of the step and belong to the chain's fixed bytes.
-4. A unit's forward time is that of a replay, which finds the batch's statistics in the memo. What its first run
-   takes more is in the backward time: both occur once a step, whatever the plan.
+4. A unit's forward time is what a discarding run and a keeping replay before the backward take more than one
+   keeping run: just what a plan adds. All else is in the backward time, which occurs once a step, whatever the plan.
 5. Stem and head are run as the model itself runs them, with a stand-in for the units.
 """
 
@@ -136,16 +136,20 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     memo_bytes = _memo_bytes(memo)
     del y
 
-    def replay() -> None:
-        _run_unit(unit, x, bench, keep=None, memo=memo)
-
-    def steps(name: str, kept_bytes: int) -> tuple[int, Callable[[], None]]:
-        """So many keeping runs that their backwards find what they keep out of the caches, as in a net."""
+    def steps(name: str, kept_bytes: int, *, replayed: bool = False) -> tuple[int, Callable[[], None]]:
+        """So many units' steps that the backwards find what is kept out of the caches, as in a net."""
         num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
 
         def run() -> None:
             leaves = [x.detach().requires_grad_(needs_grad) for _ in range(num)]
-            outputs = [_run_unit(unit, leaf, bench, keep=name, memo={}) for leaf in leaves]
+            memos = [dict[Any, Any]() for _ in range(num)]
+            if replayed:
+                for memo in memos:
+                    _run_unit(unit, x, bench, keep=None, memo=memo)
+            outputs = [
+                _run_unit(unit, leaf, bench, keep=name, memo=memo)
+                for leaf, memo in zip(leaves, memos, strict=True)
+            ]
             while outputs:
                 y = outputs.pop()
                 if y.requires_grad:
@@ -156,13 +160,16 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
 
     gradient = bench.tensor(output)
     retentions = [_read_retention(unit, name, x, needs_grad, gradient, bench) for name in names]
-    nums, runs = zip(*(steps(kept.name, kept.kept_bytes) for kept in retentions), strict=True)
-    forward_ms, *steps_ms = bench.times_ms([replay, *runs])
-    steps_ms = [ms / num for ms, num in zip(steps_ms, nums, strict=True)]
+    first = retentions[0]
+    work = [steps(kept.name, kept.kept_bytes) for kept in retentions]
+    work.append(steps(first.name, first.kept_bytes, replayed=True))
+    all_ms = bench.times_ms([run for _, run in work])
+    *steps_ms, replayed_ms = [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
     priced = tuple(
         replace(kept, replay_ms=max(0.0, ms - steps_ms[0]))
         for kept, ms in zip(retentions, steps_ms, strict=True)
     )
+    forward_ms = max(0.0, replayed_ms - steps_ms[0])
     is_trained = needs_grad or any(p.requires_grad for p in unit.parameters())
     backward_ms = max(0.0, steps_ms[0] - forward_ms) if is_trained else 0.0
     cost = UnitCost(forward_ms, backward_ms, output.num_bytes, priced, discard_temp)

@@ -1,16 +1,27 @@
 """The dynamic programme: the fastest plan for every part of a chain and every amount of memory."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepres.recompute.chain import Chain
-from deepres.recompute.levels import Grid
 from deepres.recompute.needs import Ints, Move, costs_of, needs_of, traced_plan
 from deepres.recompute.plan import Plan
 
 _EXACT_TABLE_BYTES = 2**26
+_LAST_CHOICE_MS = 1e30
+
+
+class _Shift(NamedTuple):
+    """Where a row is read to find it after so many bytes are taken off each level: from which level on, how."""
+
+    start: int
+    lower: NDArray[Any]
+    upper: NDArray[Any]
+    lower_weight: NDArray[Any]
+    upper_weight: NDArray[Any]
 
 
 class Optimum:
@@ -29,23 +40,24 @@ class Optimum:
 
     where a move is allowed if its own steps fit into m, in exact bytes.
 
-    1. What a move leaves is rounded down to the next level. With the sizes of the grid unrounded, a plan
-       thus never holds more than its level says.
-    2. A part that fits in full needs no search, nor does one below its need; see `needs_of`.
-    3. One table is held, of E(a, ·, ·); for the b at hand, E(j, b, m − x_j) + forward(0 … j−1) is laid
+    1. What a move leaves may lie between two levels: E is then interpolated. Levels that hold every m a plan
+       can meet (`exact_levels`) make E exact; others make it an estimate.
+    2. A plan is traced by exact bytes. A move is taken only if what it leaves is enough (`needs_of`), so that
+       each plan keeps its budget, whatever the levels; the table says only which move is the fastest.
+    3. A part that fits in full needs no search, nor does one below its need.
+    4. One table is held, of E(a, ·, ·); for the b at hand, E(j, b, m − x_j) + forward(0 … j−1) is laid
        out by j, so that the minimum over j is that of the sum of two arrays as they lie in memory.
-    4. No choice is stored: tracing a plan works out again the choices that it meets.
-    5. A table of more than 64 MiB is in single precision: each sum is then off by 6e-8 of itself and of
+    5. No choice is stored: tracing a plan works out again the choices that it meets.
+    6. A table of more than 64 MiB is in single precision: each sum is then off by 6e-8 of itself and of
        the time of all forwards, and a plan's total by about 1e-6. Plans are priced in doubles.
 
     Args:
         chain: the chain.
-        grid: the levels, and what each move takes off them.
+        levels: of memory, beside x_0 and the chain's fixed bytes; ascending.
     """
 
-    def __init__(self, chain: Chain, grid: Grid) -> None:
-        self._chain, self._costs, self._grid = chain, costs_of(chain), grid
-        levels = self._levels = grid.levels
+    def __init__(self, chain: Chain, levels: Ints) -> None:
+        self._chain, self._costs, self._levels = chain, costs_of(chain), levels
         self._needs = needs_of(chain)
         num_parts, num_levels = len(self._costs.forward_ms), len(levels)
         size = (num_parts + 1) * num_parts * num_levels * 8
@@ -54,29 +66,44 @@ class Optimum:
         self._sums: NDArray[Any] = np.empty(num_parts * num_levels, dtype=dtype)
         self._elapsed_ms = np.append(0.0, np.cumsum(self._costs.forward_ms)).astype(dtype)
         self._replay_ms = self._costs.replay_ms.astype(dtype)
-        self._lefts: dict[int, tuple[int, NDArray[np.intp]]] = {}
+        self._shifts: dict[int, _Shift] = {}
         self._quickest = np.array([*quickest_retentions(chain), 0])
         self._full_needs = self._needs_of_keeping_all()
         self._fill()
+        self._lowest = np.minimum(np.isinf(self._table).sum(axis=-1), len(levels) - 1)
 
-    @property
-    def num_levels(self) -> int:
-        """How many levels there are."""
-        return len(self._levels)
+    def plan(self, num_bytes: int, looked_up_bytes: int = 0) -> Plan:
+        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact; not priced.
 
-    def plan(self, level: int) -> Plan | None:
-        """The fastest plan within a level (an index into the levels), not priced; None if none fits."""
-        if self._table[0, -1, level] == np.inf:
-            return None
-        return traced_plan(self._chain, self._choose, level)
+        Args:
+            num_bytes: at least what the chain needs.
+            looked_up_bytes: how much higher to look times up than where the bytes that are left lie.
+        """
+        return traced_plan(self._chain, partial(self._choose, looked_up_bytes), num_bytes)
 
-    def _left(self, size_bytes: int) -> tuple[int, NDArray[np.intp]]:
-        """The first level that can spare so many bytes, and the level that is left of it and each higher one."""
-        if size_bytes not in self._lefts:
-            left = np.searchsorted(self._levels, self._levels - size_bytes, side="right") - 1
-            first = int(np.searchsorted(left, 0))
-            self._lefts[size_bytes] = first, left[first:]
-        return self._lefts[size_bytes]
+    def _after(self, row: NDArray[Any], size_bytes: int) -> tuple[int, NDArray[Any]]:
+        """The first level that can spare so many bytes, and the row at what is left of it and each higher one."""
+        if size_bytes not in self._shifts:
+            start = int(np.searchsorted(self._levels, size_bytes + self._levels[0]))
+            lower, upper, share = self._between(self._levels[start:] - size_bytes)
+            upper_weight = np.maximum(share, np.finfo(row.dtype).tiny)  # infinity times 0 is not a number
+            weights = (1 - share).astype(row.dtype), upper_weight.astype(row.dtype)
+            self._shifts[size_bytes] = _Shift(start, lower, np.where(share == 0, lower, upper), *weights)
+        start, lower, upper, lower_weight, upper_weight = self._shifts[size_bytes]
+        after = row.take(lower)
+        after *= lower_weight
+        rest = row.take(upper)
+        rest *= upper_weight
+        after += rest
+        return start, after
+
+    def _between(self, num_bytes: Any) -> tuple[Any, Any, Any]:
+        """The levels around so many bytes, and where between them those lie, from 0 to 1; of each."""
+        levels = self._levels
+        lower = np.maximum(np.searchsorted(levels, num_bytes, side="right") - 1, 0)
+        upper = np.minimum(lower + 1, len(levels) - 1)
+        share = (num_bytes - levels[lower]) / np.maximum(levels[upper] - levels[lower], 1)
+        return lower, upper, np.clip(share, 0.0, 1.0)
 
     def _needs_of_keeping_all(self) -> Ints:
         """At [a, b], what [a, b) needs beside x_a if every unit is kept in the way that is quickest."""
@@ -112,10 +139,9 @@ class Optimum:
                     self._segment_first(a, b, lo, hi, shifted)
                     for r in range(len(self._replay_ms)):
                         self._keep_first(a, b, max(lo, first_to_keep[r, a]), hi, r)
-                start, left = self._left(int(self._grid.state_bytes[a]))
+                start, after = self._after(row, int(costs.state_bytes[a]))
                 shifted[a, :start] = np.inf
-                np.take(row, left, out=shifted[a, start:], mode="clip")
-                shifted[a, start:] += self._elapsed_ms[a]
+                np.add(after, self._elapsed_ms[a], out=shifted[a, start:])
 
     def _segment_first(self, a: int, b: int, lo: int, hi: int, shifted: NDArray[Any]) -> None:
         """Set [a, b)'s row from level `lo` to `hi` to the best that begins with a segment."""
@@ -136,44 +162,51 @@ class Optimum:
         if b - a == 1:
             np.minimum(self._table[a, b, lo:hi], self._replay_ms[r, a], out=self._table[a, b, lo:hi])
             return
-        start, left = self._left(int(self._grid.kept_bytes[r, a]))
+        start, after = self._after(self._table[a + 1, b], int(self._costs.kept_bytes[r, a]))
         lo = max(lo, start)
         if lo < hi:
-            extra = self._table[a + 1, b].take(left[lo - start : hi - start])
+            extra = after[lo - start : hi - start]
             extra += self._replay_ms[r, a]
             np.minimum(self._table[a, b, lo:hi], extra, out=self._table[a, b, lo:hi])
 
-    def _choose(self, a: int, b: int, level: int | None) -> Move:
-        """The first move of [a, b) at a level, or in full if the level is None."""
-        costs, num_bytes = self._costs, self._full_needs[a, b] if level is None else self._levels[level]
+    def _choose(self, looked_up_bytes: int, a: int, b: int, num_bytes: int) -> Move:
+        """The first move of [a, b) within so many bytes, by rule 2."""
+        costs, needs = self._costs, self._needs
+
+        def extra_ms(a: Any, b: Any, num_bytes: Any) -> Any:
+            lower, upper, share = self._between(num_bytes + looked_up_bytes)
+            lowest = self._lowest[
+                a, b
+            ]  # of the levels that have a plan; with none, the range is the last choice
+            at_lower = np.minimum(self._table[a, b, np.maximum(lower, lowest)], _LAST_CHOICE_MS)
+            at_upper = np.minimum(self._table[a, b, np.maximum(upper, lowest)], _LAST_CHOICE_MS)
+            return at_lower + share * (at_upper - at_lower)
+
         if num_bytes >= self._full_needs[a, b]:
-            return Move(int(self._quickest[a]), a + 1, None, None)
+            r = int(self._quickest[a])
+            return Move(r, a + 1, None, num_bytes - int(costs.kept_bytes[r, a]))
         gradient = costs.forward_gradient_bytes[b]
         best, move = np.inf, Move(None, b, None, None)
         for r in range(len(self._replay_ms)):
-            if max(costs.keep_run_bytes[r, a] + gradient, costs.backward_bytes[r, a]) > num_bytes:
-                continue
-            rest = self._level_within(num_bytes - self._grid.kept_bytes[r, a]) if b - a > 1 else 0
-            if rest >= 0:
-                extra = self._replay_ms[r, a] + (self._table[a + 1, b, rest] if b - a > 1 else 0)
+            rest = num_bytes - int(costs.kept_bytes[r, a])
+            own = max(costs.keep_run_bytes[r, a] + gradient, costs.backward_bytes[r, a])
+            if own <= num_bytes and (b - a == 1 or needs[a + 1, b] <= rest):
+                extra = self._replay_ms[r, a] + (extra_ms(a + 1, b, rest) if b - a > 1 else 0)
                 if extra < best:
                     best, move = extra, Move(r, a + 1, None, rest)
         stops = np.arange(a + 1, b)
-        rests = self._level_within(num_bytes - self._grid.state_bytes[stops])
-        fits = (costs.discard_bytes[a, 1 : b - a] + gradient <= num_bytes) & (rests >= 0)
+        rests = num_bytes - costs.state_bytes[stops]
+        own = np.maximum(costs.discard_bytes[a, 1 : b - a] + gradient, needs[a, stops])
+        fits = (own <= num_bytes) & (needs[stops, b] <= rests)
         stops, rests = stops[fits], rests[fits]
         if len(stops):
-            extras = self._table[stops, b, rests] + self._elapsed_ms[stops] + self._table[a, stops, level]
-            extras -= self._elapsed_ms[a]
+            extras = extra_ms(stops, b, rests) + extra_ms(a, stops, num_bytes)
+            extras += self._elapsed_ms[stops] - self._elapsed_ms[a]
             i = int(extras.argmin())
             if extras[i] < best:
-                best, move = extras[i], Move(None, int(stops[i]), level, int(rests[i]))
-        assert best < np.inf, f"no plan for units {a} to {b - 1} at level {level}"
+                best, move = extras[i], Move(None, int(stops[i]), num_bytes, int(rests[i]))
+        assert best < np.inf, f"no plan for units {a} to {b - 1} within {num_bytes} bytes"
         return move
-
-    def _level_within(self, num_bytes: Any) -> Any:
-        """The highest level of at most so many bytes, −1 if there is none; of each, if there are several."""
-        return np.searchsorted(self._levels, num_bytes, side="right") - 1
 
 
 def quickest_retentions(chain: Chain) -> list[int]:

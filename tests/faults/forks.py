@@ -59,6 +59,7 @@ def fork_main(
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.environ |= variables
+            torch.set_num_threads(1)  # as the launched runs, whose bits these must have
             before()
             status = main(arguments)
         except BaseException:  # noqa: BLE001  # whatever it is must be seen in the output

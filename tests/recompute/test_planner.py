@@ -269,6 +269,17 @@ def test_rounded_plans_of_a_long_chain_come_close_to_the_optimum() -> None:
     assert 86.4 - 1e-6 <= plan.extra_ms <= 86.4 + 0.001 * chain.step_ms
 
 
+@pytest.mark.parametrize("factor", [1, 1.001, 1.03, 1.5, 4, 12])
+def test_levels_far_apart_cost_little_at_any_budget(factor: float) -> None:
+    """Compared with ten times as many."""
+    chain = random_chain(120, 2, seed=3, largest_bytes=10**6, head_bytes=10**6)
+    budget_bytes = int(smallest_budget(chain) * factor)
+    coarse, fine = make_plan(chain, budget_bytes, 300), make_plan(chain, budget_bytes, 3000)
+    assert coarse.total_ms is not None
+    assert fine.total_ms is not None
+    assert coarse.total_ms <= 1.002 * fine.total_ms
+
+
 @pytest.mark.parametrize("slots", [5, 50])
 def test_more_retentions_are_never_slower_than_one_however_bytes_are_rounded(slots: int) -> None:
     chain = random_chain(111, 2, seed=8, largest_bytes=10**6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from deepres.exit_status import ExitStatus, RunError
 # CPU allocators and libraries under PyTorch have no exception of their own for it.
 _MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a memory object")
 
+Measured = TypeVar("Measured")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had."""
@@ -24,8 +27,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halve_until_it_fits(
-    sizes: BatchSizes, attempt: Callable[[int], object], device: torch.device
-) -> BatchSizes:
+    sizes: BatchSizes, attempt: Callable[[int], Measured], device: torch.device
+) -> tuple[BatchSizes, Measured]:
     """The largest of the micro batch, its half, its quarter … that fits in every process; collective.
 
     The global batch stays: the accumulation doubles as the micro batch halves.
@@ -37,21 +40,23 @@ def halve_until_it_fits(
             ran out of memory could not answer the others.
         device: where the processes' answers are exchanged.
 
+    Returns:
+        The sizes that fit, and what their attempt returned in this process.
+
     Raises:
         RunError: not even the smallest fits; in all processes.
     """
     while True:
-        failed = False
+        found: list[Measured] = []
         try:
-            attempt(sizes.micro_size)
+            found.append(attempt(sizes.micro_size))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failed = True
-        if failed:
+        if not found:
             _release(device)
-        if not any_process([failed], device)[0]:
-            return sizes
+        if not any_process([not found], device)[0]:
+            return sizes, found[0]
         if sizes.micro_size % 2:
             raise RunError(
                 f"out of memory: a micro batch of {sizes.micro_size} does not fit this device, and it cannot be "

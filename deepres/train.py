@@ -229,7 +229,8 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
         return measure_activation_peak(job.net, compute_in, images, labels)
 
     if job.config.train.micro_batch_size == "auto":
-        planned = replace(planned, sizes=halve_until_it_fits(planned.sizes, attempt, device))
+        sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
+        return replace(planned, sizes=sizes), peak_bytes
     return planned, attempt(planned.sizes.micro_size)
 
 

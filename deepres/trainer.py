@@ -367,7 +367,6 @@ class _Rate:
         self._images = 0
         self._seconds = 0.0
         self._since: float | None = None
-        self._is_warm = False
 
     def count(self, num_images: int) -> None:
         """A step is done."""

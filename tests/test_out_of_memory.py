@@ -42,7 +42,7 @@ SCRIPT = """
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)
     sizes = BatchSizes(2048 * process.world_size, 2048, 1, process.world_size)
-    found = halve_until_it_fits(sizes, attempt, process.device)
+    found, _ = halve_until_it_fits(sizes, attempt, process.device)
     same = all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     same = same and torch.equal(generator, torch.get_rng_state()) and all(p.grad is None for p in net.parameters())
     print("RANK", process.rank, found.micro_size, found.accumulation, found.global_size, same, flush=True)
@@ -90,6 +90,7 @@ def attempt_up_to(most):
         tried.append(size)
         if size > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        return f"{size} images"
 
     return attempt, tried
 
@@ -97,13 +98,14 @@ def attempt_up_to(most):
 def test_what_fits_is_left_as_it_is():
     attempt, tried = attempt_up_to(64)
     sizes = BatchSizes(128, 64, 2, 1)
-    assert halve_until_it_fits(sizes, attempt, CPU) == sizes
+    assert halve_until_it_fits(sizes, attempt, CPU) == (sizes, "64 images")
     assert tried == [64]
 
 
 def test_halving_keeps_the_global_batch():
     attempt, tried = attempt_up_to(10)
-    assert halve_until_it_fits(BatchSizes(128, 64, 2, 1), attempt, CPU) == BatchSizes(128, 8, 16, 1)
+    found = halve_until_it_fits(BatchSizes(128, 64, 2, 1), attempt, CPU)
+    assert found == (BatchSizes(128, 8, 16, 1), "8 images")
     assert tried == [64, 32, 16, 8]
 
 

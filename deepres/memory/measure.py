@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,7 +58,7 @@ def measure_chain(
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Or tensors that were garbage before would be freed, and counted, in the middle of a pass."""
+    """Not even between passes: what one of them leaves would be freed, and counted, in the middle of another."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -98,18 +97,17 @@ class _DeviceBench:
             return nullcontext()
         return torch.autocast(self.device.type, self._dtype, cache_enabled=False)
 
-    def times_ms(self, runs: Sequence[Callable[[], object]]) -> list[float]:
-        """Medians of rounds in which each piece of work has its turn, long enough for the clock."""
+    def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
+        """Rounds in which each piece of work has its turn, long enough for the clock."""
         if not self._repeats:
-            return [0.0] * len(runs)
+            return [[0.0] * len(runs)]
         for run in runs:
             run()  # warm: libraries choose their algorithms now
         nums = [max(1, min(100, round(20 / max(0.2, self._time_ms(run, 1))))) for run in runs]
-        rounds = [
+        return [
             [self._time_ms(run, num) for run, num in zip(runs, nums, strict=True)]
             for _ in range(self._repeats)
         ]
-        return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
     def _time_ms(self, run: Callable[[], object], num_runs: int) -> float:
         self._synchronize()

@@ -3,7 +3,7 @@
 NOTE [ Reading costs ]
 1. Units that are alike (`_signature`) are run once. Copies are run, so that the model stays as it is.
 2. A unit is run as under a plan: from a leaf that is its input, discarding without a graph, keeping with one, its
-   backward from a gradient that somebody else holds. Parameters' gradients are model states; they are there from
+   backward from a gradient that is handed over to it. Parameters' gradients are model states; they are there from
    the start, so that what a backward makes before it adds to them counts as transient.
 3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
    end of the step and belong to the chain's fixed bytes.
@@ -14,6 +14,7 @@ NOTE [ Reading costs ]
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
 from deepres.recompute.executor import planned_units
+from deepres.recompute.gradient_holder import GradientHolder
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -75,8 +77,8 @@ class Bench(Protocol):
     def meter(self) -> Meter:
         """A new meter."""
 
-    def times_ms(self, runs: Sequence[Callable[[], object]]) -> list[float]:
-        """How long each of some pieces of work takes."""
+    def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
+        """How long each of some pieces of work takes, in each of some rounds."""
 
     def compute(self) -> AbstractContextManager[Any]:
         """The number format to compute in (autocast)."""
@@ -159,25 +161,30 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         return num, run
 
     gradient = bench.tensor(output)
-    retentions = [_read_retention(unit, name, x, needs_grad, gradient, bench) for name in names]
+    retentions = [_read_retention(unit, name, x, needs_grad, output, bench) for name in names]
     first = retentions[0]
     work = [steps(kept.name, kept.kept_bytes) for kept in retentions]
     work.append(steps(first.name, first.kept_bytes, replayed=True))
-    all_ms = bench.times_ms([run for _, run in work])
-    *steps_ms, replayed_ms = [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
+    rounds = [
+        [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
+        for all_ms in bench.rounds_ms([run for _, run in work])
+    ]
+    step_ms = statistics.median(all_ms[0] for all_ms in rounds)
+    # Differences are taken in each round: what slows the machine for a while slows both.
+    *replays_ms, forward_ms = [
+        max(0.0, statistics.median(all_ms[k] - all_ms[0] for all_ms in rounds)) for k in range(len(work))
+    ]
     priced = tuple(
-        replace(kept, replay_ms=max(0.0, ms - steps_ms[0]))
-        for kept, ms in zip(retentions, steps_ms, strict=True)
+        replace(kept, replay_ms=replay_ms) for kept, replay_ms in zip(retentions, replays_ms, strict=True)
     )
-    forward_ms = max(0.0, replayed_ms - steps_ms[0])
     is_trained = needs_grad or any(p.requires_grad for p in unit.parameters())
-    backward_ms = max(0.0, steps_ms[0] - forward_ms) if is_trained else 0.0
+    backward_ms = max(0.0, step_ms - forward_ms) if is_trained else 0.0
     cost = UnitCost(forward_ms, backward_ms, output.num_bytes, priced, discard_temp)
     return _Unit(cost, memo_bytes), output
 
 
 def _read_retention(
-    unit: nn.Module, name: str, x: Tensor, needs_grad: bool, gradient: Tensor, bench: Bench
+    unit: nn.Module, name: str, x: Tensor, needs_grad: bool, output: Spec, bench: Bench
 ) -> Retention:
     meter, memo = bench.meter(), dict[Any, Any]()
     leaf = x.detach().requires_grad_(needs_grad)
@@ -187,16 +194,19 @@ def _read_retention(
     forward_temp = meter.peak_bytes - held_bytes
     backward_temp, freed_bytes = 0, 0
     if y.requires_grad:
-        edge = torch.autograd.graph.get_gradient_edge(y)
+        holder = GradientHolder()
+        edge = holder.edge_of(y)
         y = y.detach()
         with meter:
             del y
         freed_bytes = held_bytes - meter.live_bytes
+        with meter:
+            holder.gradient = bench.tensor(output)
         meter.reset_peak()
         with meter:
-            torch.autograd.backward(edge, gradient)
-        x_gradient_bytes = Spec.of(x).num_bytes if needs_grad else 0
-        backward_temp = max(0, meter.peak_bytes - (held_bytes - freed_bytes) - x_gradient_bytes)
+            holder.backward(edge)
+        gradient_bytes = output.num_bytes + (Spec.of(x).num_bytes if needs_grad else 0)
+        backward_temp = max(0, meter.peak_bytes - (held_bytes - freed_bytes) - gradient_bytes)
     return Retention(name, held_bytes - memo_bytes, 0.0, forward_temp, backward_temp, freed_bytes)
 
 
@@ -294,7 +304,7 @@ class _Ends:
             self._loss(output).backward()
 
         self._stand_in.run = connect
-        return self._bench.times_ms([step])[0]
+        return statistics.median(time_ms for (time_ms,) in self._bench.rounds_ms([step]))
 
 
 class _Reached(Exception):  # noqa: N818 (it is no error)

@@ -17,8 +17,14 @@ from deepres.config import Config, ConfigError
 from deepres.distributed import Process
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
-from deepres.memory.predict import predict_chain
-from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, activation_budget, plan_for, run_memory
+from deepres.memory.run_memory import (
+    COMPUTE_DTYPES,
+    RunMemory,
+    activation_budget,
+    plan_for,
+    predict_run_chain,
+    run_memory,
+)
 from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate
 from deepres.recompute.planner import smallest_budget
 
@@ -246,13 +252,9 @@ class Planner:
 
     def _predicted(self, sizes: BatchSizes) -> Chain:
         if sizes.micro_size not in self._chains:
-            precision = self._config.precision
-            self._chains[sizes.micro_size] = predict_chain(
-                self._net,
-                self._shape(sizes),
-                GPUS[0] if self._on_cuda else None,  # for its bytes, which are the same for every card
-                COMPUTE_DTYPES[precision.compute],
-                channels_last=precision.channels_last,
+            card = GPUS[0] if self._on_cuda else None  # for its bytes, which are the same for every card
+            self._chains[sizes.micro_size] = predict_run_chain(
+                self._config, self._net, sizes.micro_size, self._image_size, card
             )
         return self._chains[sizes.micro_size]
 
@@ -260,14 +262,11 @@ class Planner:
         precision = self._config.precision
         return measure_chain(
             self._net,
-            self._shape(sizes),
+            (sizes.micro_size, 3, self._image_size, self._image_size),
             self._process.device,
             COMPUTE_DTYPES[precision.compute],
             channels_last=precision.channels_last,
         )
-
-    def _shape(self, sizes: BatchSizes) -> tuple[int, int, int, int]:
-        return sizes.micro_size, 3, self._image_size, self._image_size
 
     def _free_bytes(self) -> int:
         """What the device has free, shared out among the processes that compute on it."""

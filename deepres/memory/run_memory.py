@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepres.memory.gpus import Gpu
@@ -116,13 +117,7 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
     num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
     with FakeTensorMode():
         net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
-    chain = predict_chain(
-        net,
-        (sizes.micro_size, 3, image_size, image_size),
-        gpu,
-        COMPUTE_DTYPES[config.precision.compute],
-        channels_last=config.precision.channels_last,
-    )
+    chain = predict_run_chain(config, net, sizes.micro_size, image_size, gpu)
 
     def memory(activations_bytes: int) -> RunMemory:
         return run_memory(
@@ -137,6 +132,19 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
 
     plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes)
     return memory(simulate(chain, plan).peak_bytes)
+
+
+def predict_run_chain(
+    config: Config, net: nn.Module, micro_size: int, image_size: int, gpu: Gpu | str | None
+) -> Chain:
+    """`predict_chain` for a micro batch of a run of `config`."""
+    return predict_chain(
+        net,
+        (micro_size, 3, image_size, image_size),
+        gpu,
+        COMPUTE_DTYPES[config.precision.compute],
+        channels_last=config.precision.channels_last,
+    )
 
 
 def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> Plan:

@@ -3,9 +3,10 @@
 NOTE [ Running a plan ]
 1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the HEAD, which
    runs outside, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
-2. A keeping run builds the graph of that unit alone, from a leaf that shares the unit's input; its backward adds
-   to the parameters' `.grad` at once, so that hooks on them (DDP, ZeRO) run as without a plan. This is why
-   `loss.backward()` is supported and `torch.autograd.grad` is not.
+2. Units that are kept right after one another build one graph, from a leaf that shares the first one's input; their
+   backwards follow each other too, and are one backward pass, which adds to the parameters' `.grad` at once, so that
+   hooks on them (DDP, ZeRO) run as without a plan. This is why `loss.backward()` is supported and
+   `torch.autograd.grad` is not.
 3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
    numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
    the protocol below are given their memo, all others have their batch norms' updates switched off.
@@ -19,15 +20,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from deepres.recompute.gradient_holder import GradientHolder
+from deepres.recompute.norm_updates import without_updates
 from deepres.recompute.plan import Action, Plan, Step
+from deepres.recompute.random_state import RandomState
 
 
 @runtime_checkable
@@ -99,9 +101,14 @@ class PlanExecutor:
     def __init__(self, units: nn.Sequential, plan: Plan) -> None:
         self.plan = plan
         self._units = units
+        self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
         steps = tuple(plan.schedule())
         head = next(k for k, step in enumerate(steps) if step.action is Action.HEAD)
         self._forward, self._backward = steps[:head], steps[head + 1 :]
+        kept = [step.unit if step.action is Action.KEEP else -1 for step in steps]
+        self._continues = [False] * len(units)  # whether a unit's graph goes on from that of the unit before
+        for before, unit in pairwise(kept):
+            self._continues[unit] = before >= 0 and unit == before + 1
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -113,11 +120,13 @@ class PlanExecutor:
             for unit in self._units:
                 x = unit(x)
             return x
-        execution = _Execution(list(self._units), self.plan.retentions, needs_grad, x)
+        units = list(self._units)
+        execution = _Execution(
+            units, self._is_retaining, self.plan.retentions, self._continues, needs_grad, x
+        )
         # The anchor makes autograd call the backward pass even if x itself needs no gradient.
         x = _RunPlan.apply(x, self._anchor, execution, self._forward, self._backward)  # type: ignore[no-untyped-call]
-        y: Tensor = _TakeGradient.apply(x, execution)  # type: ignore[no-untyped-call]
-        return y
+        return execution.holder.filled_by(x)
 
 
 class _RunPlan(torch.autograd.Function):
@@ -150,41 +159,36 @@ class _RunPlan(torch.autograd.Function):
         return (ctx.execution.run_backward(ctx.steps), None, None, None, None)
 
 
-class _TakeGradient(torch.autograd.Function):
-    """Identity, for autograd holds the gradient that a node is given until it has run, and `_RunPlan` runs long."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, execution: _Execution) -> Tensor:
-        ctx.execution = execution
-        return y.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.execution.gradient = grads[0]
-        return grads[0].new_zeros(()).expand_as(grads[0]), None  # one number stands for it
-
-
 class _Execution:
     """One pass of a batch through the units: the values, graphs and memos that are live."""
 
     def __init__(
-        self, units: list[nn.Module], retentions: tuple[str, ...], needs_grad: list[bool], x: Tensor
+        self,
+        units: list[nn.Module],
+        is_retaining: list[bool],
+        retentions: tuple[str, ...],
+        continues: list[bool],
+        needs_grad: list[bool],
+        x: Tensor,
     ) -> None:
         self._units = units
         self._retentions = retentions
         self._needs_grad = needs_grad
+        self._is_retaining = is_retaining
+        self._continues = [*continues, False]
         self._values: dict[int, Tensor] = {}
+        self._leaves: list[Tensor] = []  # of the graph that is being built
         self._graphs: dict[int, tuple[Tensor, torch.autograd.graph.GradientEdge | None]] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
-        self._random_states: dict[int, _RandomState] = {}
+        self._random_states: dict[int, RandomState] = {}
         self._device = x.device
         self._autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {x.device.type, "cpu"}
         ]
-        self._random = _RandomState.read(self._device)
+        self._random = RandomState.read(self._device)
         self._is_spent = False
-        self.gradient: Tensor | None = None  # of the last output, on its way to `run_backward`
+        self.holder = GradientHolder()  # of the gradient of the output of the units whose backward is next
 
     def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
         self._values[0] = x
@@ -200,36 +204,39 @@ class _Execution:
                 "add the losses up first, or take the plan off with deepres.apply_plan(model, None)"
             )
         self._is_spent = True
-        grad, self.gradient = self.gradient, None
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
         last = steps.index(Step(Action.BACKWARD, first_trained, holds_input=False))
         for step in steps[: last + 1]:
-            if step.action is Action.BACKWARD:
-                grad = self._backward_of_unit(step.unit, grad)
-            else:
+            if step.action is not Action.BACKWARD:
                 with self._as_in_forward():
                     self._run_unit(step)
-        return grad
+            elif not self._continues[step.unit + 1]:
+                self._backward_to_leaf(step.unit)
+        return self.holder.take()
 
-    def _backward_of_unit(self, i: int, grad: Tensor | None) -> Tensor | None:
+    def _backward_to_leaf(self, i: int) -> None:
+        """The backward pass of the graph that ends in unit i."""
         leaf, edge = self._graphs.pop(i)
-        self._values.pop(i, None)
         self._values.pop(i + 1, None)
-        if edge is None or grad is None:  # on the way to the loss a unit used nothing that is trained
-            return None
-        torch.autograd.backward(edge, grad)
-        return leaf.grad
+        if edge is None or self.holder.gradient is None:
+            self.holder.gradient = None  # on the way to the loss a unit used nothing that is trained
+            return
+        self.holder.backward(edge)
+        self.holder.gradient = leaf.grad
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
         is_segment_input = step.holds_input and not keep  # what KEEP holds is in the unit's graph
         x = self._values[i] if is_segment_input else self._values.pop(i)
         unit, version = self._units[i], x._version
-        x = x.detach()
-        x.requires_grad_(keep and self._needs_grad[i])
+        if not (keep and self._continues[i]):
+            x = x.detach()
+            x.requires_grad_(keep and self._needs_grad[i])
+            if keep:
+                self._leaves.append(x)
         try:
             with torch.set_grad_enabled(keep), self._first_run_or_replay(i):
-                if isinstance(unit, RetainingUnit):
+                if self._is_retaining[i]:
                     retention = self._retentions[i] if keep else "all"
                     y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))
                 else:
@@ -245,15 +252,18 @@ class _Execution:
             )
         if x._version != version:
             raise _changes_input(i, unit)
-        if keep:
-            self._graphs[i] = (x, torch.autograd.graph.get_gradient_edge(y) if y.requires_grad else None)
-        self._values[i + 1] = y.detach()
+        if keep and not self._continues[i + 1]:
+            self._graphs[i] = (self._leaves.pop(), self.holder.edge_of(y) if y.requires_grad else None)
+            y = y.detach()
+        self._values[i + 1] = y
 
     @contextlib.contextmanager
     def _as_in_forward(self) -> Iterator[None]:
         """Autocast as in the forward pass, but without its cache, which would hold on to cast weights."""
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self._autocast:
+                if not (enabled or torch.is_autocast_enabled(kind)):
+                    continue  # as it is; to enter the context takes as long as a small kernel
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             yield
 
@@ -263,17 +273,17 @@ class _Execution:
         if i not in self._memos:
             before = self._random
             yield
-            self._random = _RandomState.read(self._device)
+            self._random = RandomState.read(self._device)
             if self._random != before:
                 self._random_states[i] = before
             return
         with contextlib.ExitStack() as stack:
             if i in self._random_states:
-                now = _RandomState.read(self._device)
+                now = RandomState.read(self._device)
                 stack.callback(now.restore)
                 self._random_states[i].restore()
-            if not isinstance(self._units[i], RetainingUnit):
-                stack.enter_context(_without_updates(self._units[i]))
+            if not self._is_retaining[i]:
+                stack.enter_context(without_updates(self._units[i]))
             yield
 
 
@@ -282,50 +292,3 @@ def _changes_input(i: int, unit: nn.Module) -> RuntimeError:
         f"unit {i} ({type(unit).__name__}) changes its input in place, so it cannot be replayed: "
         "make its first layer work out of place (inplace=False)"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _RandomState:
-    """The state of the generators that a unit can draw from: the CPU's and its device's."""
-
-    device: torch.device
-    states: tuple[Tensor, ...]
-
-    @classmethod
-    def read(cls, device: torch.device) -> _RandomState:
-        states = [torch.get_rng_state()]
-        if device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(device))
-        return cls(device, tuple(states))
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.states[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.states[1], self.device)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _RandomState) and all(map(torch.equal, self.states, other.states))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
-def _without_updates(unit: nn.Module) -> Iterator[None]:
-    """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics."""
-    kept: dict[nn.Module, dict[str, Any]] = {}
-    for norm in unit.modules():
-        if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats:
-            hidden: dict[str, Any] = {"num_batches_tracked": None}
-            if isinstance(norm, _BatchNorm):
-                hidden["momentum"] = 0.0
-            else:  # instance norm averages over the batch even what does not change, and that rounds
-                hidden |= {"running_mean": None, "running_var": None}
-            kept[norm] = {name: getattr(norm, name) for name in hidden}
-            for name, value in hidden.items():
-                setattr(norm, name, value)
-    try:
-        yield
-    finally:
-        for norm, values in kept.items():
-            for name, value in values.items():
-                setattr(norm, name, value)

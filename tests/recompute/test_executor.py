@@ -668,7 +668,7 @@ class _Head(torch.autograd.Function):
 
 
 STATE_BYTES = 4096
-NUMBERS_BYTES = 3 * 4  # the loss, its gradient, and the number that stands for a gradient that has been taken
+NUMBERS_BYTES = 4 * 4  # the loss, its gradient, and the two numbers that stand for gradients on their way
 
 
 def _peaks(plan: Plan) -> tuple[int, int]:

@@ -91,7 +91,9 @@ def _machine() -> str:
             model = line.partition(":")[2].strip()
             break
     article = "an" if model[:1] in "AEIOU" else "a"
-    return f"{os.cpu_count()} cores of {article} {model} ({torch.backends.cpu.get_cpu_capability()})"
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
+    return f"{cores} cores of {article} {model} ({torch.backends.cpu.get_cpu_capability()}, {threads_text})"
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,35 @@
+"""The state of the random number generators that a unit can draw from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RandomState:
+    """The state of the generators that a unit can draw from: the CPU's and its device's."""
+
+    device: torch.device
+    states: tuple[Tensor, ...]
+
+    @classmethod
+    def read(cls, device: torch.device) -> RandomState:
+        """The state now, of a pass on this device."""
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return cls(device, tuple(states))
+
+    def restore(self) -> None:
+        """Go back to it."""
+        torch.set_rng_state(self.states[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.states[1], self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
+
+    __hash__ = None  # type: ignore[assignment]

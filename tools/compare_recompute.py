@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from deepres import build_resnet
 from recompute_benchmark.budgets import budgets_report
 from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
@@ -72,6 +74,7 @@ def _parser() -> _Parser:
     def timed(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--rounds", type=_positive, default=5, help="turns of each kind (%(default)s)")
         sub.add_argument("--steps", type=_positive, default=2, help="timed steps a turn (%(default)s)")
+        sub.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (%(default)s)")
 
     budgets = command(
         "budgets",
@@ -82,7 +85,7 @@ def _parser() -> _Parser:
     overhead = command(
         "overhead",
         "step times beside prediction",
-        lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o)),
+        lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o), o.device),
     )
     overhead.add_argument("--budgets", type=_positive, default=5, help="how many (%(default)s)")
     timed(overhead)
@@ -98,6 +101,7 @@ def _parser() -> _Parser:
             compile_budgets=o.compile_budget or [0.5],
             compile_limit_s=o.compile_limit,
             limit_s=o.limit,
+            device=o.device,
         ),
     )
     timed(peers)
@@ -141,6 +145,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _device(text: str) -> str:
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda: there is no GPU here")
+    return text
 
 
 def _part(text: str) -> float:

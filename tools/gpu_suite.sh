@@ -47,9 +47,10 @@ piece predicted_1001 "$PYTHON" tools/predict_vs_measure.py --device cuda --depth
 piece images_1001 "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${SYNTHETIC[@]}" train.max_steps=60 \
     log.every=10 train.run_dir="$OUT/run_1001_$$" recompute.segments=none recompute.device_memory=8GiB
 piece resnet200 "$PYTHON" "$PROFILE" --depth 200 --batch-size 16 --measure --csv "$OUT/resnet200.csv"
-if [ -e tools/compare_recompute.py ]; then
-    piece peers_164 "$PYTHON" tools/compare_recompute.py peers --depth 164 --batch 128 --limit 500 --out "$OUT/peers_164"
-fi
+COMPARE=("$PYTHON" tools/compare_recompute.py)
+piece peers_164 "${COMPARE[@]}" peers --device cuda --depth 164 --batch 128 --limit 300 --compile-limit 250 --out "$OUT"
+piece overhead_164 "${COMPARE[@]}" overhead --device cuda --depth 164 --batch 128 --out "$OUT"
+piece overhead_1001 "${COMPARE[@]}" overhead --device cuda --depth 1001 --batch 128 --rounds 3 --steps 1 --out "$OUT"
 piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
 piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
 

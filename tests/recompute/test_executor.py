@@ -702,6 +702,26 @@ def test_the_peak_is_the_simulator_s_to_the_byte(plan):
 
 
 @pytest.mark.parametrize(
+    ("plan", "num_passes"),
+    [
+        (keep_all_plan(8, "conv_outputs"), 1),
+        (uniform_plan(8, 3), 3),
+        (per_unit_plan(8), 8),
+        (Plan(8, ((2, 4), (5, 6)), ("all",) * 8), 5),  # 7 and 6; 5; 4; 3 and 2; 1 and 0
+    ],
+)
+def test_units_kept_right_after_one_another_are_one_backward_pass(plan, num_passes, monkeypatch):
+    units = nn.Sequential(*build_resnet(83).units[1:9])
+    apply_plan(units, plan)
+    passes = []
+    backward = torch.autograd.backward
+    loss = units(torch.randn(2, 64, 8, 8)).square().mean()
+    monkeypatch.setattr(torch.autograd, "backward", lambda *given: (passes.append(given), backward(*given)))
+    backward(loss)
+    assert len(passes) == num_passes
+
+
+@pytest.mark.parametrize(
     ("plan", "states"),
     [
         (per_unit_plan(16), 19),  # x_0 to x_16 and two gradients, for these units keep no more than that

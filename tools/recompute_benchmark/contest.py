@@ -31,6 +31,7 @@ def contest_report(
     compile_budgets: Sequence[float],
     compile_limit_s: float,
     limit_s: float,
+    device: str = "cpu",
 ) -> Report:
     """All peers, and deepres at each one's measured peak.
 
@@ -43,8 +44,9 @@ def contest_report(
         compile_budgets: parts of the activations' memory that `torch.compile` is to keep.
         compile_limit_s: how long one of these may take, compilation and steps.
         limit_s: how long all others may take.
+        device: where to compute.
     """
-    common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps}
+    common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps, "device": device}
     rows = clock.call(contest, {**common, "compile_budget": None}, limit_s=limit_s)
     for budget in compile_budgets:
         name = f"torch.compile, budget {budget:g}"
@@ -59,7 +61,7 @@ def contest_report(
         rows += [{**row, "run": name} for row in found]
     note = (
         f"Step times are {clock}: medians of {rounds} alternating blocks of {steps} steps, each after one that is not "
-        "timed; a ratio is of blocks of the same round and process. Peaks are what PyTorch's CPU allocator hands out "
+        "timed; a ratio is of blocks of the same round and process. Peaks are what PyTorch's allocator hands out "
         "in a step above what is there before it. deepres' rows have the measured peak of the peer named as their "
         f"budget. The number of segments is that with the least measured peak of the {_NUM_CANDIDATES} with the least "
         "predicted ones. Equal: to everything kept, in every bit, after one step (loss and gradients; running "
@@ -82,6 +84,7 @@ def contest_report(
         rows=rows,
         notes=[note],
         data={"clock": str(clock), "depth": depth, "batch": batch},
+        device=device,
     )
 
 
@@ -122,12 +125,12 @@ class _PlannedNet:
 
 
 def contest(
-    depth: int, batch: int, rounds: int, steps: int, compile_budget: float | None
+    depth: int, batch: int, rounds: int, steps: int, compile_budget: float | None, device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """Rows of one process: everything kept, peers (or the compiler alone), and deepres at their peaks."""
-    images, labels = make_batch(batch)
-    ours = _PlannedNet(make_net(depth))
-    chain = measure_chain(ours.net, (batch, 3, 32, 32))
+    images, labels = make_batch(batch, device)
+    ours = _PlannedNet(make_net(depth, device=device))
+    chain = measure_chain(ours.net, (batch, 3, 32, 32), device)
     keep_all = _Entry("keep all", Job(ours.net, ours.forward_under(None), images, labels)).measure()
     if compile_budget is None:
         peers = [_segmented(name, depth, chain, (images, labels)) for name in SEGMENTED]
@@ -173,7 +176,7 @@ def contest(
 def _segmented(name: str, depth: int, chain: Chain, batch: tuple[Any, Any]) -> _Entry:
     best: _Entry | None = None
     for num_segments in least_peaks(name, chain)[:_NUM_CANDIDATES]:
-        net = make_net(depth, torch_norms=True)
+        net = make_net(depth, torch_norms=True, device=str(batch[0].device))
         entry = _Entry(name, Job(net, apply_peer(name, net, num_segments), *batch)).measure()
         entry.remark = f"{num_segments} segments"
         if best is None or entry.peak_bytes < best.peak_bytes:
@@ -193,12 +196,12 @@ def least_peaks(name: str, chain: Chain) -> list[int]:
 
 
 def _whole(name: str, depth: int, batch: tuple[Any, Any]) -> _Entry:
-    net = make_net(depth, torch_norms=True)
+    net = make_net(depth, torch_norms=True, device=str(batch[0].device))
     return _Entry(name, Job(net, apply_peer(name, net), *batch)).measure()
 
 
 def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
-    net = make_net(depth, torch_norms=True)
+    net = make_net(depth, torch_norms=True, device=str(batch[0].device))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     entry = _Entry(f"torch.compile, budget {budget:g}", Job(net, compiled(net, budget), *batch))
     start = time.monotonic()

@@ -15,7 +15,6 @@ from deepres.memory import AllocatedBytes
 from deepres.models.batch_norm import BatchNorm2d, Memo
 
 Forward = Callable[[Tensor], Tensor]
-CPU = torch.device("cpu")
 
 
 class TorchBatchNorm2d(nn.BatchNorm2d):
@@ -27,7 +26,7 @@ class TorchBatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def make_net(depth: int, *, torch_norms: bool = False) -> ResNet:
+def make_net(depth: int, *, torch_norms: bool = False, device: str = "cpu") -> ResNet:
     """A CIFAR net of bottleneck units with the same parameters at every call, gradients allocated (zero).
 
     Raises:
@@ -39,16 +38,18 @@ def make_net(depth: int, *, torch_norms: bool = False) -> ResNet:
         for module in net.modules():
             if isinstance(module, BatchNorm2d):
                 module.__class__ = TorchBatchNorm2d  # type: ignore[assignment]  # same parameters and buffers
+    net.to(device)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return net
 
 
-def make_batch(batch: int) -> tuple[Tensor, Tensor]:
+def make_batch(batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Images and labels, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, 32, 32, generator=generator)
-    return images, torch.randint(10, (batch,), generator=generator)
+    labels = torch.randint(10, (batch,), generator=generator)
+    return images.to(device), labels.to(device)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Job:
 
     def peak_bytes(self) -> int:
         """The most that the allocator hands out in a step beside what is there before it."""
-        meter = AllocatedBytes(CPU)
+        meter = AllocatedBytes(self.images.device)
         with self._buffers_put_back(), meter:
             self.step()
         return meter.peak_bytes

@@ -14,7 +14,7 @@ from recompute_benchmark.timing import Clock, times_in_turns
 
 
 def overhead_report(
-    depth: int, batch: int, num_budgets: int, rounds: int, steps: int, clock: Clock
+    depth: int, batch: int, num_budgets: int, rounds: int, steps: int, clock: Clock, device: str = "cpu"
 ) -> Report:
     """Measured and predicted step times under plans for several budgets.
 
@@ -25,8 +25,10 @@ def overhead_report(
         rounds: how often each has its turn.
         steps: timed steps in each turn.
         clock: how to time.
+        device: where to compute.
     """
-    arguments = {"depth": depth, "batch": batch, "num_budgets": num_budgets, "rounds": rounds, "steps": steps}
+    arguments: dict[str, object] = {"depth": depth, "batch": batch, "num_budgets": num_budgets}
+    arguments |= {"rounds": rounds, "steps": steps, "device": device}
     measured = clock.call(measured_overhead, arguments)
     note = (
         f"Times are {clock}: medians of {rounds} alternating blocks of {steps} steps, each after one that is not "
@@ -49,14 +51,17 @@ def overhead_report(
         rows=measured["rows"],
         notes=[note],
         data={"clock": str(clock), "depth": depth, "batch": batch, **data},
+        device=device,
     )
 
 
-def measured_overhead(depth: int, batch: int, num_budgets: int, rounds: int, steps: int) -> dict[str, Any]:
+def measured_overhead(
+    depth: int, batch: int, num_budgets: int, rounds: int, steps: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Measure a chain, plan, and time the plans, all in this process."""
-    net = make_net(depth)
-    images, labels = make_batch(batch)
-    chain = measure_chain(net, (batch, 3, 32, 32), repeats=7)
+    net = make_net(depth, device=device)
+    images, labels = make_batch(batch, device)
+    chain = measure_chain(net, (batch, 3, 32, 32), device, repeats=7)
     plans: dict[str, Plan | None] = {"keep all": None}
     for budget_bytes in spaced_budgets(chain, num_budgets + 2)[1:-1]:
         plans[f"budget {budget_bytes / MIB:.0f} MiB"] = make_plan(chain, budget_bytes)

@@ -26,6 +26,7 @@ class Report:
         rows: values by key; None is shown as a dash.
         notes: sentences below the table.
         data: what goes into the JSON beside the rows.
+        device: where it was computed.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Report:
     rows: Sequence[Mapping[str, Any]]
     notes: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def table(self) -> str:
         """The rows as a Markdown table."""
@@ -59,7 +61,7 @@ class Report:
     def write(self, folder: Path, command: str) -> None:
         """Write `<name>.md` and `<name>.json`, with the command that made them."""
         folder.mkdir(parents=True, exist_ok=True)
-        made_by = {"command": command, **provenance()}
+        made_by = {"command": command, **provenance(self.device)}
         document = {**made_by, **self.data, "rows": list(self.rows)}
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
@@ -73,13 +75,13 @@ class Report:
         (folder / f"{self.name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str = "cpu") -> dict[str, Any]:
     """The date, the machine and the versions that figures come from."""
     names = ("torch", "numpy", "deepspeed", "fairscale")
     versions = {name: metadata.version(name) for name in names}
     return {
         "date": date.today().isoformat(),
-        "machine": _machine(),
+        "machine": torch.cuda.get_device_name() if device == "cuda" else _machine(),
         "versions": {"Python": platform.python_version(), **versions},
     }
 

@@ -105,10 +105,10 @@ class PlanExecutor:
         steps = tuple(plan.schedule())
         head = next(k for k, step in enumerate(steps) if step.action is Action.HEAD)
         self._forward, self._backward = steps[:head], steps[head + 1 :]
-        kept = [step.unit if step.action is Action.KEEP else -1 for step in steps]
         self._continues = [False] * len(units)  # whether a unit's graph goes on from that of the unit before
-        for before, unit in pairwise(kept):
-            self._continues[unit] = before >= 0 and unit == before + 1
+        for before, step in pairwise(steps):
+            if before.action is step.action is Action.KEEP:
+                self._continues[step.unit] = step.unit == before.unit + 1
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ from deepres.out_of_memory import halve_until_it_fits
 from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, choose_run_folder
+from deepres.run_log import Summary
 from deepres.saving import FOLDER
 from deepres.stopping import PeerWatch, StopRequest
-from deepres.trainer import Summary, Trainer
+from deepres.trainer import Trainer
 
 
 @dataclass(frozen=True)

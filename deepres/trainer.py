@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from deepres.bytesize import format_bytes
 from deepres.config import Config
-from deepres.curves import plot_curves
 from deepres.data import Batch, DataSource
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
@@ -27,35 +21,9 @@ from deepres.optim import StepSchedule
 from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory_in_step
 from deepres.resuming import Checkpoint, own_sums
 from deepres.run_folder import RunFolder
+from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
 from deepres.stopping import StopRequest
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A run in one line.
-
-    Attributes:
-        test: the last evaluation.
-        images_per_s: of all processes, in training, without the first step, evaluation and set-up.
-        activation_peak_bytes: of one process, measured on its first micro batch.
-        predicted_peak_bytes: the same, known before.
-        recompute_share: the predicted fraction of a step that goes into replays.
-    """
-
-    test: Metrics
-    images_per_s: float
-    activation_peak_bytes: int
-    predicted_peak_bytes: int
-    recompute_share: float
-
-    def __str__(self) -> str:
-        return (
-            f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
-            f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
-            f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
-            f"{self.images_per_s:.1f} images/s   recomputation {100 * self.recompute_share:.1f} % of a step"
-        )
 
 
 class Trainer:
@@ -98,13 +66,13 @@ class Trainer:
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
         self._num_steps = min(limit for limit in limits if limit is not None)
-        self._rate = _Rate()
+        self._rate = Rate()
+        self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch)
         self._stop = stop
         self._identity = identity
         self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
         self._save_schedule = SaveSchedule(config.train.save_every, self._steps_per_epoch)
         self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
-        self._num_epochs = -(-self._num_steps // self._steps_per_epoch)
         self._step = start.progress.step if start else 0
         self._saved_step = self._step if start else None
         self._is_evaluated = start.progress.is_evaluated if start else False
@@ -112,11 +80,6 @@ class Trainer:
         self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
         if start is not None:
             self._sums += own_sums(start, process)
-        self._tensorboard = None
-        if folder is not None and config.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder.path))
 
     def run(self) -> Summary:
         """Train to the end; collective.
@@ -130,7 +93,7 @@ class Trainer:
         try:
             if with_history:
                 start_memory_history(self._process.device)
-            self._tell_plan()
+            self._log.plan(self._planned)
             self._save_or_stop()
             if self._evaluation_is_due:
                 self._evaluate()
@@ -150,23 +113,6 @@ class Trainer:
             self._saver.wait()
         return summary
 
-    def _tell_plan(self) -> None:
-        planned, plan = self._planned, self._planned.plan
-        self._say(str(planned))
-        if self._folder is not None:
-            plan.save(self._folder.path / "plan.json")
-            self._folder.metrics.write(
-                "plan",
-                budget_bytes=planned.budget_bytes,
-                predicted_peak_bytes=plan.peak_bytes,
-                predicted_extra=planned.extra_share,
-                num_segments=plan.num_segments,
-                nesting_depth=plan.nesting_depth,
-                micro_batch_size=planned.sizes.micro_size,
-                accumulation=planned.sizes.accumulation,
-                predicted_total_bytes=planned.memory.total_bytes,
-            )
-
     def _run_epoch(self) -> None:
         """Train to the end of an epoch, or of the run."""
         epoch, done = divmod(self._step, self._steps_per_epoch)
@@ -174,14 +120,7 @@ class Trainer:
         if done == 0:
             self._sums.zero_()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
-        bar = tqdm(
-            total=num_steps,
-            desc=f"epoch {epoch + 1}/{self._num_epochs}",
-            unit="step",
-            leave=False,
-            disable=not (self._process.is_first and sys.stderr.isatty()),
-        )
-        with bar:
+        with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
                 self._run_step(batches)
                 bar.update()
@@ -218,9 +157,8 @@ class Trainer:
             if memory is not None:
                 self._folder.metrics.write("memory", step=self._step, **memory._asdict())
         if self._step % self._config.log.every == 0 or self._step == self._num_steps:
-            self._log_training(
-                self._step, learning_rate, Metrics.over_processes(self._sums), self._num_epochs
-            )
+            rate = self._rate.per_s * self._process.world_size
+            self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
 
     def _told_where(self, error: NonFiniteError, before: dict[str, torch.Tensor]) -> RunError:
@@ -291,15 +229,6 @@ class Trainer:
         at_epoch = self._step > 0 and steps == 0 and epoch % self._config.train.eval_every == 0
         return (at_epoch or self._step == self._num_steps) and not self._is_evaluated
 
-    def _log_training(self, step: int, learning_rate: float, metrics: Metrics, num_epochs: int) -> None:
-        epoch = step / self._steps_per_epoch
-        rate = self._rate.per_s * self._process.world_size
-        self._say(
-            f"epoch {epoch:.2f}/{num_epochs}  step {step}/{self._num_steps}  rate {learning_rate:g}  "
-            f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %  {rate:.1f} images/s"
-        )
-        self._record("train", step, epoch, metrics, learning_rate=learning_rate, images_per_s=rate)
-
     def _evaluate(self) -> None:
         """Test the net; a request to stop ends it early, and what it did so far is forgotten."""
         self._engine.average_buffers()
@@ -309,78 +238,13 @@ class Trainer:
                 return
             sums += answer_sums(self._engine.predict(batch.images), batch.labels)
         metrics = Metrics.over_processes(sums)
-        self._say(
-            f"epoch {-(-self._step // self._steps_per_epoch)}/{self._num_epochs}  test on {metrics.num_images} "
-            f"images: loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
-        )
-        epoch = self._step / self._steps_per_epoch
-        self._record("test", self._step, epoch, metrics, num_images=metrics.num_images)
+        self._log.test(self._step, metrics)
         self._test, self._is_evaluated = metrics, True
 
     def _finish(self, summary: Summary) -> None:
         bad = torch.tensor(float(self._data.num_bad_images), device=self._process.device)
         num_bad = int(sum_over_processes(bad))
         state = self._engine.state()
-        if self._folder is None:
-            return
-        self._folder.save_weights(state)
-        self._folder.metrics.write(
-            "summary",
-            step=self._step,
-            top1=summary.test.top1,
-            top5=summary.test.top5,
-            images_per_s=summary.images_per_s,
-            activation_peak_bytes=summary.activation_peak_bytes,
-            predicted_peak_bytes=summary.predicted_peak_bytes,
-            recompute_share=summary.recompute_share,
-            bad_images=num_bad,
-        )
-        self._folder.metrics.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._config.log.plots:
-            plot_curves(self._folder.path / "metrics.jsonl", self._folder.path / "curves.png")
-        self._folder.mark_finished(step=self._step, top1=summary.test.top1, top5=summary.test.top5)
-        if num_bad:
-            self._say(f"{num_bad} images could not be read and were skipped")
-        self._say(f"{summary}   run folder {self._folder.path}")
-
-    def _say(self, line: str) -> None:
-        if self._process.is_first:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-
-    def _record(self, kind: str, step: int, epoch: float, metrics: Metrics, **values: float) -> None:
-        if self._folder is None:
-            return
-        measured = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
-        self._folder.metrics.write(kind, step=step, epoch=round(epoch, 4), **measured, **values)
-        if self._tensorboard is not None:
-            for name, value in measured.items():
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-
-
-class _Rate:
-    """Images a second while training: the first step (set-up) and pauses do not count."""
-
-    def __init__(self) -> None:
-        self._images = 0
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def count(self, num_images: int) -> None:
-        """A step is done."""
-        now = time.perf_counter()
-        if self._since is not None:
-            self._seconds += now - self._since
-            self._images += num_images
-        self._since = now
-
-    def pause(self) -> None:
-        """What follows is no training; the next step begins a new stretch."""
-        self._since = None
-
-    @property
-    def per_s(self) -> float:
-        """So far; NaN before the second step."""
-        return self._images / self._seconds if self._seconds else float("nan")
+        if self._folder is not None:
+            self._folder.save_weights(state)
+        self._log.end(self._step, summary, num_bad)

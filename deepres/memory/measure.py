@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.memory.allocated import AllocatedBytes
-from deepres.memory.passes import Loss, Meter, Spec, default_loss, read_chain
+from deepres.memory.bench import Loss, Meter, Spec, default_loss
+from deepres.memory.passes import read_chain
 from deepres.recompute import Chain
 
 

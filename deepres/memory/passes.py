@@ -15,80 +15,18 @@ NOTE [ Reading costs ]
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
+from deepres.memory.ends import Ends
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
-
-Loss = Callable[[Tensor], Tensor]
-
-
-class Spec(NamedTuple):
-    """What a tensor is without its values."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, x: Tensor) -> Spec:
-        """The spec of `x`."""
-        return cls(tuple(x.shape), x.stride(), x.dtype)
-
-    @property
-    def num_bytes(self) -> int:
-        """What a tensor like this takes, without gaps."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-class Meter(AbstractContextManager[Any], Protocol):
-    """Counts bytes in a context that can be entered several times; see `AllocatedBytes` and `TensorBytes`."""
-
-    live_bytes: int
-    peak_bytes: int
-
-    def reset_peak(self) -> None:
-        """Begin to look for a new peak."""
-
-
-class Bench(Protocol):
-    """Where passes are run.
-
-    Attributes:
-        cache_bytes: more than the caches hold.
-    """
-
-    cache_bytes: int
-
-    def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-        """A copy of `module` to be run here, with the modules in `instead` (by `id`) in place of its own."""
-
-    def tensor(self, spec: Spec) -> Tensor:
-        """A tensor with values as they occur."""
-
-    def meter(self) -> Meter:
-        """A new meter."""
-
-    def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
-        """How long each of some pieces of work takes, in each of some rounds."""
-
-    def compute(self) -> AbstractContextManager[Any]:
-        """The number format to compute in (autocast)."""
-
-
-def default_loss(output: Tensor) -> Tensor:
-    """Cross entropy of logits (N, num_classes), the mean of anything else."""
-    if output.dim() != 2:
-        return output.float().mean()
-    return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long, device=output.device))
 
 
 def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chain:
@@ -104,7 +42,7 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
     """
     units = planned_units(model)
-    ends = _Ends(model, units, images, bench, loss)
+    ends = Ends(model, units, images, bench, loss)
     spec, needs_grad = ends.first, ends.needs_grad
     known: dict[object, tuple[_Unit, Spec]] = {}
     costs = []
@@ -126,7 +64,7 @@ class _Unit:
 
 def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) -> tuple[_Unit, Spec]:
     unit = bench.copy(original, {})
-    _allocate_gradients(unit)
+    allocate_gradients(unit)
     names = unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
     meter = bench.meter()
     x = bench.tensor(spec)
@@ -217,115 +155,6 @@ def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: 
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")
     return y
-
-
-class _Ends:
-    """What comes before the units, and what comes after them."""
-
-    def __init__(
-        self, model: nn.Module, units: nn.Sequential, images: Spec, bench: Bench, loss: Loss
-    ) -> None:
-        self._bench, self._loss = bench, loss
-        self._stand_in = _StandIn()
-        self._model = self._stand_in if model is units else bench.copy(model, {id(units): self._stand_in})
-        _allocate_gradients(self._model)
-        self._images = bench.tensor(images)
-        meter = bench.meter()
-        with meter:
-            x = self._stem()
-        self.first, self._needs_grad = Spec.of(x), x.requires_grad
-        self._kept_bytes = max(0, meter.live_bytes - self.first.num_bytes)
-        self._stem_bytes = meter.peak_bytes
-        if x.requires_grad:
-            gradient = bench.tensor(self.first)
-            edge, x = torch.autograd.graph.get_gradient_edge(x), x.detach()
-            meter.reset_peak()
-            with meter:
-                torch.autograd.backward(edge, gradient)
-            self._stem_bytes = max(self._stem_bytes, meter.peak_bytes + self.first.num_bytes)
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether the first unit's input has a gradient."""
-        return self._needs_grad
-
-    def chain(self, last: Spec, units: tuple[UnitCost, ...], memo_bytes: int) -> Chain:
-        """The chain of `units` between stem and head; `last` is what the last of them puts out."""
-        x, meter = self._bench.tensor(last).requires_grad_(), self._bench.meter()
-        with ExitStack() as stack:
-            stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-
-            def begin(first: Tensor) -> Tensor:
-                if first.untyped_storage()._cdata != self._images.untyped_storage()._cdata:
-                    first.untyped_storage().resize_(0)  # now, for the meter would see it go
-                torch.set_grad_enabled(True)
-                stack.enter_context(meter)
-                return x
-
-            self._stand_in.run = begin
-            torch.set_grad_enabled(False)
-            with self._bench.compute():
-                output = self._model(self._images)
-            value = self._loss(output)
-            value.backward()
-        held_bytes = max(0, meter.live_bytes - last.num_bytes)  # the answer and the loss, to the step's end
-        return Chain(
-            input_bytes=self.first.num_bytes,
-            units=units,
-            fixed_bytes=self._kept_bytes + memo_bytes + held_bytes,
-            head_bytes=meter.peak_bytes - held_bytes,
-            fixed_ms=self._times_ms(x),
-            stem_bytes=self._stem_bytes + memo_bytes + held_bytes,
-        )
-
-    def _stem(self) -> Tensor:
-        """What the first unit is given, with its graph."""
-
-        def leave(first: Tensor) -> Tensor:
-            raise _Reached(first)
-
-        self._stand_in.run = leave
-        try:
-            with self._bench.compute():
-                self._model(self._images)
-        except _Reached as reached:
-            return reached.first
-        raise TypeError(f"the forward pass of {type(self._model).__name__} does not call its units")
-
-    def _times_ms(self, x: Tensor) -> float:
-        """Stem, head and loss, forward and backward."""
-
-        def connect(first: Tensor) -> Tensor:
-            return x + first.flatten()[0] * 0 if first.requires_grad else x
-
-        def step() -> None:
-            with self._bench.compute():
-                output = self._model(self._images)
-            self._loss(output).backward()
-
-        self._stand_in.run = connect
-        return statistics.median(time_ms for (time_ms,) in self._bench.rounds_ms([step]))
-
-
-class _Reached(Exception):  # noqa: N818 (it is no error)
-    def __init__(self, first: Tensor) -> None:
-        super().__init__()
-        self.first = first
-
-
-class _StandIn(nn.Module):
-    """Takes the units' place in a copy of a model."""
-
-    run: Callable[[Tensor], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
-
-def _allocate_gradients(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
 
 
 def _memo_bytes(memo: dict[Any, Any]) -> int:

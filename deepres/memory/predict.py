@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from deepres.memory.bench import Loss, Meter, Spec, default_loss
 from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.onednn import convolution_peak_bytes
-from deepres.memory.passes import Loss, Meter, Spec, default_loss, read_chain
+from deepres.memory.passes import read_chain
 from deepres.memory.roofline import Roofline
 from deepres.memory.tracking import TensorBytes
 from deepres.recompute import Chain

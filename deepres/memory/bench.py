@@ -1,0 +1,80 @@
+"""Where the passes are run from which a chain's costs are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor], Tensor]
+
+
+class Spec(NamedTuple):
+    """What a tensor is without its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor) -> Spec:
+        """The spec of `x`."""
+        return cls(tuple(x.shape), x.stride(), x.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """What a tensor like this takes, without gaps."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Meter(AbstractContextManager[Any], Protocol):
+    """Counts bytes in a context that can be entered several times; see `AllocatedBytes` and `TensorBytes`."""
+
+    live_bytes: int
+    peak_bytes: int
+
+    def reset_peak(self) -> None:
+        """Begin to look for a new peak."""
+
+
+class Bench(Protocol):
+    """Where passes are run.
+
+    Attributes:
+        cache_bytes: more than the caches hold.
+    """
+
+    cache_bytes: int
+
+    def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
+        """A copy of `module` to be run here, with the modules in `instead` (by `id`) in place of its own."""
+
+    def tensor(self, spec: Spec) -> Tensor:
+        """A tensor with values as they occur."""
+
+    def meter(self) -> Meter:
+        """A new meter."""
+
+    def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
+        """How long each of some pieces of work takes, in each of some rounds."""
+
+    def compute(self) -> AbstractContextManager[Any]:
+        """The number format to compute in (autocast)."""
+
+
+def default_loss(output: Tensor) -> Tensor:
+    """Cross entropy of logits (N, num_classes), the mean of anything else."""
+    if output.dim() != 2:
+        return output.float().mean()
+    return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long, device=output.device))
+
+
+def allocate_gradients(module: nn.Module) -> None:
+    """Parameters' gradients are there from the start: they are model states."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)

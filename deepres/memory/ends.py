@@ -1,0 +1,127 @@
+"""What comes before a net's units and what comes after them: stem, head and loss."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
+from deepres.recompute import Chain, UnitCost
+
+
+class Ends:
+    """Runs a model without its units.
+
+    Args:
+        model: the whole.
+        units: which of it to leave out.
+        images: the model's input.
+        bench: where to run it.
+        loss: of the model's output.
+
+    Attributes:
+        first: the first unit's input.
+    """
+
+    def __init__(
+        self, model: nn.Module, units: nn.Sequential, images: Spec, bench: Bench, loss: Loss
+    ) -> None:
+        self._bench, self._loss = bench, loss
+        self._stand_in = _StandIn()
+        self._model = self._stand_in if model is units else bench.copy(model, {id(units): self._stand_in})
+        allocate_gradients(self._model)
+        self._images = bench.tensor(images)
+        meter = bench.meter()
+        with meter:
+            x = self._stem()
+        self.first, self._needs_grad = Spec.of(x), x.requires_grad
+        self._kept_bytes = max(0, meter.live_bytes - self.first.num_bytes)
+        self._stem_bytes = meter.peak_bytes
+        if x.requires_grad:
+            gradient = bench.tensor(self.first)
+            edge, x = torch.autograd.graph.get_gradient_edge(x), x.detach()
+            meter.reset_peak()
+            with meter:
+                torch.autograd.backward(edge, gradient)
+            self._stem_bytes = max(self._stem_bytes, meter.peak_bytes + self.first.num_bytes)
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether the first unit's input has a gradient."""
+        return self._needs_grad
+
+    def chain(self, last: Spec, units: tuple[UnitCost, ...], memo_bytes: int) -> Chain:
+        """The chain of `units` between stem and head; `last` is what the last of them puts out."""
+        x, meter = self._bench.tensor(last).requires_grad_(), self._bench.meter()
+        with ExitStack() as stack:
+            stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+
+            def begin(first: Tensor) -> Tensor:
+                if first.untyped_storage()._cdata != self._images.untyped_storage()._cdata:
+                    first.untyped_storage().resize_(0)  # now, for the meter would see it go
+                torch.set_grad_enabled(True)
+                stack.enter_context(meter)
+                return x
+
+            self._stand_in.run = begin
+            torch.set_grad_enabled(False)
+            with self._bench.compute():
+                output = self._model(self._images)
+            value = self._loss(output)
+            value.backward()
+        held_bytes = max(0, meter.live_bytes - last.num_bytes)  # the answer and the loss, to the step's end
+        return Chain(
+            input_bytes=self.first.num_bytes,
+            units=units,
+            fixed_bytes=self._kept_bytes + memo_bytes + held_bytes,
+            head_bytes=meter.peak_bytes - held_bytes,
+            fixed_ms=self._times_ms(x),
+            stem_bytes=self._stem_bytes + memo_bytes + held_bytes,
+        )
+
+    def _stem(self) -> Tensor:
+        """What the first unit is given, with its graph."""
+
+        def leave(first: Tensor) -> Tensor:
+            raise _Reached(first)
+
+        self._stand_in.run = leave
+        try:
+            with self._bench.compute():
+                self._model(self._images)
+        except _Reached as reached:
+            return reached.first
+        raise TypeError(f"the forward pass of {type(self._model).__name__} does not call its units")
+
+    def _times_ms(self, x: Tensor) -> float:
+        """Stem, head and loss, forward and backward."""
+
+        def connect(first: Tensor) -> Tensor:
+            return x + first.flatten()[0] * 0 if first.requires_grad else x
+
+        def step() -> None:
+            with self._bench.compute():
+                output = self._model(self._images)
+            self._loss(output).backward()
+
+        self._stand_in.run = connect
+        return statistics.median(time_ms for (time_ms,) in self._bench.rounds_ms([step]))
+
+
+class _Reached(Exception):  # noqa: N818 (it is no error)
+    def __init__(self, first: Tensor) -> None:
+        super().__init__()
+        self.first = first
+
+
+class _StandIn(nn.Module):
+    """Takes the units' place in a copy of a model."""
+
+    run: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)

@@ -1,0 +1,186 @@
+"""What a run tells: lines on the screen, metrics.jsonl, TensorBoard, curves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Never
+
+from tqdm import tqdm
+
+from deepres.bytesize import format_bytes
+from deepres.config import LogConfig
+from deepres.curves import plot_curves
+from deepres.distributed import Process
+from deepres.memory.planning import PlannedRun
+from deepres.metrics import Metrics
+from deepres.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in one line.
+
+    Attributes:
+        test: the last evaluation.
+        images_per_s: of all processes, in training, without the first step, evaluation and set-up.
+        activation_peak_bytes: of one process, measured on its first micro batch.
+        predicted_peak_bytes: the same, known before.
+        recompute_share: the predicted fraction of a step that goes into replays.
+    """
+
+    test: Metrics
+    images_per_s: float
+    activation_peak_bytes: int
+    predicted_peak_bytes: int
+    recompute_share: float
+
+    def __str__(self) -> str:
+        return (
+            f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
+            f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
+            f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
+            f"{self.images_per_s:.1f} images/s   recomputation {100 * self.recompute_share:.1f} % of a step"
+        )
+
+
+class RunLog:
+    """Tells what a run does: the first process does, all others are silent.
+
+    Args:
+        config: what to tell.
+        process: this process.
+        folder: where the first process writes; None in the others.
+        num_steps: of the run.
+        steps_per_epoch: optimizer steps.
+    """
+
+    def __init__(
+        self,
+        config: LogConfig,
+        process: Process,
+        folder: RunFolder | None,
+        num_steps: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self._config, self._process, self._folder = config, process, folder
+        self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
+        self._num_epochs = -(-num_steps // steps_per_epoch)
+        self._tensorboard = None
+        if folder is not None and config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder.path))
+
+    def bar(self, epoch: int, num_steps: int) -> tqdm[Never]:
+        """A bar for the steps of an epoch, on a terminal."""
+        return tqdm(
+            total=num_steps,
+            desc=f"epoch {epoch + 1}/{self._num_epochs}",
+            unit="step",
+            leave=False,
+            disable=not (self._process.is_first and sys.stderr.isatty()),
+        )
+
+    def plan(self, planned: PlannedRun) -> None:
+        """What was planned; the plan goes to the run's folder."""
+        plan = planned.plan
+        self.say(str(planned))
+        if self._folder is not None:
+            plan.save(self._folder.path / "plan.json")
+            self._folder.metrics.write(
+                "plan",
+                budget_bytes=planned.budget_bytes,
+                predicted_peak_bytes=plan.peak_bytes,
+                predicted_extra=planned.extra_share,
+                num_segments=plan.num_segments,
+                nesting_depth=plan.nesting_depth,
+                micro_batch_size=planned.sizes.micro_size,
+                accumulation=planned.sizes.accumulation,
+                predicted_total_bytes=planned.memory.total_bytes,
+            )
+
+    def training(self, step: int, learning_rate: float, metrics: Metrics, images_per_s: float) -> None:
+        """The training since the last such line."""
+        epoch = step / self._steps_per_epoch
+        self.say(
+            f"epoch {epoch:.2f}/{self._num_epochs}  step {step}/{self._num_steps}  rate {learning_rate:g}  "
+            f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %  {images_per_s:.1f} images/s"
+        )
+        self._record("train", step, metrics, learning_rate=learning_rate, images_per_s=images_per_s)
+
+    def test(self, step: int, metrics: Metrics) -> None:
+        """An evaluation."""
+        self.say(
+            f"epoch {-(-step // self._steps_per_epoch)}/{self._num_epochs}  test on {metrics.num_images} "
+            f"images: loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
+        )
+        self._record("test", step, metrics, num_images=metrics.num_images)
+
+    def end(self, step: int, summary: Summary, num_bad_images: int) -> None:
+        """The run's end; its folder is marked as finished."""
+        if self._folder is None:
+            return
+        self._folder.metrics.write(
+            "summary",
+            step=step,
+            top1=summary.test.top1,
+            top5=summary.test.top5,
+            images_per_s=summary.images_per_s,
+            activation_peak_bytes=summary.activation_peak_bytes,
+            predicted_peak_bytes=summary.predicted_peak_bytes,
+            recompute_share=summary.recompute_share,
+            bad_images=num_bad_images,
+        )
+        self._folder.metrics.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._config.plots:
+            plot_curves(self._folder.path / "metrics.jsonl", self._folder.path / "curves.png")
+        self._folder.mark_finished(step=step, top1=summary.test.top1, top5=summary.test.top5)
+        if num_bad_images:
+            self.say(f"{num_bad_images} images could not be read and were skipped")
+        self.say(f"{summary}   run folder {self._folder.path}")
+
+    def say(self, line: str) -> None:
+        """A line on the screen, above the bar."""
+        if self._process.is_first:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def _record(self, kind: str, step: int, metrics: Metrics, **values: float) -> None:
+        if self._folder is None:
+            return
+        measured = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+        epoch = round(step / self._steps_per_epoch, 4)
+        self._folder.metrics.write(kind, step=step, epoch=epoch, **measured, **values)
+        if self._tensorboard is not None:
+            for name, value in measured.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+
+class Rate:
+    """Images a second while training: the first step (set-up) and pauses do not count."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def count(self, num_images: int) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._images += num_images
+        self._since = now
+
+    def pause(self) -> None:
+        """What follows is no training; the next step begins a new stretch."""
+        self._since = None
+
+    @property
+    def per_s(self) -> float:
+        """So far; NaN before the second step."""
+        return self._images / self._seconds if self._seconds else float("nan")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from deepres.config import load_config
+from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
 from deepres.train import main

@@ -18,7 +18,7 @@ from deepres.commit import SaveError
 from deepres.config import ConfigError
 from paper_reproduction.launch import Order, train
 from paper_reproduction.length import FULL, Length
-from paper_reproduction.report import listing, result_tables, tables_html, tables_markdown, tables_text
+from paper_reproduction.report import listing, read_results, results_html, results_markdown, results_text
 from paper_reproduction.rows import RESULTS, ReproductionError, all_rows, check_results, find_rows
 
 
@@ -71,12 +71,12 @@ def _table(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     rows = all_rows()
     check_results(rows, options.results)
-    tables = result_tables(rows, options.results)
-    print(tables_text(tables))
+    found = read_results(rows, options.results)
+    print(results_text(found))
     command = shlex.join(["python", "tools/reproduce_paper.py", "table", *arguments])
     for path, text in (
-        (options.markdown or options.results / "tables.md", tables_markdown(tables, command)),
-        (options.html or options.results / "tables.html", tables_html(tables, command)),
+        (options.markdown or options.results / "tables.md", results_markdown(found, command)),
+        (options.html or options.results / "tables.html", results_html(found, command)),
     ):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

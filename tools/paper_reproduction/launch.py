@@ -17,6 +17,7 @@ from deepres.commit import replace_text
 from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
 from paper_reproduction.length import Length
+from paper_reproduction.origin import note_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import CONFIG, DIVERGED, differences, read_run, seed_folder
 
@@ -83,6 +84,8 @@ def train(order: Order) -> int:
             continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
         _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
+        if not state:
+            note_origin(run.folder, shlex.join(command))
         status = _call(command)
         if status == ExitStatus.REFUSED:
             return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from deepres.memory.page import Section, page_html
 from deepres.memory.tables import aligned
 from paper_reproduction.claims import TABLES, Table
 from paper_reproduction.length import Length
+from paper_reproduction.origin import origins_text, read_origin
 from paper_reproduction.rows import ROOT, Row
 from paper_reproduction.runs import SeedRun, differences, runs_of
 
@@ -48,50 +50,67 @@ def listing(rows: Sequence[Row], results: Path) -> str:
     return "\n".join(aligned([heading, *cells], left=(0, 3, 4)))
 
 
-def result_tables(rows: Sequence[Row], results: Path) -> list[tuple[Table, list[list[str]]]]:
-    """The cells of every table, the heading first; a row has a line for each length that it was trained for.
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes:
+        tables: cells, the heading first; a row has a line for each length that it was trained for.
+        notes: how to read them, and what trained them.
+    """
+
+    tables: Sequence[tuple[Table, Sequence[Sequence[str]]]]
+    notes: Sequence[str]
+
+
+def read_results(rows: Sequence[Row], results: Path) -> Results:
+    """Everything that a folder of results holds.
 
     Raises:
-        ReproductionError, ConfigError: results cannot be read.
+        ReproductionError, ConfigError: it cannot be read.
     """
-    return [
-        (
-            table,
-            [_HEADING, *(line for row in rows if row.table == table for line in _row_lines(row, results))],
-        )
-        for table in TABLES
-    ]
+    tables = []
+    origins: dict[Path, str] = {}
+    for table in TABLES:
+        lines = [_HEADING]
+        for row in (row for row in rows if row.table == table):
+            found = runs_of(row, results)
+            lines += [_line(row, length, runs) for length, runs in found.items()] or [_not_run(row)]
+            origins |= {run.folder: read_origin(run.folder) for runs in found.values() for run in runs}
+        tables.append((table, lines))
+    return Results(tables, [*_NOTES, *origins_text(origins.values())])
 
 
-def tables_text(tables: Sequence[tuple[Table, Sequence[Sequence[str]]]]) -> str:
+def results_text(results: Results) -> str:
     """For a terminal."""
-    blocks = ["\n".join([table.title, "", *aligned(cells, left=(0, 5, 6))]) for table, cells in tables]
-    return "\n\n".join(blocks)
+    blocks = [
+        "\n".join([table.title, "", *aligned(cells, left=(0, 5, 6))]) for table, cells in results.tables
+    ]
+    return "\n\n".join([*blocks, *results.notes[len(_NOTES) :]])
 
 
-def tables_markdown(tables: Sequence[tuple[Table, Sequence[Sequence[str]]]], command: str) -> str:
+def results_markdown(results: Results, command: str) -> str:
     """A file to read."""
     parts = [f"# {_TITLE}"]
-    for table, cells in tables:
+    for table, cells in results.tables:
         heading, *lines = ("| " + " | ".join(row) + " |" for row in cells)
         rule = "|" + "|".join("---" if k in (0, 5, 6) else "---:" for k in range(len(cells[0]))) + "|"
         parts += [f"## {table.title}", "\n".join([heading, rule, *lines])]
-    return "\n\n".join([*parts, *_NOTES, _made_by(command)]) + "\n"
+    return "\n\n".join([*parts, *results.notes, _made_by(command)]) + "\n"
 
 
-def tables_html(tables: Sequence[tuple[Table, Sequence[Sequence[str]]]], command: str) -> str:
+def results_html(results: Results, command: str) -> str:
     """A page that needs nothing but itself."""
-    sections = [Section(table.title, tables=[("", cells)]) for table, cells in tables]
-    return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=_NOTES)])
+    sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
+    return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
 
 
 def _made_by(command: str) -> str:
     return f"Made by `{command}` on {date.today().isoformat()}."
 
 
-def _row_lines(row: Row, results: Path) -> list[list[str]]:
-    lines = [_line(row, length, runs) for length, runs in runs_of(row, results).items()]
-    return lines or [[row.claim.label, row.figure, "not run", "", "", "", _twin(row)]]
+def _not_run(row: Row) -> list[str]:
+    return [row.claim.label, row.figure, "not run", "", "", "", _twin(row)]
 
 
 def _line(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:

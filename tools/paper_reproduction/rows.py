@@ -96,12 +96,12 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
     """The rows that `TABLE` or `TABLE/ROW` names.
 
     Raises:
-        ReproductionError: there is none; the message has the nearest.
+        ReproductionError: there is none; the message has those that there are, or the nearest.
     """
     table, slash, _ = target.partition("/")
     tables = [each.name for each in TABLES]
     if table not in tables:
-        raise ReproductionError(f"there is no table {table!r}; {_nearest(table, tables)}")
+        raise ReproductionError(f"there is no table {table!r}; known: {listed(tables)}")
     of_table = [row for row in rows if row.table.name == table]
     if not slash:
         return of_table
@@ -128,9 +128,7 @@ def check_results(rows: Sequence[Row], results: Path) -> None:
         for folder in sorted((results / table.name).glob("*/")):
             name = f"{table.name}/{folder.name}"
             if name not in names:
-                raise ReproductionError(
-                    f"{folder} is of no row; {_nearest(name, names)} Rename or remove the folder"
-                )
+                raise ReproductionError(f"{folder} is of no row; {_nearest(name, names)}")
 
 
 @cache
@@ -150,4 +148,4 @@ def _config_path(name: str) -> Path:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {listed(known)}."
+    return f"did you mean {close[0]}?" if close else f"known: {listed(known)}"

@@ -23,11 +23,11 @@ from paper_reproduction.runs import CONFIG, DIVERGED, differences, read_run, see
 
 _TRAIN = ROOT / "deepres" / "train.py"
 _SET_HERE = {
-    "train.seed": "--seeds",
-    "train.run_dir": "--results",
-    "train.resume": "nothing: an interrupted run always goes on",
-    "train.overwrite": "a new --results, or remove the run's folder",
-    "train.output": "--results",
+    "train.seed": "use --seeds",
+    "train.run_dir": "use --results",
+    "train.output": "use --results",
+    "train.resume": "an interrupted run always goes on",
+    "train.overwrite": "use another --results, or remove the run's folder",
 }
 
 
@@ -104,7 +104,7 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
     for override in order.overrides:
         key = override.partition("=")[0]
         if key in _SET_HERE:
-            raise ReproductionError(f"{key} is set for each run; use {_SET_HERE[key]}")
+            raise ReproductionError(f"{key} is set for each run: {_SET_HERE[key]}")
     seen: set[Path] = set()
     for row in order.rows:
         recipe = (*order.length.settings(row.config), *order.overrides)

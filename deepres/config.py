@@ -1,21 +1,23 @@
 """The configuration of a run: its schema, defaults and checks.
 
 A run is a YAML file with the sections below, plus `section.key=value` from the command line. Unknown keys are
-errors. `load_config` is the way in; what it returns is checked and frozen.
+errors. `deepres.load_config` reads it; what that returns is checked and frozen.
+
+A file may begin with `base: FILE`, relative to itself: another such file, which has no base of its own. Their
+sections are merged key by key. The file's own keys win over the base's, the command line's over both. A resolved
+configuration, such as a run folder's `config.yaml`, has no base.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deepres.bytesize import parse_bytes
-from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 
 
 class ConfigError(ValueError):
@@ -265,83 +267,6 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides, check everything that needs no data or device.
-
-    Raises:
-        ConfigError: with one line that says where and what.
-    """
-    try:
-        content, lines = read_yaml(path)
-        for override in overrides:
-            _apply_override(content, lines, override)
-    except YamlError as error:
-        raise ConfigError(str(error)) from None
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error, path, lines)) from None
-
-
 def listed(values: Iterable[object]) -> str:
     """`a, b, c`, for messages."""
     return ", ".join(map(str, values))
-
-
-def _apply_override(content: dict[str, Any], lines: dict[KeyPath, int], override: str) -> None:
-    key, equals, text = override.partition("=")
-    path = tuple(key.split("."))
-    if not equals or len(path) < 2 or not all(path):
-        raise ConfigError(f"expected section.key=value (e.g. train.epochs=3), got {override!r}")
-    section: Any = content
-    for part in path[:-1]:
-        section = section.setdefault(part, {}) if isinstance(section, dict) else None
-    if not isinstance(section, dict):
-        raise ConfigError(f"{override!r}: {'.'.join(path[:-1])} is not a section")
-    section[path[-1]] = parse_value(text)
-    for line in [p for p in lines if p[: len(path)] == path]:
-        del lines[line]
-
-
-def _one_line(error: ValidationError, path: Path, lines: dict[KeyPath, int]) -> str:
-    """The first of pydantic's complaints, unknown keys before all others, as one line."""
-    details = sorted(error.errors(include_url=False), key=lambda d: d["type"] != "extra_forbidden")
-    first = details[0]
-    keys = tuple(_config_keys(first["loc"]))
-    where = f"{path}:{lines[keys]}" if keys in lines else str(path)
-    name = ".".join(keys)
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
-        close = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"did you mean {'.'.join((*keys[:-1], close[0]))}?" if close else f"known: {listed(known)}"
-        return f"{where}: unknown key {name}; {hint}"
-    if first["type"] == "missing":
-        return f"{where}: {name} is missing"
-    # Of a union's complaints (none | sqrt | N) tell all that it would have taken.
-    same_key = [d for d in details if tuple(_config_keys(d["loc"])) == keys]
-    problems = [d["msg"].removeprefix("Value error, ").removeprefix("Input should ") for d in same_key]
-    problem = " or ".join(
-        dict.fromkeys(p if k == 0 else p.removeprefix("be ") for k, p in enumerate(problems))
-    )
-    if first["msg"].startswith("Input should "):
-        return f"{where}: {name} must {problem}, got {first['input']!r}"
-    return f"{where}: {name}: {problem}"
-
-
-def _config_keys(location: tuple[int | str, ...]) -> Iterator[str]:
-    """The part of a pydantic location that a person wrote: without the branches of unions and list positions."""
-    section: Any = Config
-    for part in location:
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return
-        yield str(part)
-        field = section.model_fields.get(str(part))
-        section = field.annotation if field is not None else None
-
-
-def _known_keys(keys: KeyPath) -> list[str]:
-    section: Any = Config
-    for key in keys:
-        annotation = section.model_fields[key].annotation
-        section = next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)
-    return list(section.model_fields)

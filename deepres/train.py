@@ -20,12 +20,13 @@ import torch
 
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
-from deepres.config import Config, ConfigError, load_config
+from deepres.config import Config, ConfigError
 from deepres.data import DataError, DataInfo, inspect_data, open_data
 from deepres.distributed import Process, any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
+from deepres.load_config import load_config
 from deepres.memory import measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet

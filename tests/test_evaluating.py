@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deepres.config import ConfigError, load_config
+from deepres.config import ConfigError
 from deepres.evaluating import load_net, ten_crop_logits
+from deepres.load_config import load_config
 from deepres.train import main
 from tests.processes import ROOT, metrics, run
 

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from deepres.config import ConfigError, load_config
+from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process
 from deepres.evaluating import Crop, evaluate, load_net
+from deepres.load_config import load_config
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

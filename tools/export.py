@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from deepres.commit import SaveError
-from deepres.config import ConfigError, load_config
+from deepres.config import ConfigError
 from deepres.evaluating import load_net
 from deepres.exporting import SUFFIXES, export
+from deepres.load_config import load_config
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

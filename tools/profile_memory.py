@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from deepres.bytesize import parse_bytes
-from deepres.config import Config, ConfigError, load_config
+from deepres.config import Config, ConfigError
+from deepres.load_config import load_config
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_table, depths_text, growth
 from deepres.memory.gpus import GPUS, find_gpu

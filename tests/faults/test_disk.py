@@ -111,7 +111,8 @@ def test_a_folder_without_permission_is_refused(table):
     code = """
         import sys
         from pathlib import Path
-        from deepres.config import ConfigError, load_config
+        from deepres.config import ConfigError
+        from deepres.load_config import load_config
         from deepres.run_folder import choose_run_folder
         try:
             choose_run_folder(load_config(Path(sys.argv[1]), [f"train.run_dir={sys.argv[2]}"]), Path("a.yaml"), "c")

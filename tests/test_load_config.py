@@ -1,0 +1,124 @@
+"""A configuration on the base of another."""
+
+import pytest
+import yaml
+
+from deepres.config import ConfigError
+from deepres.load_config import load_config
+
+BASE = """\
+# A recipe.
+data: {name: digits, root: /base}
+optim:
+  learning_rate: 0.1
+  milestones: [3, 5]
+train: {epochs: 6, global_batch_size: 64}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "recipe.yaml").write_text(BASE, encoding="utf-8")
+    return tmp_path
+
+
+def _row(folder, text="", base="../recipe.yaml"):
+    path = folder / "rows" / "row.yaml"
+    path.write_text(f"base: {base}\nmodel: {{depth: 29}}\n{text}", encoding="utf-8")
+    return path
+
+
+def test_sections_are_merged_key_by_key_and_the_nearer_file_wins_and_the_command_line_over_all(folder):
+    path = _row(folder, "optim: {learning_rate: 0.2}\ntrain: {epochs: 4}\nlog: {every: 7}\n")
+    config = load_config(path, ["train.epochs=9", "optim.momentum=0.5"])
+    assert config.model.depth == 29
+    assert config.optim.learning_rate == 0.2
+    assert config.optim.milestones == (3, 5)
+    assert config.optim.momentum == 0.5
+    assert (config.train.epochs, config.train.global_batch_size) == (9, 64)
+    assert str(config.data.root) == "/base"
+    assert config.log.every == 7
+
+
+def test_a_base_is_the_file_it_would_be_written_into(folder):
+    whole = folder / "whole.yaml"
+    whole.write_text(BASE + "model: {depth: 29}\n", encoding="utf-8")
+    assert load_config(_row(folder)) == load_config(whole)
+
+
+def test_a_list_is_replaced_and_not_joined(folder):
+    assert load_config(_row(folder, "optim: {milestones: [2]}")).optim.milestones == (2,)
+
+
+def test_the_path_is_relative_to_the_file_that_names_it_or_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder / "rows")
+    assert load_config(_row(folder)).train.epochs == 6
+    assert load_config(_row(folder, base=folder / "recipe.yaml")).train.epochs == 6
+
+
+def test_what_is_written_back_has_no_base_and_reads_the_same(folder):
+    config = load_config(_row(folder))
+    resolved = folder / "rows" / "resolved.yaml"
+    resolved.write_text(config.to_yaml(), encoding="utf-8")
+    assert "base" not in yaml.safe_load(config.to_yaml())
+    (folder / "recipe.yaml").unlink()
+    assert load_config(resolved) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "learning_rate",
+            "learning_rat",
+            "recipe.yaml:4: unknown key optim.learning_rat; did you mean optim.learning_rate?",
+        ),
+        ("optim:", "optm:", "recipe.yaml:3: unknown key optm; did you mean optim?"),
+        ("epochs: 6", "epochs: 0", "recipe.yaml:6: train.epochs must be greater than or equal to 1, got 0"),
+        ("[3, 5]", "[5, 3]", "recipe.yaml:3: optim: milestones must rise, got [5, 3]"),
+        ("# A recipe.", "train: {}", "recipe.yaml:6: duplicate key 'train'"),
+        ("[3, 5]", "[3, 5", "recipe.yaml:6: not valid YAML"),
+        (
+            "# A recipe.",
+            "base: other.yaml",
+            "recipe.yaml:1: a base may not have a base itself, got 'other.yaml': write its",
+        ),
+    ],
+)
+def test_a_mistake_in_the_base_is_told_with_its_file_and_line(folder, old, new, message):
+    (folder / "recipe.yaml").write_text(BASE.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(_row(folder))
+    assert f"rows/../{message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_beside_a_base_is_told_with_the_line_of_the_own_file(folder):
+    with pytest.raises(ConfigError, match=r"rows/row.yaml:3: optim.momentum must be less than 1, got 2"):
+        load_config(_row(folder, "optim: {momentum: 2}"))
+
+
+def test_an_own_value_takes_the_place_of_a_bad_one_in_the_base(folder):
+    (folder / "recipe.yaml").write_text(BASE.replace("epochs: 6", "epochs: 0"), encoding="utf-8")
+    assert load_config(_row(folder, "train: {epochs: 2}")).train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", r"row.yaml:1: base .*rows/nowhere.yaml: there is no such file"),
+        (".", r"row.yaml:1: base .*rows: there is no such file"),
+        ("[a, b]", r"row.yaml:1: base must be the path of a YAML file, got \['a', 'b'\]"),
+        ("", r"row.yaml:1: base must be the path of a YAML file, got None"),
+        ("row.yaml", r"row.yaml:1: a base may not have a base itself, got 'row.yaml'"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(folder, base, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(_row(folder, base=base))
+
+
+def test_a_base_is_not_given_on_the_command_line(folder):
+    with pytest.raises(ConfigError, match=r"expected section.key=value"):
+        load_config(_row(folder), ["base=other.yaml"])

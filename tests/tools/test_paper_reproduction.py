@@ -1,0 +1,307 @@
+"""Lengths, results and tables of the paper's rows, against figures found by hand; mistakes told in one line."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from deepres.load_config import load_config
+from tests.processes import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import paper_reproduction.rows
+import reproduce_paper
+from paper_reproduction.length import FULL, Length
+from paper_reproduction.rows import CONFIGS, all_rows
+
+ROWS = {row.name: row for row in all_rows()}
+FINAL_STEP = 1564
+
+
+def _config(name, length=FULL, *overrides):
+    row = ROWS[name]
+    return load_config(row.config_path, [*length.settings(row.config), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("name", "fraction", "settings"),
+    [
+        (
+            "resnet20/original",
+            "0.0244375",
+            ["train.max_steps=1564", "optim.milestones=[782, 1173]", "optim.warmup=10"],
+        ),
+        (
+            "table1/original",
+            "0.1",
+            ["train.max_steps=6400", "optim.milestones=[3200, 4800]", "optim.warmup=40"],
+        ),
+        (
+            "table4/cifar10_resnet1001_batch64",
+            "0.1",
+            ["train.epochs=20", "optim.milestones=[8, 12]"],
+        ),
+        ("table5/resnet200_original", "0.05", ["train.epochs=5", "optim.milestones=[2, 3]"]),
+        ("table5/resnet200_original", "0.001", ["train.epochs=1", "optim.milestones=[1, 2]"]),
+        (
+            "resnet20/original",
+            "0.000001",
+            ["train.max_steps=1", "optim.milestones=[1, 2]", "optim.warmup=1"],
+        ),
+        ("table1/original", "1", []),
+        ("table1/original", "1.0", []),
+    ],
+)
+def test_a_shortened_recipe_has_its_length_drops_and_warm_up_scaled_and_rounded(name, fraction, settings):
+    assert Length.parse(fraction).settings(ROWS[name].config) == settings
+
+
+def test_every_row_can_be_shortened_to_anything():
+    for name in ROWS:
+        for fraction in ("0.5", "0.0244375", "0.00001"):
+            length = Length.parse(fraction)
+            train = _config(name, length).train
+            assert (train.max_steps or train.epochs) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [("0.0244375", "short-0.0244375"), ("0.10", "short-0.1"), ("1e-2", "short-0.01"), ("1.00", "full")],
+)
+def test_the_folder_is_named_after_the_fraction_and_read_back(text, folder):
+    length = Length.parse(text)
+    assert length.folder == folder
+    assert Length.of_folder(folder) == length
+
+
+@pytest.mark.parametrize("name", ["short-0.10", "short-2", "0.1", "fuller", "short-"])
+def test_other_folders_are_of_no_length(name):
+    assert Length.of_folder(name) is None
+
+
+def _leave_run(results, name, seed, top1, *overrides, length=FULL, top5=0.99, end="finished", **made_by):
+    """What a run that ended leaves, as far as it is committed."""
+    folder = results / name / length.folder / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    config = _config(name, length, f"train.seed={seed}", "data.root=/elsewhere", *overrides)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    lines = [
+        {"kind": "plan", "micro_batch_size": config.train.global_batch_size},
+        {"kind": "train", "step": 100, "loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8"
+    )
+    if end == "finished":
+        marker = {"step": FINAL_STEP, "top1": top1, "top5": top5}
+        (folder / "finished.json").write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    if end == "diverged":
+        (folder / "diverged.json").write_text('{"exit_status": 3}\n', encoding="utf-8")
+    if made_by:
+        (folder / "made_by.json").write_text(json.dumps(made_by), encoding="utf-8")
+    return folder
+
+
+def _table(capsys, results, *options):
+    """The lines of `table`, by row label, split at two spaces or more."""
+    status = reproduce_paper.main(["table", "--results", str(results), *options])
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    return out
+
+
+def _cells(markdown, title, label):
+    """The cells of a line of the Markdown."""
+    (block,) = [part for part in markdown.split("\n## ") if part.startswith(title)]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in block.splitlines()
+        if line.startswith(f"| {label} |")
+    ]
+
+
+def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tmp_path, capsys):
+    short = Length.parse("0.0244375")
+    for seed, top1 in ((1, 0.8100), (2, 0.8234), (3, 0.7999)):
+        _leave_run(
+            tmp_path, "resnet20/full_preactivation", seed, top1, length=short, machine="a CPU", versions={"torch": "2"}
+        )  # fmt: skip
+    _leave_run(tmp_path, "resnet20/original", 1, 0.5, "precision.compute=bf16", length=short)
+    _leave_run(tmp_path, "resnet20/original", 2, None, length=short, end="unfinished")
+    _leave_run(tmp_path, "table1/original", 1, 0.93)
+    _leave_run(tmp_path, "table1/original", 2, 0.94, "train.global_batch_size=64")
+    _leave_run(tmp_path, "table1/original", 5, 0.9, length=Length.parse("0.5"))
+    _leave_run(tmp_path, "table1/dropout", 1, None, end="diverged")
+    _leave_run(tmp_path, "table1/dropout", 2, 0.4)
+    _leave_run(tmp_path, "table1/conv1x1", 1, None, end="diverged")
+    _leave_run(tmp_path, "table5/resnet200_original", 1, 0.79, top5=0.945)
+    out = _table(capsys, tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert _cells(text, "Not in the paper", "ResNet-20, full pre-activation") == [
+        ["ResNet-20, full pre-activation", "–", "19.00", "17.66–20.01", "3", "1,564 of 64,000 steps (0.0244375)", ""]
+    ]  # fmt: skip
+    ((_, _, here, span, seeds, _, remarks),) = _cells(text, "Not in the paper", "ResNet-20, original")
+    assert (here, span, seeds) == ("50.00", "", "1")
+    assert remarks == "seed 1: precision.compute is bf16, not fp32; seed 2: unfinished at step 100"
+    full, half = _cells(text, "Table 1", "original")
+    assert full[1:] == [
+        "6.61", "6.50", "6.00–7.00", "2", "64,000 steps", "seed 2: train.global_batch_size is 64, not 128"
+    ]  # fmt: skip
+    assert half[1:] == ["6.61", "10.00", "", "1", "32,000 of 64,000 steps (0.5)", ""]
+    (twin,) = _cells(text, "Table 2", "ResNet-110, original")[:1]
+    assert twin[1:] == [*full[1:-1], f"= table1/original; {full[-1]}"]
+    (dropout,) = _cells(text, "Table 1", "dropout shortcut, 0.5")
+    assert dropout[1:5] == ["fail (> 20)", "fail", "60.00–fail", "2"]
+    assert dropout[6] == "seed 1: diverged after step 100"
+    (conv,) = _cells(text, "Table 1", "1×1 conv shortcut")
+    assert conv[1:5] == ["12.22", "fail", "", "1"]
+    (imagenet,) = _cells(text, "Table 5", "200, original, 320 crop")
+    assert imagenet[1:6] == ["21.8 / 6.0", "21.00 / 5.50", "", "1", "90 epochs"]
+    (missing,) = _cells(text, "Table 3", "CIFAR-10, 1001, pre-activation")
+    assert missing[1:] == ["4.92", "not run", "", "", "", ""]
+    for file in (text, out):
+        assert "3 runs were trained on a CPU, torch 2." in file
+        assert "9 runs were trained on a machine that is not noted." in file
+    assert text.count("\n## ") == 7
+    page = (tmp_path / "tables.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<td>17.66–20.01</td>" in page
+    assert "http" not in page
+
+
+def test_files_are_written_where_they_are_wanted(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    markdown, html = tmp_path / "a" / "b.md", tmp_path / "c.html"
+    _table(capsys, tmp_path / "results", "--markdown", str(markdown), "--html", str(html))
+    assert markdown.read_text(encoding="utf-8").count("not run") == 53
+    assert html.exists()
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_run_with_part_of_the_batch_at_once_says_so(tmp_path, capsys):
+    folder = _leave_run(tmp_path, "table1/original", 1, 0.9)
+    (folder / "metrics.jsonl").write_text(
+        '{"kind": "plan", "micro_batch_size": 32}\n{"kind"', encoding="utf-8"
+    )
+    _table(capsys, tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert _cells(text, "Table 1", "original")[0][-1] == "batch norm over 32 images"
+
+
+def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
+    _leave_run(tmp_path, "table1/original", 1, 0.9)
+    _leave_run(tmp_path, "table1/original", 2, None, end="unfinished", length=Length.parse("0.1"))
+    assert reproduce_paper.main(["list", "--results", str(tmp_path)]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(ROWS)
+    ran = "full: 1 seed; short-0.1: 0 seeds, 1 unfinished"
+    assert lines[0].split("  ")[0] == "table1/original"
+    assert "1,727,962" in lines[0]
+    assert [line.split()[0] for line in lines if ran in line] == list(ROWS["table1/original"].twins)
+    assert all((CONFIGS / line.split("configs/paper/")[1]).is_file() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["tabel"], "invalid choice: 'tabel'"),
+        (["run"], "the following arguments are required: TABLE[/ROW]"),
+        (["run", "table9"], "there is no table 'table9'; known: table1, table2, table3, table4, table5, text"),
+        (["run", "table1/orignal"], "there is no row 'table1/orignal'; did you mean table1/original?"),
+        (["run", "table1", "--short", "0"], "--short: must be a number above 0 and at most 1 (0.1 trains a"),
+        (["run", "table1", "--short", "2"], "at most 1 (0.1 trains a tenth as long), got '2'"),
+        (["run", "table1", "--short", "nan"], "got 'nan'"),
+        (["run", "table1", "--short", "a tenth"], "got 'a tenth'"),
+        (["run", "table1", "--seeds", "1,x"], "--seeds: must be different whole numbers such as 1,2,3, got '1,x'"),
+        (["run", "table1", "--seeds", "1,1"], "must be different whole numbers such as 1,2,3, got '1,1'"),
+        (["run", "table1", "--seeds", ""], "must be different whole numbers such as 1,2,3, got ''"),
+        (["run", "table1", "--launcher", ""], '--launcher: must be a command such as "deepspeed --num_gpus 2"'),
+        (["run", "table1", "--launcher", "./nowhere"], "--launcher: ./nowhere cannot be started: No such file"),
+        (["run", "table1", "train.seed=3"], "train.seed is set for each run: use --seeds"),
+        (["run", "table1", "train.run_dir=x"], "train.run_dir is set for each run: use --results"),
+        (["run", "table1", "model.depth=20"], "that would not be table1/original: model.depth is 20, not 110"),
+        (["run", "table1", "data.name=cifar100"], "that would not be table1/original: data.name is cifar100, not"),
+        (["run", "table1", "--short", "0.1", "optim.lr=1"], "unknown key optim.lr"),
+        (["run", "table1", "nonsense"], "expected section.key=value"),
+        (["table", "--results", "nowhere"], "there is no folder nowhere; results are in results/paper"),
+        (["list", "--results", str(ROOT / "README.md")], "--results: must be a folder, got"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = reproduce_paper.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def _spoil_depth(folder):
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    spoilt = text.replace("depth: 110", "depth: 20").replace("shortcut: identity", "shortcut: conv1x1")
+    (folder / "config.yaml").write_text(spoilt, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            _spoil_depth,
+            "seed-1 is no run of table1/original: model.depth is 20, not 110; model.shortcut is conv1x1, not identity",
+        ),
+        (lambda run: run.rename(run.with_name("seed-2")), "train.seed is 1, not 2"),
+        (lambda run: run.rename(run.with_name("first")), "first must be called seed-1 for the run with train.seed=1"),
+        (lambda run: run.parent.rename(run.parents[1] / "short-5"), "short-5 must be called full, or short-0.1 for"),
+        (
+            lambda run: run.parents[1].rename(run.parents[2] / "orignal"),
+            "table1/orignal is of no row; did you mean table1/original?",
+        ),
+        (lambda run: (run / "config.yaml").write_text("modle: 1"), "config.yaml:1: unknown key modle"),
+        (lambda run: (run / "finished.json").write_text("{}\n"), "finished.json is damaged: it must say step, top1"),
+        (lambda run: (run / "finished.json").write_text('{"step"'), "finished.json is damaged"),
+        (lambda run: (run / "metrics.jsonl").write_text("]\n"), "metrics.jsonl cannot be read"),
+        (lambda run: (run / "metrics.jsonl").write_text("3\n"), "metrics.jsonl cannot be read: expected JSON objects"),
+        (lambda run: (run / "made_by.json").write_text("{}"), "made_by.json is damaged: it must say machine"),
+    ],
+)  # fmt: skip
+def test_results_that_are_not_the_row_s_are_refused(tmp_path, capsys, spoil, message):
+    spoil(_leave_run(tmp_path, "table1/original", 1, 0.9))
+    assert reproduce_paper.main(["table", "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "tables.md").exists()
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path, capsys):
+    _leave_run(tmp_path, "table1/original", 1, None, "train.global_batch_size=64", end="unfinished")
+    assert reproduce_paper.main(["run", "table1/original", "--results", str(tmp_path)]) == 2
+    assert (
+        "holds a run of another recipe: train.global_batch_size is 64, not 128: choose"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
+    folder = _leave_run(tmp_path, "table1/original", 7, 0.9)
+    arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]
+    assert reproduce_paper.main(arguments) == 0
+    assert f"finished already, in {folder}" in capsys.readouterr().out
+
+
+def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, monkeypatch, capsys):
+    shutil.copytree(CONFIGS, tmp_path / "paper")
+    base = tmp_path / "paper" / "cifar.yaml"
+    base.write_text(base.read_text(encoding="utf-8").replace("momentum", "momentun"), encoding="utf-8")
+    monkeypatch.setattr(paper_reproduction.rows, "CONFIGS", tmp_path / "paper")
+    assert reproduce_paper.main(["list"]) == 2
+    error = capsys.readouterr().err
+    assert "paper/table1/../cifar.yaml:6: unknown key optim.momentun; did you mean optim.momentum?" in error

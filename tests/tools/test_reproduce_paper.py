@@ -1,0 +1,123 @@
+"""Rows of the paper trained by real processes: none twice, and on from where they were ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deepres.load_config import load_config
+from tests.processes import ROOT, environment, free_port, metrics, run
+
+TOOL = ROOT / "tools" / "reproduce_paper.py"
+SMALL = (
+    "data.name=synthetic", "data.image_size=8", "data.num_images=32", "train.global_batch_size=8",
+    "train.eval_batch_size=6", "log.plots=false", "log.every=1",
+)  # fmt: skip
+pytestmark = pytest.mark.multi_process
+
+
+def _run(results, *arguments):
+    return run(sys.executable, TOOL, "run", *arguments, "--results", results, *SMALL)
+
+
+def test_a_shortened_row_is_trained_for_each_seed_once_and_shown_in_the_table(tmp_path):
+    first = _run(tmp_path, "resnet20/original", "--short", "0.0001", "--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "resnet20" / "original" / "short-0.0001"
+    config = load_config(folder / "seed-1" / "config.yaml")
+    assert (config.train.max_steps, config.optim.milestones, config.optim.warmup) == (6, (3, 5), 1)
+    assert (config.train.seed, config.train.resume) == (1, "auto")
+    assert (
+        json.loads((folder / "seed-1" / "made_by.json").read_text(encoding="utf-8"))["command"]
+        in first.stdout
+    )
+    written = (folder / "seed-1" / "metrics.jsonl").stat().st_mtime_ns
+
+    both = _run(tmp_path, "resnet20/original", "--seeds", "1,2", "--short", "0.0001")
+    assert both.returncode == 0, both.stderr
+    assert "resnet20/original, seed 1: finished already" in both.stdout
+    assert "resnet20/original, seed 2: begins" in both.stdout
+    assert (folder / "seed-1" / "metrics.jsonl").stat().st_mtime_ns == written
+    assert metrics(folder / "seed-2", "train")[-1]["step"] == 6
+    errors = sorted(100 * (1 - metrics(folder / f"seed-{k}", "summary")[0]["top1"]) for k in (1, 2))
+
+    shown = run(sys.executable, TOOL, "table", "--results", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if "(0.0001)" in line]
+    assert f"{sum(errors) / 2:.2f}  {errors[0]:.2f}–{errors[1]:.2f}  " in line
+    assert "  2  6 of 64,000 steps (0.0001)" in line
+    for remark in ("data.name is synthetic, not cifar10", "train.global_batch_size is 8, not 128"):
+        assert remark in line
+    assert "2 runs were trained on" in shown.stdout
+    listed = run(sys.executable, TOOL, "list", "--results", tmp_path)
+    assert "short-0.0001: 2 seeds" in listed.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_row_goes_on_when_the_command_is_repeated(tmp_path, number):
+    arguments = (
+        "resnet20/full_preactivation", "--seeds", "3", "--short", "0.003", "--results", str(tmp_path),
+        "train.save_every=5 steps", *SMALL,
+    )  # fmt: skip
+    run_dir = tmp_path / "resnet20" / "full_preactivation" / "short-0.003" / "seed-3"
+    tool = subprocess.Popen(
+        [sys.executable, TOOL, "run", *arguments], cwd=ROOT, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    limit = time.monotonic() + 60
+    while not (run_dir / "checkpoints" / "step-00000005").exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    if number == signal.SIGKILL:
+        os.killpg(tool.pid, number)  # the tool's own session: it and what it has started
+        assert tool.wait(30) == -number
+    else:
+        tool.send_signal(number)  # to the tool alone, which passes it on and awaits the end
+        assert tool.wait(60) == 75
+    assert not (run_dir / "finished.json").exists()
+    reached = metrics(run_dir, "train")[-1]["step"]
+    assert reached < 192
+
+    again = run(sys.executable, TOOL, "run", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "seed 3: goes on" in again.stdout
+    assert f"goes on from {run_dir}/checkpoints/step-" in again.stdout
+    assert [row["step"] for row in metrics(run_dir, "train")] == list(range(1, 193))
+    assert json.loads((run_dir / "finished.json").read_text(encoding="utf-8"))["step"] == 192
+
+
+def test_a_row_that_diverges_is_recorded_and_the_next_one_trained(tmp_path):
+    wild = ("optim.learning_rate=1e30", "optim.warmup_learning_rate=1e30")
+    arguments = ("resnet20", "--seeds", "1", "--short", "0.0005", *wild)
+    done = _run(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is not finite") == 2
+    for name in ("original", "full_preactivation"):
+        folder = tmp_path / "resnet20" / name / "short-0.0005" / "seed-1"
+        assert (folder / "diverged.json").exists()
+        assert not (folder / "finished.json").exists()
+    again = _run(tmp_path, *arguments)
+    assert again.returncode == 0
+    assert again.stdout.count("diverged already") == 2
+
+
+def test_a_launcher_starts_the_processes(tmp_path):
+    launcher = f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 --master_port {free_port()}"
+    done = _run(tmp_path, "resnet20/original", "--seeds", "1", "--short", "0.00002", "--launcher", launcher)
+    assert done.returncode == 0, done.stderr
+    (plan,) = metrics(tmp_path / "resnet20" / "original" / "short-0.00002" / "seed-1", "plan")
+    assert plan["micro_batch_size"] == 4
+    shown = run(sys.executable, TOOL, "table", "--results", tmp_path)
+    assert "batch norm over 4 images" in shown.stdout
+
+
+def test_data_that_is_not_there_is_told_in_one_line(tmp_path):
+    results = tmp_path / "results"
+    options = ("--results", results, "data.root=/nowhere")
+    done = run(sys.executable, TOOL, "run", "table4/cifar100_resnet164", *options)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no CIFAR-100 at /nowhere" in done.stderr

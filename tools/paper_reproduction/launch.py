@@ -1,0 +1,157 @@
+"""Rows trained: each seed by `deepres/train.py` in processes of its own, and none twice."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from deepres.commit import replace_text
+from deepres.exit_status import ExitStatus
+from deepres.load_config import load_config
+from paper_reproduction.length import Length
+from paper_reproduction.origin import note_origin
+from paper_reproduction.rows import ROOT, ReproductionError, Row
+from paper_reproduction.runs import CONFIG, DIVERGED, differences, read_run, seed_folder
+
+_TRAIN = ROOT / "deepres" / "train.py"
+_SET_HERE = {
+    "train.seed": "use --seeds",
+    "train.run_dir": "use --results",
+    "train.output": "use --results",
+    "train.resume": "an interrupted run always goes on",
+    "train.overwrite": "use another --results, or remove the run's folder",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained.
+
+    Attributes:
+        rows: of the paper.
+        seeds: for each row; None for as many as its figure has.
+        length: of every run.
+        results: the folder of all results.
+        overrides: `section.key=value` on top of the rows' configs.
+        launcher: what starts `deepres/train.py`.
+    """
+
+    rows: Sequence[Row]
+    seeds: tuple[int, ...] | None
+    length: Length
+    results: Path
+    overrides: Sequence[str]
+    launcher: Sequence[str] = (sys.executable,)
+
+
+@dataclass(frozen=True)
+class _Run:
+    row: Row
+    seed: int
+    folder: Path
+    settings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
+
+    def state(self) -> str:
+        """Of what its folder holds; empty if it holds nothing."""
+        return read_run(self.row, self.folder, self.seed).state if (self.folder / CONFIG).exists() else ""
+
+
+def train(order: Order) -> int:
+    """Train what is not trained yet, one run after the other; everything that can be checked is checked first.
+
+    Returns:
+        0, or the status of the run that ended before its end.
+
+    Raises:
+        ReproductionError: a run's folder holds another run, or the launcher cannot be started.
+        ConfigError: an override is none.
+    """
+    for run in list(_checked_runs(order)):
+        state = run.state()
+        if state in ("finished", "diverged"):
+            _say(f"{run}: {state} already, in {run.folder}")
+            continue
+        command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
+        _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
+        if not state:
+            note_origin(run.folder, shlex.join(command))
+        status = _call(command)
+        if status == ExitStatus.REFUSED:
+            return status
+        if status == ExitStatus.NOT_FINITE:
+            replace_text(run.folder / DIVERGED, json.dumps({"exit_status": status}) + "\n")
+        elif status != 0:
+            _say(f"{run}: ended with status {status}; the same command goes on")
+            return status
+        elif run.state() != "finished":
+            _say(f"{run}: ended before its end; the same command goes on")
+            return 1
+    return 0
+
+
+def _checked_runs(order: Order) -> Iterator[_Run]:
+    for override in order.overrides:
+        key = override.partition("=")[0]
+        if key in _SET_HERE:
+            raise ReproductionError(f"{key} is set for each run: {_SET_HERE[key]}")
+    seen: set[Path] = set()
+    for row in order.rows:
+        recipe = (*order.length.settings(row.config), *order.overrides)
+        asked = load_config(row.config_path, recipe)
+        changed = [str(each) for each in differences(row.config, asked) if each.is_another_net]
+        if changed:
+            raise ReproductionError(f"that would not be {row.name}: {'; '.join(changed)}")
+        for seed in order.seeds or row.default_seeds:
+            folder = seed_folder(row, order.results, order.length, seed)
+            if folder in seen:
+                continue
+            seen.add(folder)
+            if (folder / CONFIG).exists():
+                found = read_run(row, folder, seed)
+                others = [str(each) for each in differences(asked, found.config)]
+                if others:
+                    raise ReproductionError(
+                        f"{folder} holds a run of another recipe: {'; '.join(others)}: choose another --results, or "
+                        "remove it"
+                    )
+            where = (f"train.seed={seed}", f"train.run_dir={folder}", "train.resume=auto")
+            yield _Run(row, seed, folder, (*recipe, *where))
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a command to its end; a signal to this process is passed on, and its end awaited."""
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        raise ReproductionError(f"--launcher: {command[0]} cannot be started: {error.strerror}") from None
+    with _signals_passed_on(process):
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def pass_on(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,94 @@
+"""How long a row is trained: as the paper did, or a fraction of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+from deepres.config import Config
+
+_SHORT = "short-"
+
+
+@dataclass(frozen=True)
+class Length:
+    """A fraction of a recipe's length, exact.
+
+    Attributes:
+        fraction: above 0, at most 1.
+    """
+
+    fraction: Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> Length:
+        """From a decimal number such as `0.1`.
+
+        Raises:
+            ValueError: it is none, or not within bounds.
+        """
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            number = Decimal("NaN")
+        if not number.is_finite() or not 0 < number <= 1:
+            raise ValueError(
+                f"must be a number above 0 and at most 1 (0.1 trains a tenth as long), got {text!r}"
+            )
+        return cls(Fraction(number))
+
+    @classmethod
+    def of_folder(cls, name: str) -> Length | None:
+        """The length whose `folder` this is, if it is one."""
+        try:
+            length = FULL if name == FULL.folder else cls.parse(name.removeprefix(_SHORT))
+        except ValueError:
+            return None
+        return length if length.folder == name else None
+
+    @property
+    def folder(self) -> str:
+        """`full`, or `short-` and the fraction."""
+        return "full" if self.fraction == 1 else f"{_SHORT}{self}"
+
+    def __str__(self) -> str:
+        """The fraction in decimals."""
+        return f"{_decimal(self.fraction):f}"
+
+    def settings(self, config: Config) -> list[str]:
+        """What makes a recipe this long: `section.key=value`, none for the full length.
+
+        Counts of steps and epochs are multiplied and rounded to the nearest, halves up; each is at least 1, and
+        milestones still rise.
+
+        Args:
+            config: at full length.
+        """
+        if self.fraction == 1:
+            return []
+        train, optim = config.train, config.optim
+        settings = [
+            f"train.{name}={self._scaled(count)}"
+            for name, count in (("epochs", train.epochs), ("max_steps", train.max_steps))
+            if count is not None
+        ]
+        if optim.milestones:
+            milestones: list[int] = []
+            for milestone in optim.milestones:
+                milestones.append(max(self._scaled(milestone), milestones[-1] + 1 if milestones else 1))
+            settings.append(f"optim.milestones={milestones}")
+        if optim.warmup:
+            settings.append(f"optim.warmup={self._scaled(optim.warmup)}")
+        return settings
+
+    def _scaled(self, count: int) -> int:
+        return max(1, int(count * self.fraction + Fraction(1, 2)))
+
+
+FULL = Length(Fraction(1))
+
+
+def _decimal(fraction: Fraction) -> Decimal:
+    """Exact: such fractions were read from decimals."""
+    return (Decimal(fraction.numerator) / Decimal(fraction.denominator)).normalize()

@@ -1,0 +1,54 @@
+"""Where a run was trained: `made_by.json` in its folder, which committed results keep."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepres.commit import replace_text
+from paper_reproduction.rows import ReproductionError
+from recompute_benchmark.report import provenance
+
+_NAME = "made_by.json"
+
+
+def note_origin(folder: Path, command: str) -> None:
+    """Note the command, date, machine and versions of a run that begins.
+
+    Raises:
+        ReproductionError: the folder cannot be made.
+        SaveError: the note cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReproductionError(f"{folder} cannot be written: {error.strerror}") from None
+    replace_text(folder / _NAME, json.dumps({"command": command, **provenance()}, indent=1) + "\n")
+
+
+def read_origin(folder: Path) -> str:
+    """Machine and versions in words; empty if the folder does not say.
+
+    Raises:
+        ReproductionError: the note is damaged.
+    """
+    path = folder / _NAME
+    if not path.exists():
+        return ""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
+        return f"{note['machine']}, {versions}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ReproductionError(f"{path} is damaged: it must say machine and versions") from None
+
+
+def origins_text(origins: Iterable[str]) -> list[str]:
+    """A sentence for each machine, with the number of runs that it trained."""
+    texts = []
+    for origin, number in Counter(origins).items():
+        runs = "1 run was" if number == 1 else f"{number} runs were"
+        texts.append(f"{runs} trained on {origin or 'a machine that is not noted'}.")
+    return texts

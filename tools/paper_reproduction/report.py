@@ -1,0 +1,182 @@
+"""The paper's tables beside what was measured here: text, Markdown and a page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from deepres.load_config import load_config
+from deepres.memory.page import Section, page_html
+from deepres.memory.tables import aligned
+from paper_reproduction.claims import TABLES, Table
+from paper_reproduction.length import Length
+from paper_reproduction.origin import origins_text, read_origin
+from paper_reproduction.rows import ROOT, Row
+from paper_reproduction.runs import SeedRun, differences, runs_of
+
+_TITLE = "“Identity Mappings in Deep Residual Networks”, reproduced"
+_HEADING = ["row", "paper, %", "here, %", "range", "seeds", "trained for", "remarks"]
+_NOTES = (
+    """Test error in % at the end of training: the paper's beside the median of the seeds that were trained here, with \
+the lowest and the highest. The paper has the median of five runs on CIFAR and one run on ImageNet. A run that ended \
+in a number that is not finite counts as failed.""",
+    """Remarks tell what differs from the row's recipe. A shortened recipe has its length, drops and warm-up \
+multiplied by the same fraction; its errors compare with one another, not with the paper's. “= TABLE/ROW”: the same \
+net and recipe as that row, of which it shows the runs.""",
+)
+
+
+def listing(rows: Sequence[Row], results: Path) -> str:
+    """Every row with its config, the paper's figure, its parameters and what has been run.
+
+    Raises:
+        ReproductionError, ConfigError: results cannot be read.
+    """
+    heading = ["row", "parameters", "paper, %", "run here", "config"]
+    cells = [
+        [
+            row.name,
+            f"{row.num_parameters:,}",
+            row.figure,
+            _what_was_run(row, results),
+            _short(row.config_path),
+        ]
+        for row in rows
+    ]
+    return "\n".join(aligned([heading, *cells], left=(0, 3, 4)))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes:
+        tables: cells, the heading first; a row has a line for each length that it was trained for.
+        notes: how to read them, and what trained them.
+    """
+
+    tables: Sequence[tuple[Table, Sequence[Sequence[str]]]]
+    notes: Sequence[str]
+
+
+def read_results(rows: Sequence[Row], results: Path) -> Results:
+    """Everything that a folder of results holds.
+
+    Raises:
+        ReproductionError, ConfigError: it cannot be read.
+    """
+    tables = []
+    origins: dict[Path, str] = {}
+    for table in TABLES:
+        lines = [_HEADING]
+        for row in (row for row in rows if row.table == table):
+            found = runs_of(row, results)
+            lines += [_line(row, length, runs) for length, runs in found.items()] or [_not_run(row)]
+            origins |= {run.folder: read_origin(run.folder) for runs in found.values() for run in runs}
+        tables.append((table, lines))
+    return Results(tables, [*_NOTES, *origins_text(origins.values())])
+
+
+def results_text(results: Results) -> str:
+    """For a terminal."""
+    blocks = [
+        "\n".join([table.title, "", *aligned(cells, left=(0, 5, 6))]) for table, cells in results.tables
+    ]
+    return "\n\n".join([*blocks, *results.notes[len(_NOTES) :]])
+
+
+def results_markdown(results: Results, command: str) -> str:
+    """A file to read."""
+    parts = [f"# {_TITLE}"]
+    for table, cells in results.tables:
+        heading, *lines = ("| " + " | ".join(row) + " |" for row in cells)
+        rule = "|" + "|".join("---" if k in (0, 5, 6) else "---:" for k in range(len(cells[0]))) + "|"
+        parts += [f"## {table.title}", "\n".join([heading, rule, *lines])]
+    return "\n\n".join([*parts, *results.notes, _made_by(command)]) + "\n"
+
+
+def results_html(results: Results, command: str) -> str:
+    """A page that needs nothing but itself."""
+    sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
+    return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
+
+
+def _made_by(command: str) -> str:
+    return f"Made by `{command}` on {date.today().isoformat()}."
+
+
+def _not_run(row: Row) -> list[str]:
+    return [row.claim.label, row.figure, "not run", "", "", "", _twin(row)]
+
+
+def _line(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
+    ended = [run for run in runs if run.state != "unfinished"]
+    columns = [[run.error for run in ended]]
+    if row.claim.top5_error is not None:
+        columns.append([run.top5_error for run in ended])
+    here = " / ".join(_error(statistics.median(column)) for column in columns if column)
+    spans = [f"{_error(min(column))}–{_error(max(column))}" for column in columns if len(column) > 1]
+    return [
+        row.claim.label,
+        row.figure,
+        here or "unfinished",
+        " / ".join(spans),
+        str(len(ended)) if ended else "",
+        _trained_for(row, length),
+        "; ".join(filter(None, [_twin(row), *_remarks(row, length, runs)])),
+    ]
+
+
+def _remarks(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
+    """What differs from the recipe, and in which seeds if not in all; what is not finished, and what diverged."""
+    wanted = load_config(row.config_path, length.settings(row.config))
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        remarks = [str(each) for each in differences(wanted, run.config)]
+        if run.micro_batch_size not in (None, run.config.train.global_batch_size):
+            remarks.append(f"batch norm over {run.micro_batch_size} images")
+        if run.state == "diverged":
+            remarks.append(f"diverged after step {run.step}")
+        if run.state == "unfinished":
+            remarks.append(f"unfinished at step {run.step}")
+        for remark in remarks:
+            seeds.setdefault(remark, []).append(run.seed)
+    return [
+        remark if len(which) == len(runs) else f"seed {', '.join(map(str, which))}: {remark}"
+        for remark, which in seeds.items()
+    ]
+
+
+def _trained_for(row: Row, length: Length) -> str:
+    train = row.config.train
+    count, unit = (train.epochs, "epochs") if train.max_steps is None else (train.max_steps, "steps")
+    assert count is not None
+    if length.fraction == 1:
+        return f"{count:,} {unit}"
+    shortened = load_config(row.config_path, length.settings(row.config)).train
+    return f"{shortened.epochs if unit == 'epochs' else shortened.max_steps:,} of {count:,} {unit} ({length})"
+
+
+def _what_was_run(row: Row, results: Path) -> str:
+    parts = []
+    for length, runs in runs_of(row, results).items():
+        ended = sum(run.state != "unfinished" for run in runs)
+        open_ = f", {len(runs) - ended} unfinished" if ended < len(runs) else ""
+        parts.append(f"{length.folder}: {ended} seed{'s' * (ended != 1)}{open_}")
+    return "; ".join(parts) or (_twin(row) if row.twins[0] != row.name else "–")
+
+
+def _twin(row: Row) -> str:
+    return f"= {row.twins[0]}" if row.twins[0] != row.name else ""
+
+
+def _error(error: float) -> str:
+    return "fail" if math.isinf(error) else f"{error:.2f}"
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT))

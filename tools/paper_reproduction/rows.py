@@ -1,0 +1,151 @@
+"""The rows of the paper's tables with the configs that train them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from deepres import build_resnet
+from deepres.config import Config, ModelConfig, listed
+from deepres.load_config import load_config
+from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "paper"
+RESULTS = Path("results/paper")
+_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
+
+
+class ReproductionError(ValueError):
+    """What was asked for cannot be done; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table and how it is trained.
+
+    Attributes:
+        table, claim: what the paper says.
+        config: what trains it, resolved.
+        twins: names of all rows of this configuration, in the paper's order, this one among them: the paper shows
+            some nets in several tables, and a run of one is a run of all.
+    """
+
+    table: Table
+    claim: Claim
+    config: Config
+    twins: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`TABLE/ROW`."""
+        return _name(self.table, self.claim)
+
+    @property
+    def config_path(self) -> Path:
+        """The file of its config."""
+        return _config_path(self.name)
+
+    @property
+    def figure(self) -> str:
+        """The paper's error, in %, as it prints it."""
+        claim = self.claim
+        if not self.table.is_in_paper:
+            return "–"
+        if claim.error is None:
+            return f"fail (> {FAILED_ABOVE:g})"
+        if claim.top5_error is not None:
+            return f"{claim.error:.1f} / {claim.top5_error:.1f}"
+        return f"{claim.error:.2f}" + f" ({claim.spread})" * bool(claim.spread)
+
+    @property
+    def default_seeds(self) -> tuple[int, ...]:
+        """As many as the paper's figure has: the median of five runs on CIFAR, one run on ImageNet."""
+        return (1,) if self.config.model.dataset == "imagenet" else (1, 2, 3, 4, 5)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the net, all trained."""
+        model = self.config.model
+        return _num_parameters(model, model.num_classes or _NUM_CLASSES[self.config.data.name])
+
+
+def all_rows() -> tuple[Row, ...]:
+    """Every row, in the paper's order.
+
+    Raises:
+        ConfigError: a row's config cannot be read.
+    """
+    claims = [(table, claim) for table in TABLES for claim in table.claims]
+    configs = {_name(*each): load_config(_config_path(_name(*each))) for each in claims}
+    twins: dict[Config, list[str]] = {}
+    for name, config in configs.items():
+        twins.setdefault(config, []).append(name)
+    return tuple(
+        Row(table, claim, configs[_name(table, claim)], tuple(twins[configs[_name(table, claim)]]))
+        for table, claim in claims
+    )
+
+
+def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
+    """The rows that `TABLE` or `TABLE/ROW` names.
+
+    Raises:
+        ReproductionError: there is none; the message has those that there are, or the nearest.
+    """
+    table, slash, _ = target.partition("/")
+    tables = [each.name for each in TABLES]
+    if table not in tables:
+        raise ReproductionError(f"there is no table {table!r}; known: {listed(tables)}")
+    of_table = [row for row in rows if row.table.name == table]
+    if not slash:
+        return of_table
+    found = [row for row in of_table if row.name == target]
+    if not found:
+        raise ReproductionError(
+            f"there is no row {target!r}; {_nearest(target, [row.name for row in of_table])}"
+        )
+    return found
+
+
+def check_results(rows: Sequence[Row], results: Path) -> None:
+    """See that there is a folder of results, and that what lies in it is found by a row.
+
+    Raises:
+        ReproductionError: there is none (only `RESULTS` may be missing), or a folder bears no row's name.
+    """
+    if results != RESULTS and not results.is_dir():
+        raise ReproductionError(
+            f"there is no folder {results}; results are in {RESULTS} unless --results says so"
+        )
+    names = [row.name for row in rows]
+    for table in TABLES:
+        for folder in sorted((results / table.name).glob("*/")):
+            name = f"{table.name}/{folder.name}"
+            if name not in names:
+                raise ReproductionError(f"{folder} is of no row; {_nearest(name, names)}")
+
+
+@cache
+def _num_parameters(model: ModelConfig, num_classes: int) -> int:
+    with torch.device("meta"):
+        net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+    return sum(p.numel() for p in net.parameters())
+
+
+def _name(table: Table, claim: Claim) -> str:
+    return f"{table.name}/{claim.name}"
+
+
+def _config_path(name: str) -> Path:
+    return CONFIGS / f"{name}.yaml"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {listed(known)}"

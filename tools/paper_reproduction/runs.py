@@ -1,0 +1,168 @@
+"""The runs that lie in a folder of results: `TABLE/ROW/full/seed-1/`, or `short-0.1` for `full`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deepres.config import Config
+from deepres.load_config import load_config
+from deepres.models import default_block
+from deepres.run_folder import FINISHED, METRICS
+from paper_reproduction.length import Length
+from paper_reproduction.rows import ReproductionError, Row
+
+CONFIG, DIVERGED = "config.yaml", "diverged.json"
+"""`diverged.json` marks a run that ended in a number that is not finite: it is the row's result."""
+
+# Settings that say where, on what and how a run is computed, and not what is trained.
+_NOT_OF_THE_RECIPE = (
+    "data.root", "data.download", "data.verify", "data.num_workers", "data.max_bad_images",
+    "train.micro_batch_size", "train.accumulation", "train.eval_batch_size", "train.eval_every", "train.seed",
+    "train.deterministic", "train.output", "train.run_dir", "train.overwrite", "train.resume", "train.save_every",
+    "train.save_in_background", "train.keep_checkpoints", "engine.name", "engine.device", "engine.zero_stage",
+    "engine.offload_optimizer", "engine.offload_parameters", "engine.bucket_mb", "precision.channels_last",
+)  # fmt: skip
+_SYNTHETIC = "synthetic"
+State = Literal["finished", "diverged", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that two configurations do not share."""
+
+    key: str
+    wanted: Any
+    found: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.found}, not {self.wanted}"
+
+    @property
+    def is_another_net(self) -> bool:
+        """Whether it makes the run one of another row: another net or data set (made-up images are a trial)."""
+        return self.key.startswith("model.") or (self.key == "data.name" and self.found != _SYNTHETIC)
+
+
+def differences(wanted: Config, found: Config) -> list[Difference]:
+    """The settings of net and recipe in which two configurations differ."""
+    ours, theirs = _recipe(wanted), _recipe(found)
+    return [Difference(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """A run of a row.
+
+    Attributes:
+        seed: its seed.
+        folder: its folder.
+        config: its resolved configuration.
+        state: whether it reached its end, or ended in a number that is not finite.
+        step: the last step that it logged.
+        error, top5_error: test error in % at its end; infinite if it diverged, NaN if it is unfinished.
+        micro_batch_size: images that batch norm saw together; None if it is not known.
+    """
+
+    seed: int
+    folder: Path
+    config: Config
+    state: State
+    step: int
+    error: float
+    top5_error: float
+    micro_batch_size: int | None
+
+
+def seed_folder(row: Row, results: Path, length: Length, seed: int) -> Path:
+    """Where this run of the row, or of a twin, is; or where it is to be."""
+    folders = [results / name / length.folder / f"seed-{seed}" for name in row.twins]
+    return next((folder for folder in folders if folder.exists()), folders[0])
+
+
+def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
+    """The runs of a row and of its twins: the longest first, by seed.
+
+    Raises:
+        ReproductionError: one of them is of another net, or its files cannot be read.
+        ConfigError: its configuration cannot be read.
+    """
+    found: dict[Length, dict[int, Path]] = {}
+    for name in row.twins:
+        for length, seed, folder in _seed_folders(results / name):
+            found.setdefault(length, {}).setdefault(seed, folder)
+    return {
+        length: [read_run(row, found[length][seed], seed) for seed in sorted(found[length])]
+        for length in sorted(found, key=lambda each: each.fraction, reverse=True)
+    }
+
+
+def read_run(row: Row, folder: Path, seed: int) -> SeedRun:
+    """What a folder holds.
+
+    Raises:
+        ReproductionError: a run of another net or seed, or files that are damaged.
+        ConfigError: its configuration cannot be read.
+    """
+    config = load_config(folder / CONFIG)
+    wrong = [str(each) for each in differences(row.config, config) if each.is_another_net]
+    if config.train.seed != seed:
+        wrong.append(f"train.seed is {config.train.seed}, not {seed}")
+    if wrong:
+        raise ReproductionError(f"{folder} is no run of {row.name}: {'; '.join(wrong)}: move it away")
+    metrics = _json_lines(folder / METRICS)
+    step = max(_whole_numbers(metrics, "step"), default=0)
+    micro = next(iter(_whole_numbers(metrics, "micro_batch_size")), None)
+    state: State = "diverged" if (folder / DIVERGED).exists() else "unfinished"
+    error = top5_error = float("inf") if state == "diverged" else float("nan")
+    if (folder / FINISHED).exists():
+        state = "finished"
+        try:
+            (end,) = _json_lines(folder / FINISHED)
+            step = int(end["step"])
+            error, top5_error = (100 * (1 - float(end[name])) for name in ("top1", "top5"))
+        except (KeyError, TypeError, ValueError):
+            raise ReproductionError(
+                f"{folder / FINISHED} is damaged: it must say step, top1 and top5"
+            ) from None
+    return SeedRun(seed, folder, config, state, step, error, top5_error, micro)
+
+
+def _seed_folders(row_folder: Path) -> Iterator[tuple[Length, int, Path]]:
+    for folder in sorted(row_folder.glob("*/")):
+        length = Length.of_folder(folder.name)
+        if length is None:
+            raise ReproductionError(f"{folder} must be called full, or short-0.1 for a tenth of the length")
+        for run in sorted(folder.glob("*/")):
+            prefix, _, number = run.name.partition("-")
+            if prefix != "seed" or not number.isdecimal():
+                raise ReproductionError(f"{run} must be called seed-1 for the run with train.seed=1")
+            if (run / CONFIG).exists():
+                yield length, int(number), run
+
+
+def _whole_numbers(lines: list[dict[str, Any]], key: str) -> list[int]:
+    return [line[key] for line in lines if isinstance(line.get(key), int)]
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """Settings of net, data and training, by `section.key`."""
+    sections = config.model_dump(mode="json", exclude={"recompute", "log"})
+    sections["model"]["block"] = config.model.block or default_block(config.model.depth, config.model.dataset)
+    settings = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
+    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_RECIPE}
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line that was cut off is left out, a missing file is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        values = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise ReproductionError(f"{path} cannot be read: {error}") from None
+    if not all(isinstance(value, dict) for value in values):
+        raise ReproductionError(f"{path} cannot be read: expected JSON objects, a line each")
+    return values

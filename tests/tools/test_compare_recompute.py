@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.processes import ROOT, run
 
@@ -127,3 +128,20 @@ def test_what_cannot_be_run_ends_with_one_line_and_status_2(options, message):
     (line,) = result.stderr.splitlines()
     assert line.startswith("compare_recompute.py: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("tpu", "argument --device: must be cpu or cuda, got 'tpu'"),
+        pytest.param(
+            "cuda",
+            "argument --device: cuda: there is no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, message):
+    result = run(sys.executable, TOOL, "peers", "--depth", "29", "--batch", "4", "--device", device)
+    assert result.returncode == 2
+    assert result.stderr == f"compare_recompute.py: {message}\n"

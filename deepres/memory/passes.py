@@ -17,6 +17,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -77,24 +78,28 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     del y
 
     def steps(name: str, kept_bytes: int, *, replayed: bool = False) -> tuple[int, Callable[[], None]]:
-        """So many units' steps that the backwards find what is kept out of the caches, as in a net."""
+        """The step of so many units that a backward finds what is kept out of the caches, as in a net."""
         num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
+        chains = (
+            [num] if output == spec else [1] * num
+        )  # a unit that changes the shape has no successor like it
 
         def run() -> None:
-            leaves = [x.detach().requires_grad_(needs_grad) for _ in range(num)]
             memos = [dict[Any, Any]() for _ in range(num)]
             if replayed:
                 for memo in memos:
                     _run_unit(unit, x, bench, keep=None, memo=memo)
-            outputs = [
-                _run_unit(unit, leaf, bench, keep=name, memo=memo)
-                for leaf, memo in zip(leaves, memos, strict=True)
-            ]
+            of_unit = iter(memos)
+            outputs = list[Tensor]()
+            for length in chains:
+                y = x.detach().requires_grad_(needs_grad)
+                for memo in islice(of_unit, length):
+                    y = _run_unit(unit, y, bench, keep=name, memo=memo)
+                outputs.append(y)
             while outputs:
                 y = outputs.pop()
                 if y.requires_grad:
                     torch.autograd.backward(y, gradient)
-                leaves.pop()
 
         return num, run
 

@@ -99,7 +99,12 @@ SOURCES: dict[Source, KeyMap] = {
         preactivation="own",
     ),
 }
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (3, 24, 36, 3): 200}
+_DEPTHS: dict[tuple[int, ...], int] = {
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+    (3, 24, 36, 3): 200,
+}
 _MOST_LISTED = 8
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepres.analysis.propagation import Propagation
 
-# Okabe and Ito's colours, apart for colour-blind readers; styles tell them apart in grey. Identity comes first.
+# Okabe and Ito's colours, apart for colour-blind readers; styles tell them apart in grey.
+_BLUE = ("#0072B2", "-")
 _STYLES = (
-    ("#0072B2", "-"), ("#D55E00", "-"), ("#009E73", "--"), ("#E69F00", "-."),
+    ("#D55E00", "-"), ("#009E73", "--"), ("#E69F00", "-."),
     ("#CC79A7", "-"), ("#56B4E9", "--"), ("#000000", ":"), ("#666666", "-."),
 )  # fmt: skip
 _SIZE, _DPI = (11.0, 5.0), 150
@@ -30,8 +32,7 @@ def gradient_figure(nets: Mapping[str, Propagation], title: str) -> Figure:
     """
     figure, (alone, whole) = _figure(f"Gradient at each unit: {title}")
     found = list(nets.values())
-    for (name, net), (colour, style) in zip(nets.items(), _styles(len(nets)), strict=False):
-        width = 3.5 if colour == _STYLES[0][0] else 2.0
+    for (name, net), (colour, style, width) in zip(nets.items(), _styles(nets), strict=True):
         _curve(alone, net.relative_shortcut_gradient, colour, style, name, width)
         _curve(whole, net.relative_gradient, colour, style, name, width)
         products = net.lambda_product
@@ -42,7 +43,7 @@ def gradient_figure(nets: Mapping[str, Propagation], title: str) -> Figure:
             )  # fmt: skip
     alone.set_title("through the shortcuts alone", fontsize=_FONT)
     whole.set_title("in all", fontsize=_FONT)
-    alone.set_ylabel("‖gradient at x_l‖ / ‖gradient at the output‖  (log)", fontsize=_FONT)
+    alone.set_ylabel("norm of dE/dx at unit l over that\nat the last unit's output (log)", fontsize=_FONT)
     for axes in (alone, whole):
         _finish(axes, found[0])
     _limits(alone, [net.relative_shortcut_gradient for net in found])
@@ -55,14 +56,13 @@ def signal_figure(nets: Mapping[str, Propagation], title: str) -> Figure:
     """Signals by unit, and what the shortcut adds against what the residual adds."""
     figure, (signal, ratio) = _figure(f"Signal at each unit: {title}")
     found = list(nets.values())
-    for (name, net), (colour, style) in zip(nets.items(), _styles(len(nets)), strict=False):
-        width = 3.5 if colour == _STYLES[0][0] else 2.0
+    for (name, net), (colour, style, width) in zip(nets.items(), _styles(nets), strict=True):
         _curve(signal, net.signal_rms, colour, style, name, width)
         _curve(ratio, net.term_ratio, colour, style, name, width)
-    signal.set_title("size of x_l", fontsize=_FONT)
-    signal.set_ylabel("root mean square of x_l  (log)", fontsize=_FONT)
+    signal.set_title("size of the signal", fontsize=_FONT)
+    signal.set_ylabel("root mean square of x at unit l (log)", fontsize=_FONT)
     ratio.set_title("shortcut against residual", fontsize=_FONT)
-    ratio.set_ylabel("‖h(x_l)‖ / ‖F(x_l)‖  (log)", fontsize=_FONT)
+    ratio.set_ylabel("‖h(x)‖ / ‖F(x)‖ at unit l (log)", fontsize=_FONT)
     for axes in (signal, ratio):
         _finish(axes, found[0])
     _limits(signal, [net.signal_rms for net in found])
@@ -78,8 +78,12 @@ def _figure(title: str) -> tuple[Figure, tuple[Axes, Axes]]:
     return figure, (left, right)
 
 
-def _styles(num: int) -> Sequence[tuple[str, str]]:
-    return _STYLES * (num // len(_STYLES) + 1)
+def _styles(names: Iterable[str]) -> list[tuple[str, str, float]]:
+    """Colour, style and width of each; what the paper proposes stands out."""
+    names = list(names)
+    proposed = [name for name in names if name.startswith("identity") or "full_preactivation" in name]
+    others = itertools.cycle(_STYLES)
+    return [(*_BLUE, 3.5) if name in (proposed or names)[:1] else (*next(others), 2.0) for name in names]
 
 
 def _curve(axes: Axes, values: Sequence[float], colour: str, style: str, name: str, width: float) -> None:
@@ -91,8 +95,18 @@ def _limits(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
     values = [value for curve in curves for value in curve if math.isfinite(value)]
     least = min((value for value in values if value > 0), default=1.0)
     most = max(values, default=1.0)
-    bottom = _LEAST if min(values, default=1.0) < least or least < _LEAST else least / 2
-    axes.set_ylim(bottom, 2 * most if most > bottom else 2 * bottom)
+    has_zeros = min(values, default=1.0) < least or least < _LEAST
+    bottom = _LEAST if has_zeros else least / 2
+    axes.set_ylim(bottom, 5 * max(most, bottom))  # with room for the stages' names
+    if has_zeros:
+        axes.annotate(
+            "0",
+            (0.0, 0.0),
+            xytext=(4, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=_FONT,
+        )
 
 
 def _finish(axes: Axes, net: Propagation) -> None:

@@ -180,10 +180,12 @@ class _Step:
 
 
 def _lambdas(units: Sequence[ResidualUnit]) -> tuple[float, ...] | None:
-    known = {"identity": lambda _: 1.0, "constant_scaling": lambda shortcut: float(shortcut.shortcut_scale)}
-    if any(unit.shortcut.name not in known for unit in units):
+    if any(unit.shortcut.name not in ("identity", "constant_scaling") for unit in units):
         return None
-    return tuple(known[unit.shortcut.name](unit.shortcut) for unit in units)
+    return tuple(
+        float(unit.shortcut.shortcut_scale) if unit.shortcut.name == "constant_scaling" else 1.0
+        for unit in units
+    )
 
 
 def _relative(norms: Sequence[float]) -> tuple[float, ...]:

@@ -174,7 +174,7 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
     state = model.state_dict()
     _check_file(path, given, {theirs: state[ours] for theirs, ours in needed.items()}, biases, model, key_map)
 
-    weights = {ours: given[theirs].double() for theirs, ours in (needed | biases).items() if theirs in given}
+    weights = {ours: given[theirs] for theirs, ours in (needed | biases).items() if theirs in given}
     if key_map.has_biases:
         _fold_biases(weights, len(model.units))
     for ours, tensor in state.items():
@@ -287,22 +287,21 @@ def _fold_biases(weights: dict[str, Tensor], num_units: int) -> None:
     """
 
     def bias(conv: str) -> Tensor:
-        return weights.pop(f"{conv}.bias", torch.zeros(weights[f"{conv}.weight"].shape[0]).double())
+        return weights.pop(f"{conv}.bias", torch.zeros(weights[f"{conv}.weight"].shape[0])).double()
 
-    weights["stem.norm.running_mean"] = weights["stem.norm.running_mean"] - bias("stem.conv")
+    def subtract(constant: Tensor, norm: str) -> None:
+        weights[f"{norm}.running_mean"] = weights[f"{norm}.running_mean"].double() - constant
+
+    subtract(bias("stem.conv"), "stem.norm")
     offset = torch.zeros(()).double()
     for unit in (f"units.{i}" for i in range(num_units)):
-        for norm, constant in (
-            ("norms.0", offset),
-            ("norms.1", bias(f"{unit}.convs.0")),
-            ("norms.2", bias(f"{unit}.convs.1")),
-        ):
-            weights[f"{unit}.{norm}.running_mean"] = weights[f"{unit}.{norm}.running_mean"] - constant
+        subtract(offset, f"{unit}.norms.0")
+        subtract(bias(f"{unit}.convs.0"), f"{unit}.norms.1")
+        subtract(bias(f"{unit}.convs.1"), f"{unit}.norms.2")
         projection = f"{unit}.shortcut.conv"
         if f"{projection}.weight" in weights:
-            projected = (weights[f"{projection}.weight"].flatten(1) * offset).sum(1) + bias(projection)
-            mean = f"{unit}.shortcut.norm.running_mean"
-            weights[mean] = weights[mean] - projected
+            projected = (weights[f"{projection}.weight"].double().flatten(1) * offset).sum(1)
+            subtract(projected + bias(projection), f"{unit}.shortcut.norm")
             offset = torch.zeros(()).double()
         offset = offset + bias(f"{unit}.convs.2")
-    weights["head.norm.running_mean"] = weights["head.norm.running_mean"] - offset
+    subtract(offset, "head.norm")

@@ -19,6 +19,8 @@ from deepres.models.resnet import Family
 from deepres.weights import load_weights
 
 _NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
+_DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
+_PLACELESS = ("digits", "synthetic")
 _IMAGE_SIZE: dict[Family, int] = {"cifar": 32, "imagenet": 224}
 
 
@@ -120,13 +122,14 @@ def batch_of(subject: Subject, root: Path | None, size: int, seed: int) -> tuple
     Raises:
         deepres.data.DataError: the data cannot be used.
     """
-    if root is None:
+    of_run = None if subject.data is None else subject.data.name
+    if root is None and of_run not in _PLACELESS:
         generator = torch.Generator().manual_seed(seed)
         side = _IMAGE_SIZE[subject.dataset]
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(subject.num_classes, (size,), generator=generator), "noise"
     settings = {} if subject.data is None else subject.data.model_dump(exclude={"name", "root"})
-    name = subject.data.name if subject.data is not None else _DATA_NAMES[subject.dataset]
+    name = of_run or _DATA_NAMES[subject.dataset]
     source = open_data(name, root=root, **settings, micro_batch_size=size, seed=seed)
     try:
         batch = next(iter(source.train_batches(0)))
@@ -135,9 +138,6 @@ def batch_of(subject: Subject, root: Path | None, size: int, seed: int) -> tuple
     if source.info.num_classes > subject.num_classes:
         raise ConfigError(f"{root} has {source.info.num_classes} classes, the net {subject.num_classes}")
     return batch.images, batch.labels, name
-
-
-_DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
 
 
 def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> Subject:

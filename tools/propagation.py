@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
             "depth": depth, "batch_size": options.batch_size, "data": data, "dtype": options.dtype,
             "seed": options.seed, "torch": torch.__version__, "python": platform.python_version(),
         }  # fmt: skip
-        options.json.write_text(json.dumps(propagation_json(found, about), indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(propagation_json(found, about)) + "\n", encoding="utf-8")
     if options.out is not None:
         from deepres.analysis.plots import gradient_figure, signal_figure  # matplotlib takes its time
 

@@ -19,6 +19,7 @@ _STYLES = (
 )  # fmt: skip
 _SIZE, _DPI = (11.0, 5.0), 150
 _FONT = 13
+_PREDICTED = "product of λ (Equation 8)"
 _LEAST = 1e-20
 """Where the axis ends; smaller values are drawn on it as 0."""
 
@@ -39,10 +40,10 @@ def gradient_figure(nets: Mapping[str, Propagation], title: str) -> Figure:
         if products is not None and products[0] != 1.0:
             alone.plot(
                 range(1, len(products) + 1), products, linestyle=(0, (1, 2)), color="black", linewidth=2,
-                label="product of λ (Equation 8)", zorder=4,
+                label=_PREDICTED, zorder=4,
             )  # fmt: skip
     alone.set_title("through the shortcuts alone", fontsize=_FONT)
-    whole.set_title("in all", fontsize=_FONT)
+    whole.set_title("through everything", fontsize=_FONT)
     alone.set_ylabel("norm of dE/dx at unit l over that\nat the last unit's output (log)", fontsize=_FONT)
     for axes in (alone, whole):
         _finish(axes, found[0])
@@ -131,6 +132,8 @@ def _finish(axes: Axes, net: Propagation) -> None:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
+    if _PREDICTED in unique:
+        unique[_PREDICTED] = unique.pop(_PREDICTED)  # last
     figure.legend(
         list(unique.values()), [str(label).replace("_", " ") for label in unique], loc="outside lower center",
         ncols=4, frameon=False, fontsize=_FONT - 1,

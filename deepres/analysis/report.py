@@ -10,8 +10,12 @@ from deepres.analysis.propagation import Propagation
 
 FORMAT, VERSION = "deepres.propagation", 1
 _HEADER = (
-    "net", "signal, first", "last", "gradient, first/last", "widest", "h/F, least", "most",
-    "shortcuts alone, first/last", "direct units", "prod lambda",
+    ("", "net"),
+    ("signal", "first"), ("", "last"),
+    ("h/F", "least"), ("", "most"),
+    ("gradient", "first/last"), ("", "most/least"),
+    ("shortcuts alone", "first/last"), ("", "lambdas"),
+    ("direct units", "first/last"), ("", "lambdas"),
 )  # fmt: skip
 
 
@@ -37,29 +41,13 @@ def summary(found: Propagation) -> dict[str, float | None]:
 
 
 def propagation_text(nets: Mapping[str, Propagation]) -> str:
-    """A table, a line a net."""
-    rows = [list(_HEADER)]
+    """A table, a line a net; `lambdas` is what Equation 8 predicts for the number to its left."""
+    rows = [[group for group, _ in _HEADER], [title for _, title in _HEADER]]
     for name, found in nets.items():
         of_net, ratios = summary(found), found.term_ratio
-        lambdas = of_net["direct_lambdas"]
-        rows.append(
-            [
-                name,
-                *(f"{value:.3g}" for value in (found.signal_rms[0], found.signal_rms[-1])),
-                *(f"{of_net[key]:.3g}" for key in ("gradient_first_to_last", "gradient_widest")),
-                *(f"{value:.3g}" for value in (min(ratios), max(ratios))),
-                *(f"{of_net[key]:.3g}" for key in ("shortcut_gradient_first_to_last", "direct_factor")),
-                "" if lambdas is None else f"{lambdas:.3g}",
-            ]
-        )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if k else cell.ljust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+        numbers = [found.signal_rms[0], found.signal_rms[-1], min(ratios), max(ratios), *of_net.values()]
+        rows.append([name, *("" if number is None else f"{number:.3g}" for number in numbers)])
+    return "\n".join(_aligned(rows, is_named=True))
 
 
 def units_text(found: Propagation, most: int = 12) -> str:
@@ -78,10 +66,7 @@ def units_text(found: Propagation, most: int = 12) -> str:
                 f"{found.term_ratio[k]:.3g}" if is_unit else "",
             ]
         )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-    )
+    return "\n".join(_aligned(rows, is_named=False))
 
 
 def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,3 +101,15 @@ def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) 
 
 def _finite(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, is_named: bool) -> list[str]:
+    """Lines of cells in columns, numbers to the right, a name in the first column to the left."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if is_named and k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -22,7 +22,7 @@ NOTE [ Weights from elsewhere ]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -244,7 +244,7 @@ def _check_file(
     wrong_shape = [
         key
         for key, tensor in needed.items()
-        if key in given and _without_window(given[key], tensor) != tuple(tensor.shape)
+        if key in given and given[key].shape not in (tensor.shape, _as_convolution(tensor))
     ]
     wrong_shape += [
         key
@@ -267,13 +267,11 @@ def _check_file(
         )
 
 
-def _without_window(given: Tensor, tensor: Tensor) -> tuple[int, ...]:
-    shape = tuple(given.shape)
-    return shape[:2] if tensor.dim() == 2 and shape[2:] == (1, 1) else shape
+def _as_convolution(weight: Tensor) -> tuple[int, ...]:
+    return (*weight.shape, 1, 1) if weight.dim() == 2 else tuple(weight.shape)
 
 
-def _some(keys: Iterable[str]) -> str:
-    keys = list(keys)
+def _some(keys: Sequence[str]) -> str:
     more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
     return ", ".join(keys[:_MOST_LISTED]) + more
 

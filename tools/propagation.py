@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -59,7 +60,12 @@ def parser() -> Parser:
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--data", type=Path, help="CIFAR's or an image folder's place; by default noise")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and dropout")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="float32 takes a product of more than some 140 halves for 0",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--out", type=Path, help="write signal.png and gradient.png to this folder")
@@ -85,10 +91,6 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: there is no GPU here")
-    if options.json is not None:
-        options.json.open("a").close()  # find out now, not after minutes of measuring
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     if options.checkpoint is not None:
         subjects = checkpoint_subjects(
             options.checkpoint, options.depth, options.variants, options.activation, options.dataset
@@ -101,6 +103,12 @@ def run(options: argparse.Namespace) -> None:
         )
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     images, labels, data = batch_of(subjects[0], options.data, options.batch_size, options.seed)
+    if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(options.out, os.W_OK):
+            raise ValueError(f"{options.out} cannot be written")
+    if options.json is not None:
+        options.json.open("a").close()
     found = dict[str, Propagation]()
     for subject in subjects:
         net = subject.net(options.seed).to(device, dtype)

@@ -150,6 +150,14 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
     assert output.err.count("\n") == 1
 
 
+def test_a_mistake_leaves_no_file(tmp_path, capsys):
+    assert run(*SMALL, "--variants", "nothing", "--json", tmp_path / "a.json", "--out", tmp_path / "b") == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert run(*SMALL, "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
     weights = run_dir / "model.safetensors"
     other = tmp_path / "other.safetensors"

@@ -21,7 +21,7 @@ _SIZE, _DPI = (11.0, 5.0), 150
 _FONT = 13
 _PREDICTED = "product of λ (Equation 8)"
 _LEAST = 1e-20
-"""Where the axis ends; smaller values are drawn on it as 0."""
+"""Where the axis ends; smaller values are drawn on it, and it says so."""
 
 
 def gradient_figure(nets: Mapping[str, Propagation], title: str) -> Figure:
@@ -101,7 +101,7 @@ def _limits(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
     axes.set_ylim(bottom, 5 * max(most, bottom))  # with room for the stages' names
     if has_zeros:
         axes.annotate(
-            "0",
+            "0, or less than $10^{-20}$",
             (0.0, 0.0),
             xytext=(4, 3),
             xycoords="axes fraction",

@@ -13,6 +13,7 @@ from deepres.models import (
     resnet200,
     resnet1001,
 )
+from deepres.pretrained import load_pretrained
 from deepres.recompute import InfeasibleBudgetError, apply_plan, make_plan
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "ResidualUnit",
     "apply_plan",
     "build_resnet",
+    "load_pretrained",
     "make_plan",
     "measure_chain",
     "predict_chain",

@@ -56,9 +56,12 @@ class ResidualUnit(nn.Module):
         preactivation: where a pre-activation unit's first activation stands: in its `own` residual branch;
             `shared` by branch and shortcut, before the split; or `none`, as the stem has it. The paper's
             appendix shares it in the first unit; its authors' code also in those that change the shape.
+        normalise_projection: follow the projection with batch norm; by default where batch norm stands before
+            the addition (`original`, `relu_before_addition`).
         shortcut_scale, residual_scale, gate_bias, dropout: see `Shortcut`.
 
     Attributes:
+        preactivation: as given.
         retentions: what `forward` can keep for the backward pass (see `forward`).
     """
 
@@ -77,6 +80,7 @@ class ResidualUnit(nn.Module):
         matching: Matching = "projection",
         stride_on: StrideOn = "1x1",
         preactivation: Preactivation = "own",
+        normalise_projection: bool | None = None,
         shortcut_scale: float = 0.5,
         residual_scale: float = 0.5,
         gate_bias: float = -6.0,
@@ -91,6 +95,7 @@ class ResidualUnit(nn.Module):
             for j, k in enumerate(kernels)
         )
 
+        self.preactivation = preactivation
         around, around_last, after_addition = _ORDERS[activation]
         leading = leading_activation(activation)
         branch = around * (len(kernels) - 1) + around_last
@@ -106,13 +111,15 @@ class ResidualUnit(nn.Module):
             _numbered(order, *counts) for order in (before_split, branch, after_addition)
         )
         self._adds_in_place = not branch.endswith("R")  # the ReLU's backward reads its output
+        if normalise_projection is None:
+            normalise_projection = activation in ("original", "relu_before_addition")
         self.shortcut = Shortcut(
             in_channels,
             out_channels,
             stride,
             name=shortcut,
             matching=matching,
-            normalise_projection=activation in ("original", "relu_before_addition"),
+            normalise_projection=normalise_projection,
             shortcut_scale=shortcut_scale,
             residual_scale=residual_scale,
             gate_bias=gate_bias,
@@ -140,6 +147,26 @@ class ResidualUnit(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """F(x_l), for the analysis of a net; `x` is after the shared activation, if the unit has one."""
         return self._walk(self._branch, x, None, None)
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to y_l in Equation 1, h(x_l) and F(x_l), each with its factor (see `Shortcut`)."""
+        x = self._walk(self._before_split, x, None, None)
+        return self.shortcut.terms(self.shortcut(x), self.residual(x))
+
+    def activate(self, y: Tensor) -> Tensor:
+        """f(y_l) of Equation 2; `unit.activate(h + residual)` of its `terms` is what the unit computes."""
+        return self._walk(self._after_addition, y, None, None)
+
+    def extra_repr(self) -> str:
+        """The order of convolutions, batch norms and ReLUs: before the split, in the branch, after the addition."""
+        return ", ".join(
+            f"{where}={''.join(kind for kind, _ in steps) or None}"
+            for where, steps in (
+                ("before_split", self._before_split),
+                ("branch", self._branch),
+                ("after_addition", self._after_addition),
+            )
+        )
 
     def _run(self, x: Tensor, memo: Memo | None, keep: ConvOutputs | None) -> Tensor:
         x = self._walk(self._before_split, x, memo, keep)

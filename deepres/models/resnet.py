@@ -79,6 +79,7 @@ def build_resnet(
     matching: Matching | None = None,
     stride_on: StrideOn = "1x1",
     stem_activation: bool | None = None,
+    preactivation: Literal["shared", "own"] = "shared",
     shortcut_scale: float = 0.5,
     residual_scale: float = 0.5,
     gate_bias: float = -6.0,
@@ -102,6 +103,10 @@ def build_resnet(
         stem_activation: in a pre-activation net, activate once in the stem ("right after conv1", before
             ImageNet's max pool) instead of at the start of the first unit. By default in ImageNet nets, as in
             the authors' code; without a max pool between, as in CIFAR nets, both are the same function.
+        preactivation: in a pre-activation net, where the first activation of the first unit, and of those that
+            change the shape, stands: `shared` by branch and shortcut, as in the paper's appendix and the
+            authors' code; or in the branch's `own`, with a projection of x_l itself that batch norm follows, as
+            in `fb.resnet.torch`.
 
     Raises:
         ValueError: no net has that depth (the message has the nearest that do), or an unknown variant.
@@ -113,6 +118,7 @@ def build_resnet(
         ("shortcut", shortcut, SHORTCUTS),
         ("matching", matching, (None, *get_args(Matching))),
         ("stride_on", stride_on, get_args(StrideOn)),
+        ("preactivation", preactivation, ("shared", "own")),
     ):
         if value not in known:
             raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
@@ -143,9 +149,9 @@ def build_resnet(
         for k in range(num_units):
             stride = 2 if stage > 0 and k == 0 else 1
             where: Preactivation = "own"
-            if not units:
+            if preactivation == "shared" and not units:
                 where = "none" if stem_activation else "shared"
-            elif stride != 1 or channels != out_channels:
+            elif preactivation == "shared" and (stride != 1 or channels != out_channels):
                 where = "shared"
             units.append(
                 ResidualUnit(
@@ -159,6 +165,7 @@ def build_resnet(
                     matching=matching,
                     stride_on=stride_on,
                     preactivation=where if leading else "own",
+                    normalise_projection=True if leading and preactivation == "own" else None,
                     shortcut_scale=shortcut_scale,
                     residual_scale=residual_scale,
                     gate_bias=gate_bias,

@@ -82,13 +82,28 @@ class Shortcut(nn.Module):
             x = F.pad(x, (0, 0, 0, 0, 0, self.padded_channels))
         return x
 
-    def combine(self, h: Tensor, residual: Tensor, *, in_place: bool) -> Tensor:
-        """Combine the matched x_l with F(x_l); `in_place` lets the sum overwrite `residual`."""
+    def extra_repr(self) -> str:
+        """The variant and what it takes to match shapes."""
+        numbers = {
+            "constant_scaling": f", shortcut_scale={self.shortcut_scale}, residual_scale={self.residual_scale}",
+            "dropout": f", dropout={self.dropout}",
+        }
+        return f"{self.name}, stride={self.stride}{numbers.get(self.name, '')}"
+
+    def terms(self, h: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added (see `name`): the matched x_l and F(x_l), each with its factor."""
         if self.name == "constant_scaling":
-            return self.shortcut_scale * h + self.residual_scale * residual
+            return self.shortcut_scale * h, self.residual_scale * residual
         if self.gate is not None:
             g = torch.sigmoid(self.gate(h))
-            return (1 - g) * h + (g * residual if self.name == "exclusive_gating" else residual)
+            return (1 - g) * h, g * residual if self.name == "exclusive_gating" else residual
         if self.name == "dropout":
             h = F.dropout(h, self.dropout, self.training)
+        return h, residual
+
+    def combine(self, h: Tensor, residual: Tensor, *, in_place: bool) -> Tensor:
+        """The sum of `terms`; `in_place` lets it overwrite `residual`."""
+        h, residual = self.terms(h, residual)
+        if self.name == "constant_scaling" or self.gate is not None:
+            return h + residual
         return residual.add_(h) if in_place and residual.dtype == h.dtype else residual + h

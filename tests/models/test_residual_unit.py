@@ -247,3 +247,35 @@ def test_a_pass_with_a_filled_memo_gives_the_same_bits_and_updates_nothing(activ
         _assert_same_bits(_step(lambda x, r=again: unit(x, r, memo), x), first)
         _assert_same_bits([p.grad for p in unit.parameters()], gradients)
         _assert_same_bits(list(unit.buffers()), buffers)
+
+
+@pytest.mark.parametrize("preactivation", ["own", "shared", "none"])
+@pytest.mark.parametrize("block", GROWING)
+@pytest.mark.parametrize(("activation", "shortcut"), list(product(ACTIVATIONS, SHORTCUTS)))
+def test_the_activated_sum_of_its_terms_is_what_a_unit_computes(activation, shortcut, block, preactivation):
+    if preactivation != "own" and not leading_activation(activation):
+        preactivation = "own"
+    unit = _with_drawn_norms(
+        ResidualUnit(**GROWING[block], activation=activation, shortcut=shortcut, preactivation=preactivation)
+    )
+    x = torch.randn(3, GROWING[block]["in_channels"], 6, 6)
+    torch.manual_seed(2)
+    expected = unit(x)
+    torch.manual_seed(2)
+    h, residual = unit.terms(x)
+    assert torch.equal(unit.activate(h + residual), expected)
+
+
+def test_a_unit_prints_its_order_and_its_shortcut():
+    shared = ResidualUnit(
+        **GROWING["basic"], preactivation="shared", shortcut="constant_scaling", residual_scale=1.0
+    )
+    assert "before_split=BR, branch=WBRW, after_addition=None" in repr(shared)
+    assert "constant_scaling, stride=2, shortcut_scale=0.5, residual_scale=1.0" in repr(shared)
+    original = ResidualUnit(**SHAPES["bottleneck"], activation="original")
+    assert "before_split=None, branch=WBRWBRWB, after_addition=R" in repr(original)
+
+
+def test_a_projection_can_be_normalised_in_any_unit():
+    assert ResidualUnit(**GROWING["basic"]).shortcut.norm is None
+    assert ResidualUnit(**GROWING["basic"], normalise_projection=True).shortcut.norm is not None

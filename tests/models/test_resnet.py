@@ -417,3 +417,25 @@ def test_a_net_runs_without_warnings_in_training_and_evaluation():
         warnings.simplefilter("error")
         net(torch.randn(2, 3, 32, 32)).sum().backward()
         assert net.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_with_own_preactivations_shortcuts_read_x_itself_and_projections_are_normalised():
+    """As in fb.resnet.torch, where the stem activates and the first unit does so again."""
+    net = _on_meta(50, dataset="imagenet", preactivation="own")
+    assert [name for name, _ in net.stem.named_children()] == ["conv", "norm", "relu", "pool"]
+    assert {len(unit.norms) for unit in net.units} == {3}
+    assert all((unit.shortcut.norm is None) is (unit.shortcut.conv is None) for unit in net.units)
+    assert {unit.preactivation for unit in net.units} == {"own"}
+
+
+def test_own_preactivations_make_a_basic_cifar_net_one_path_of_identities():
+    net = deepres.build_resnet(20, preactivation="own").double()
+    assert sum(p.numel() for p in net.parameters()) == sum(
+        p.numel() for p in deepres.build_resnet(20).parameters()
+    )
+    for unit in net.units:
+        nn.init.zeros_(unit.convs[-1].weight)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    y = net.units(x)
+    assert torch.equal(y[:, :16], x[:, :, ::4, ::4])
+    assert not y[:, 16:].any()

@@ -1,0 +1,6 @@
+"""How signals and gradients travel through a net: what the equations of the paper say, measured."""
+
+from deepres.analysis.propagation import Propagation, measure_propagation
+from deepres.analysis.variants import Variant, VariantError, parse_variants
+
+__all__ = ["Propagation", "Variant", "VariantError", "measure_propagation", "parse_variants"]

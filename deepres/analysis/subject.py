@@ -1,0 +1,164 @@
+"""What is measured: freshly drawn nets, or one out of a checkpoint beside its like at initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from deepres.analysis.variants import Variant, VariantError, parse_variants
+from deepres.config import Config, ConfigError, DataConfig
+from deepres.data import open_data
+from deepres.load_config import load_config
+from deepres.models import ResNet, build_resnet
+from deepres.models.residual_unit import Activation
+from deepres.models.resnet import Family
+from deepres.weights import load_weights
+
+_NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
+_DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
+_PLACELESS = ("digits", "synthetic")
+_IMAGE_SIZE: dict[Family, int] = {"cifar": 32, "imagenet": 224}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net to measure.
+
+    Attributes:
+        name: in tables and pictures.
+        depth, dataset, num_classes: as in `build_resnet`.
+        data: the settings of the run that the net is from, if it is from one.
+        net: makes it, from a seed.
+    """
+
+    name: str
+    depth: int
+    dataset: Family
+    num_classes: int
+    data: DataConfig | None
+    net: Callable[[int], ResNet]
+
+
+def fresh_subjects(depth: int, variants: str, activation: Activation, dataset: Family) -> tuple[Subject, ...]:
+    """Nets at initialisation, each drawn from the same seed.
+
+    Raises:
+        VariantError: there is no such variant.
+        ValueError: there is no net of that depth.
+    """
+    num_classes = _NUM_CLASSES[dataset]
+    return tuple(
+        _fresh(variant, depth, dataset, num_classes) for variant in parse_variants(variants, activation)
+    )
+
+
+def checkpoint_subjects(
+    path: Path, depth: int | None, variants: str | None, activation: Activation, dataset: Family
+) -> tuple[Subject, ...]:
+    """A trained net, after its like at initialisation.
+
+    Args:
+        path: a run's folder or a checkpoint, which know their net, or a file of weights, which needs the rest.
+        depth, variants, activation, dataset: of a file's net.
+
+    Raises:
+        ConfigError: there are no weights, or they are another net's.
+        VariantError, ValueError: there is no such net.
+    """
+    weights = load_weights(path)
+    last = weights.get("head.linear.weight")
+    if last is None or last.dim() != 2:
+        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
+    config, num_classes = _config_at(path), last.shape[0]
+    if config is not None:
+        if depth is not None or variants is not None:
+            raise ConfigError(f"{path} knows its net: leave --depth and --variants out")
+        model = config.model
+        arguments = model.model_dump(exclude={"num_classes"})
+
+        def build(seed: int) -> ResNet:
+            torch.manual_seed(seed)
+            return build_resnet(**arguments, num_classes=num_classes)
+
+        name = "+".join((model.shortcut, model.activation))
+        fresh = Subject(name, model.depth, model.dataset, num_classes, config.data, build)
+    else:
+        if depth is None:
+            raise ConfigError(f"{path} is a file of weights alone: give its net's --depth")
+        parsed = parse_variants(variants or "identity", activation)
+        if len(parsed) > 1:
+            raise VariantError(f"{path} is one net: give one variant, not {len(parsed)}")
+        fresh = _fresh(parsed[0], depth, dataset, num_classes)
+
+    def trained(seed: int) -> ResNet:
+        net = fresh.net(seed)
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(f"the weights at {path} are of another net: {problem:.300}") from None
+        return net
+
+    return tuple(
+        Subject(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.data, make)
+        for when, make in (("at initialisation", fresh.net), ("trained", trained))
+    )
+
+
+def batch_of(subject: Subject, root: Path | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
+    """Images (N, 3, H, W) and labels (N,) that a net can take, and what they are.
+
+    Args:
+        subject: the net.
+        root: where CIFAR or the image folder is; None: the data of the net's run if that needs no place, else
+            normal noise with labels at random.
+        size: N.
+        seed: of noise, order and augmentation.
+
+    Raises:
+        deepres.data.DataError: the data cannot be used.
+    """
+    of_run = None if subject.data is None else subject.data.name
+    if root is None and of_run not in _PLACELESS:
+        generator = torch.Generator().manual_seed(seed)
+        side = _IMAGE_SIZE[subject.dataset]
+        images = torch.randn(size, 3, side, side, generator=generator)
+        return images, torch.randint(subject.num_classes, (size,), generator=generator), "noise"
+    settings = {} if subject.data is None else subject.data.model_dump(exclude={"name", "root"})
+    name = of_run or _DATA_NAMES[subject.dataset]
+    source = open_data(name, root=root, **settings, micro_batch_size=size, seed=seed)
+    try:
+        batch = next(iter(source.train_batches(0)))
+    finally:
+        source.close()
+    if source.info.num_classes > subject.num_classes:
+        raise ConfigError(f"{root} has {source.info.num_classes} classes, the net {subject.num_classes}")
+    return batch.images, batch.labels, name
+
+
+def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> Subject:
+    with torch.device("meta"):
+        variant.build(depth, dataset, num_classes)  # tells a mistake before anything is measured
+
+    def build(seed: int) -> ResNet:
+        torch.manual_seed(seed)
+        return variant.build(depth, dataset, num_classes)
+
+    return Subject(variant.name, depth, dataset, num_classes, None, build)
+
+
+def _config_at(path: Path) -> Config | None:
+    """The configuration of the run that a folder belongs to."""
+    if (path / "config.yaml").is_file():
+        return load_config(path / "config.yaml")
+    if (path / "config.json").is_file():
+        try:
+            return Config.model_validate_json((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{path / 'config.json'} cannot be read: {error}") from None
+    return None

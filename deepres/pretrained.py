@@ -1,0 +1,305 @@
+"""Weights that others have trained, for nets that `build_resnet` builds.
+
+NOTE [ Weights from elsewhere ]
+1. A source is a map of names, as data (`SOURCES`), and the arguments of `build_resnet` that make its function. Names
+   and shapes alone do not: a net with the stride on another convolution takes the same file and computes something
+   else. So the model is compared, module by module, with the net that the arguments make, before the file is.
+2. Every key of the file is used, every parameter and buffer of the model is set, every shape is right: or nothing
+   changes and all differences are told, in the file's names. Only `num_batches_tracked` may be missing (old files).
+3. `timm`: the batch-normalised `resnetv2_50`, `_101` and `_152` (such as `resnetv2_101.a1h_in1k`). As in the
+   authors' nets, units that change the shape share their activation with the projection, which has no batch norm;
+   unlike there, the stride is on the 3×3 convolution, nothing is activated before the max pool, and the classifier
+   is a 1×1 convolution. They want RGB from 0 … 1, less 0.5, divided by 0.5. Not for: `_18`, `_34` (their first
+   unit's activation is the branch's own), `d`, `t` (three convolutions in the stem, average pooling in shortcuts),
+   `_bit`, `_gn`, `_evos`, `_frn` (other norms).
+4. `torch7`: ResNet-200 of `fb.resnet.torch`, the one pre-activation net that was published there, with the keys of
+   `convert_torch_to_pytorch` (nested `nn.Sequential`, numbered from 0). It is not quite the paper's net: units that
+   change the shape project x_l itself, and batch norm follows; the first unit activates again what the stem has
+   activated. Its convolutions have biases. Ours have none and need none: what is constant before a batch norm is
+   subtracted from its running mean (`_fold_biases`), which leaves the function as it is, in training too. It wants
+   RGB from 0 … 1, less ImageNet's mean, divided by its deviation, as `deepres.data` gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from deepres.models import ResidualUnit, ResNet, build_resnet
+
+Source = Literal["timm", "torch7"]
+Names = tuple[tuple[str, str], ...]
+"""Names of modules: the file's (with its `{stage}` and `{unit}`), and ours (of a unit's: within the unit)."""
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How a source names modules, and the net that it means.
+
+    Attributes:
+        net: of stem and head.
+        unit: of every unit.
+        projection: of units that change the shape.
+        first_stage: the number of the first stage.
+        has_biases: whether convolutions may have biases.
+        stem_activation, preactivation: arguments of `build_resnet` that the weights fit, beside
+            `dataset="imagenet", stride_on="3x3"`.
+    """
+
+    net: Names
+    unit: Names
+    projection: Names
+    first_stage: int
+    has_biases: bool
+    stem_activation: bool
+    preactivation: Literal["shared", "own"]
+
+    def arguments(self, depth: int, num_classes: int) -> str:
+        """The call that makes the net, for messages."""
+        return (
+            f'build_resnet({depth}, dataset="imagenet", num_classes={num_classes}, stride_on="3x3", '
+            f'stem_activation={self.stem_activation}, preactivation="{self.preactivation}")'
+        )
+
+
+_T7 = "{stage}.{unit}.0"  # the unit's ConcatTable: .0 the residual branch, .1 the shortcut
+SOURCES: dict[Source, KeyMap] = {
+    "timm": KeyMap(
+        net=(("stem.conv", "stem.conv"), ("norm", "head.norm"), ("head.fc", "head.linear")),
+        unit=tuple(
+            (f"stages.{{stage}}.blocks.{{unit}}.{kind}{k + 1}", f"{kind}s.{k}")
+            for k in range(3)
+            for kind in ("norm", "conv")
+        ),
+        projection=(("stages.{stage}.blocks.{unit}.downsample.conv", "shortcut.conv"),),
+        first_stage=0,
+        has_biases=False,
+        stem_activation=False,
+        preactivation="shared",
+    ),
+    "torch7": KeyMap(
+        net=(("0", "stem.conv"), ("1", "stem.norm"), ("9", "head.norm"), ("13.1", "head.linear")),
+        unit=(
+            (f"{_T7}.0.0", "norms.0"),
+            (f"{_T7}.0.2", "convs.0"),
+            (f"{_T7}.0.3", "norms.1"),
+            (f"{_T7}.0.5", "convs.1"),
+            (f"{_T7}.0.6", "norms.2"),
+            (f"{_T7}.0.8", "convs.2"),
+        ),
+        projection=((f"{_T7}.1.0", "shortcut.conv"), (f"{_T7}.1.1", "shortcut.norm")),
+        first_stage=4,
+        has_biases=True,
+        stem_activation=True,
+        preactivation="own",
+    ),
+}
+_DEPTHS: dict[tuple[int, ...], int] = {
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+    (3, 24, 36, 3): 200,
+}
+_MOST_LISTED = 8
+
+
+class PretrainedError(ValueError):
+    """Weights and model do not fit; the message is one line.
+
+    Attributes:
+        missing: keys that the model needs and the file lacks.
+        unexpected: keys of the file that the model has no place for.
+        wrong_shape: keys whose tensors have another shape.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        wrong_shape: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.wrong_shape = (
+            tuple(missing),
+            tuple(unexpected),
+            tuple(wrong_shape),
+        )
+
+
+def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
+    """Set a net's parameters and buffers from a file that another library has written.
+
+    The net must be the one that the weights were trained for, classes included:
+
+    - `timm`: `build_resnet(50, dataset="imagenet", num_classes=1000, stride_on="3x3", stem_activation=False)`,
+      or 101 or 152.
+    - `torch7`: `build_resnet(200, dataset="imagenet", num_classes=1000, stride_on="3x3", preactivation="own")`.
+
+    For other classes, load first, then put another `nn.Linear` in the place of `model.head.linear`. What images the
+    weights want, and where they differ from the paper's nets: NOTE [ Weights from elsewhere ] above.
+
+    Args:
+        model: the net; it stays as it is if anything does not fit.
+        path: a `.safetensors`, or a `.pt` or `.pth` of plain tensors; nothing in it is executed.
+        source: whose names the file has.
+
+    Raises:
+        PretrainedError: model or file is another net's; the message lists the differences.
+        deepres.config.ConfigError: there is no such file, or it is damaged or refused.
+    """
+    from deepres.weights import load_weights  # needs more than torch, which `import deepres` must not
+
+    if source not in get_args(Source):
+        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+    key_map = SOURCES[source]
+    _check_model(model, key_map, source)
+    given = load_weights(Path(path))
+    names = _module_names(model, key_map)
+    needed = {
+        f"{theirs}.{name}": f"{ours}.{name}"
+        for theirs, ours in names
+        for name in model.get_submodule(ours).state_dict()
+    }
+    biases = {
+        f"{theirs}.bias": f"{ours}.bias"
+        for theirs, ours in names
+        if key_map.has_biases and isinstance(model.get_submodule(ours), nn.Conv2d)
+    }
+    state = model.state_dict()
+    _check_file(path, given, {theirs: state[ours] for theirs, ours in needed.items()}, biases, model, key_map)
+
+    weights = {ours: given[theirs] for theirs, ours in (needed | biases).items() if theirs in given}
+    if key_map.has_biases:
+        _fold_biases(weights, len(model.units))
+    for ours, tensor in state.items():
+        tensor.copy_(weights[ours].view_as(tensor) if ours in weights else torch.zeros_like(tensor))
+
+
+def _module_names(model: ResNet, key_map: KeyMap) -> list[tuple[str, str]]:
+    """All modules with parameters: the file's names and ours."""
+    names, index = list(key_map.net), 0
+    for stage, num_units in enumerate(model.units_per_stage):
+        for unit in range(num_units):
+            module = model.units[index]
+            assert isinstance(module, ResidualUnit)
+            projection = key_map.projection if module.shortcut.conv is not None else ()
+            names += [
+                (theirs.format(stage=stage + key_map.first_stage, unit=unit), f"units.{index}.{ours}")
+                for theirs, ours in (*key_map.unit, *projection)
+            ]
+            index += 1
+    return names
+
+
+def _check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
+    """Compare the model with the net that the source's weights were trained in."""
+    if not isinstance(model, ResNet):
+        raise TypeError(f"the model must be a deepres.ResNet, got {type(model).__name__}")
+    depth = _DEPTHS.get(model.units_per_stage, 0)
+    linear = getattr(model.head, "linear", None)
+    if depth == 0 or not isinstance(linear, nn.Linear):
+        known = ", ".join(map(str, _DEPTHS.values()))
+        raise PretrainedError(
+            f"{source} has weights of ImageNet nets of bottleneck units (depths {known}); this model has "
+            f"{'-'.join(map(str, model.units_per_stage))} units"
+        )
+    with torch.device("meta"):
+        meant = build_resnet(
+            depth,
+            dataset="imagenet",
+            num_classes=linear.out_features,
+            stride_on="3x3",
+            stem_activation=key_map.stem_activation,
+            preactivation=key_map.preactivation,
+        )
+    theirs, ours = (
+        {name: f"{type(module).__name__}({module.extra_repr()})" for name, module in net.named_modules()}
+        for net in (meant, model)
+    )
+    for name in [*theirs, *(name for name in ours if name not in theirs)]:
+        if ours.get(name) != theirs.get(name):
+            raise PretrainedError(
+                f"weights of {source} fit {key_map.arguments(depth, linear.out_features)}; this model's {name} is "
+                f"{ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
+            )
+
+
+def _check_file(
+    path: str | Path,
+    given: dict[str, Tensor],
+    needed: dict[str, Tensor],
+    biases: dict[str, str],
+    model: ResNet,
+    key_map: KeyMap,
+) -> None:
+    """Compare keys and shapes; a classifier may be a 1×1 convolution."""
+    missing = [key for key in needed if key not in given and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in given if key not in needed and key not in biases]
+    wrong_shape = [
+        key
+        for key, tensor in needed.items()
+        if key in given and given[key].shape not in (tensor.shape, _as_convolution(tensor))
+    ]
+    wrong_shape += [
+        key
+        for key in biases
+        if key in given and given[key].shape != needed[f"{key.removesuffix('bias')}weight"].shape[:1]
+    ]
+    if missing or unexpected or wrong_shape:
+        shapes = [f"{key} {list(given[key].shape)}" for key in wrong_shape]
+        parts = [
+            f"{len(keys)} {what}: {_some(keys)}"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if keys
+        ]
+        depth, num_classes = _DEPTHS[model.units_per_stage], model.get_parameter("head.linear.bias").numel()
+        raise PretrainedError(
+            f"{path} is not of {key_map.arguments(depth, num_classes)}: {'; '.join(parts)}",
+            missing,
+            unexpected,
+            wrong_shape,
+        )
+
+
+def _as_convolution(weight: Tensor) -> tuple[int, ...]:
+    return (*weight.shape, 1, 1) if weight.dim() == 2 else tuple(weight.shape)
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
+    return ", ".join(keys[:_MOST_LISTED]) + more
+
+
+def _fold_biases(weights: dict[str, Tensor], num_units: int) -> None:
+    """Take the convolutions' biases out, and what they add out of the running means of the batch norms behind.
+
+    A bias right before a batch norm is subtracted from its mean. A unit's last one is added to x_{l+1}: it, and
+    those of the units before, are subtracted wherever x is read: in each unit's first norm and in the head's, and,
+    times the weights, in that of a projection, which ends it.
+    """
+
+    def bias(conv: str) -> Tensor:
+        return weights.pop(f"{conv}.bias", torch.zeros(weights[f"{conv}.weight"].shape[0])).double()
+
+    def subtract(constant: Tensor, norm: str) -> None:
+        weights[f"{norm}.running_mean"] = weights[f"{norm}.running_mean"].double() - constant
+
+    subtract(bias("stem.conv"), "stem.norm")
+    offset = torch.zeros(()).double()
+    for unit in (f"units.{i}" for i in range(num_units)):
+        subtract(offset, f"{unit}.norms.0")
+        subtract(bias(f"{unit}.convs.0"), f"{unit}.norms.1")
+        subtract(bias(f"{unit}.convs.1"), f"{unit}.norms.2")
+        projection = f"{unit}.shortcut.conv"
+        if f"{projection}.weight" in weights:
+            projected = (weights[f"{projection}.weight"].double().flatten(1) * offset).sum(1)
+            subtract(projected + bias(projection), f"{unit}.shortcut.norm")
+            offset = torch.zeros(()).double()
+        offset = offset + bias(f"{unit}.convs.2")
+    subtract(offset, "head.norm")

@@ -1,0 +1,177 @@
+"""The command line of the propagation analysis: tables, files, checkpoints, and mistakes told in one line."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import deepres
+from deepres.train import main as train
+
+ROOT = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("propagation_tool", ROOT / "tools" / "propagation.py")
+tool = importlib.util.module_from_spec(_SPEC)
+sys.modules["propagation_tool"] = tool
+_SPEC.loader.exec_module(tool)
+
+SMALL = ("--depth", "8", "--batch-size", "2")
+
+
+def run(*arguments: object) -> int:
+    try:
+        return tool.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    settings = (
+        "data.image_size=8", "data.name=synthetic", "data.num_images=64", "model.depth=8", "model.block=basic",
+        "train.epochs=1", "train.global_batch_size=8", "log.plots=false", "engine.name=plain",
+        "engine.zero_stage=0", f"train.run_dir={folder}",
+    )  # fmt: skip
+    assert train(["--config", str(ROOT / "configs" / "quickstart.yaml"), *settings]) == 0
+    return folder
+
+
+def test_all_shortcuts_are_measured_by_default_and_two_nets_or_fewer_unit_by_unit(capsys):
+    assert run(*SMALL) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("ResNet-8, batch 2 of noise, float32\n")
+    for name in ("identity", "constant_scaling", "exclusive_gating", "conv1x1", "dropout"):
+        assert f"\n{name} " in text
+    assert "\noutput" not in text
+    assert run(*SMALL, "--variants", "identity,original") == 0
+    assert capsys.readouterr().out.count("\noutput") == 2
+
+
+def test_numbers_and_pictures_are_written(tmp_path):
+    numbers, pictures = tmp_path / "numbers.json", tmp_path / "new" / "pictures"
+    variants = "identity,constant_scaling,dropout+dropout=0.9,constant_scaling+bn_after_addition"
+    done = run(*SMALL, "--variants", variants, "--dtype", "float64", "--json", numbers, "--out", pictures)
+    assert done == 0
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    assert (found["format"], found["depth"], found["dtype"]) == ("deepres.propagation", 8, "float64")
+    identity, scaled = found["nets"][:2]
+    assert identity["name"] == "identity"
+    assert identity["units_per_stage"] == [1, 1, 1]
+    for key in ("signal_rms", "gradient_norm", "gradient_rms", "shortcut_gradient_norm", "lambda_product"):
+        assert len(identity[key]) == 4
+    assert len(identity["term_ratio"]) == 3
+    assert scaled["lambda_product"] == [0.125, 0.25, 0.5, 1.0]
+    for name in ("signal", "gradient"):
+        assert (pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_measured_beside_its_like_at_initialisation(run_dir, capsys, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    assert run("--checkpoint", run_dir, "--json", numbers) == 0
+    text = capsys.readouterr().out
+    assert "batch 16 of synthetic" in text
+    fresh, trained = json.loads(numbers.read_text(encoding="utf-8"))["nets"]
+    assert fresh["name"] == "identity+full_preactivation, at initialisation"
+    assert trained["name"] == "identity+full_preactivation, trained"
+    assert trained["loss"] < fresh["loss"]
+
+
+def test_a_checkpoint_and_a_file_of_weights_are_the_same_net(run_dir, capsys, tmp_path):
+    (checkpoint,) = (path for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-"))
+    tables = []
+    for source in (
+        ("--checkpoint", run_dir),
+        ("--checkpoint", checkpoint),
+        ("--checkpoint", run_dir / "model.safetensors", "--depth", 8, "--variants", "identity"),
+    ):
+        numbers = tmp_path / "numbers.json"
+        assert run(*source, "--json", numbers) == 0
+        tables.append(json.loads(numbers.read_text(encoding="utf-8"))["nets"][1]["signal_rms"])
+    assert tables[0] == tables[1]
+    assert len(tables[2]) == 4  # on noise, which is not the run's data
+    capsys.readouterr()
+
+
+def test_images_from_a_folder_are_used(tmp_path, capsys):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (40, 40), (90 * k, 30, 60)).save(tmp_path / split / label / f"{k}.png")
+    assert (
+        run(
+            "--depth",
+            18,
+            "--dataset",
+            "imagenet",
+            "--variants",
+            "identity",
+            "--batch-size",
+            2,
+            "--data",
+            tmp_path,
+        )
+        == 0
+    )
+    assert "batch 2 of image_folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --depth (e.g. 110), or --checkpoint with the folder of a run"),
+        (
+            ("--depth", 21),
+            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 21; nearest: 20, 29",
+        ),
+        (
+            (*SMALL, "--variants", "identity,dropot"),
+            "no shortcut or activation 'dropot'; did you mean dropout?",
+        ),
+        ((*SMALL, "--activation", "orginal"), "invalid choice: 'orginal'"),
+        ((*SMALL, "--batch-size", "0"), "must be a whole number of at least 1, got '0'"),
+        ((*SMALL, "--checkpoint", "nowhere"), "there is no file nowhere"),
+        ((*SMALL, "--data", "nowhere"), "nowhere"),
+        ((*SMALL, "--json", "/proc/numbers.json"), "/proc/numbers.json"),
+        ((*SMALL, "--out", "/proc/pictures"), "/proc/pictures"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_a_mistake_leaves_no_file(tmp_path, capsys):
+    assert run(*SMALL, "--variants", "nothing", "--json", tmp_path / "a.json", "--out", tmp_path / "b") == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert run(*SMALL, "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
+    weights = run_dir / "model.safetensors"
+    other = tmp_path / "other.safetensors"
+    save_file(deepres.build_resnet(20).state_dict(), other)
+    headless = tmp_path / "headless.safetensors"
+    save_file({"a": deepres.build_resnet(8).head.linear.bias.detach()}, headless)
+    for arguments, message in (
+        (("--checkpoint", run_dir, "--depth", 8), "knows its net: leave --depth and --variants out"),
+        (("--checkpoint", weights), "is a file of weights alone: give its net's --depth"),
+        (("--checkpoint", weights, "--depth", 8, "--variants", "shortcuts"), "give one variant, not 6"),
+        (("--checkpoint", other, "--depth", 8), "are of another net"),
+        (("--checkpoint", headless, "--depth", 8), "holds no weights of a deepres net"),
+    ):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -1,0 +1,138 @@
+"""Signals and gradients at every unit of a net: at initialisation, and out of a checkpoint.
+
+python tools/propagation.py --depth 110
+python tools/propagation.py --depth 110 --variants identity,constant_scaling+shortcut_scale=0.5 --activation original
+python tools/propagation.py --depth 164 --variants activations --data DIR --json numbers.json --out pictures
+python tools/propagation.py --checkpoint RUN
+python tools/propagation.py --checkpoint FILE --depth 164 --variants identity
+
+A variant is a shortcut, an activation and `setting=value`s (of build_resnet), joined by `+`; `shortcuts` and
+`activations` stand for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from deepres.analysis.propagation import Propagation, measure_propagation
+from deepres.analysis.report import propagation_json, propagation_text, units_text
+from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
+from deepres.config import ConfigError
+from deepres.data import DataError
+from deepres.models.residual_unit import ACTIVATIONS
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def parser() -> Parser:
+    """All options."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--depth", type=int, help="layers; taken from the run if --checkpoint names one")
+    parser.add_argument("--variants", help="with commas (all shortcuts; for a checkpoint's file: identity)")
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, default="full_preactivation", help="of variants that name none"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("--dataset", choices=("cifar", "imagenet"), default="cifar", help="kind of net")
+    parser.add_argument("--batch-size", type=positive, default=16)
+    parser.add_argument("--data", type=Path, help="CIFAR's or an image folder's place; by default noise")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, noise and dropout")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="float32 takes a product of more than some 140 halves for 0",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--out", type=Path, help="write signal.png and gradient.png to this folder")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 if it measured, 2 if the question has a mistake."""
+    options = parser().parse_args(arguments)
+    try:
+        run(options)
+    except (ConfigError, DataError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print, and write what was asked for.
+
+    Raises:
+        ValueError, OSError: the question has a mistake; the message says which.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no GPU here")
+    if options.checkpoint is not None:
+        subjects = checkpoint_subjects(
+            options.checkpoint, options.depth, options.variants, options.activation, options.dataset
+        )
+    elif options.depth is None:
+        raise ValueError("give --depth (e.g. 110), or --checkpoint with the folder of a run")
+    else:
+        subjects = fresh_subjects(
+            options.depth, options.variants or "shortcuts", options.activation, options.dataset
+        )
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    images, labels, data = batch_of(subjects[0], options.data, options.batch_size, options.seed)
+    if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(options.out, os.W_OK):
+            raise ValueError(f"{options.out} cannot be written")
+    if options.json is not None:
+        options.json.open("a").close()
+    found = dict[str, Propagation]()
+    for subject in subjects:
+        net = subject.net(options.seed).to(device, dtype)
+        found[subject.name] = measure_propagation(
+            net, images.to(device, dtype), labels.to(device), seed=options.seed
+        )
+    depth = subjects[0].depth
+    title = f"ResNet-{depth}, batch {options.batch_size} of {data}, {options.dtype}"
+    print(f"{title}\n\n{propagation_text(found)}")
+    if len(found) <= 2:
+        for name, propagation in found.items():
+            print(f"\n{name}, loss {propagation.loss:.3f}\n{units_text(propagation)}")
+    if options.json is not None:
+        about = {
+            "depth": depth, "batch_size": options.batch_size, "data": data, "dtype": options.dtype,
+            "seed": options.seed, "torch": torch.__version__, "python": platform.python_version(),
+        }  # fmt: skip
+        options.json.write_text(json.dumps(propagation_json(found, about)) + "\n", encoding="utf-8")
+    if options.out is not None:
+        from deepres.analysis.plots import gradient_figure, signal_figure  # matplotlib takes its time
+
+        gradient_figure(found, title).savefig(options.out / "gradient.png")
+        signal_figure(found, title).savefig(options.out / "signal.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

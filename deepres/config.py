@@ -58,6 +58,7 @@ class ModelConfig(_Section):
     matching: Literal["projection", "zero_padding"] | None = None
     stride_on: Literal["1x1", "3x3"] = "1x1"
     stem_activation: bool | None = None
+    preactivation: Literal["shared", "own"] = "shared"
     shortcut_scale: float = 0.5
     residual_scale: float = 0.5
     gate_bias: float = -6.0

@@ -40,8 +40,10 @@ class Roofline(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not func.is_view and func not in _FREE:
+        computes = any(isinstance(t, Tensor) for t in tree_leaves(result))  # rather than asks (`prim.device`)
+        if computes and not func.is_view and func not in _FREE:
             tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            tensors += [args[k] for k in _read_twice(func, args)]
             traffic_ms = sum(t.numel() * t.element_size() for t in tensors) / (
                 self._gpu.bandwidth_gb_s * 1e6 * _ATTAINED_BANDWIDTH
             )
@@ -57,6 +59,17 @@ class Roofline(TorchDispatchMode):
         if dtype in (torch.bfloat16, torch.float16):
             return gpu.bf16_tflops or gpu.fp32_tflops
         return gpu.tf32_tflops or gpu.fp32_tflops  # PyTorch's convolutions use tf32 unless told otherwise
+
+
+def _read_twice(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Which arguments are read in two passes: for sums over the batch first, or by two kernels."""
+    if func is torch.ops.aten.native_batch_norm.default:
+        return (0,) if args[5] else ()  # x, if its statistics are not given
+    if func is torch.ops.aten.native_batch_norm_backward.default:
+        return (0, 1)  # the gradient and x
+    if func is torch.ops.aten.convolution_backward.default:
+        return (0,)  # the gradient, for that of the input and that of the weight
+    return ()
 
 
 _FREE = {

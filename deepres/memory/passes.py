@@ -74,7 +74,8 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         y = _run_unit(unit, x, bench, keep=None, memo=memo)
     output = Spec.of(y)
     discard_temp = meter.peak_bytes - meter.live_bytes
-    memo_bytes = _memo_bytes(memo)
+    # Statistics are fp32, also of bf16 values, but fake tensors (torch 2.13) say that they are bf16.
+    memo_bytes = _memo_bytes(memo, torch.float32.itemsize)
     del y
 
     def steps(name: str, kept_bytes: int, *, replayed: bool = False) -> tuple[int, Callable[[], None]]:
@@ -162,11 +163,13 @@ def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: 
     return y
 
 
-def _memo_bytes(memo: dict[Any, Any]) -> int:
-    """What the tensors in a memo hold, each storage once."""
+def _memo_bytes(memo: dict[Any, Any], least_itemsize: int = 1) -> int:
+    """What the tensors in a memo hold, each storage once, at so many bytes a value at least."""
     tensors = [t for value in memo.values() for t in (value if isinstance(value, tuple) else (value,))]
     storages = {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() * max(1, least_itemsize // t.itemsize)
+        for t in tensors
+        if isinstance(t, Tensor)
     }
     return sum(storages.values())
 

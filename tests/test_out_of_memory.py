@@ -59,6 +59,7 @@ def test_the_micro_batch_is_halved_in_all_processes_until_it_fits_and_nothing_el
     for rank in range(num_processes):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MKL_NUM_THREADS": "1"}
+        variables |= {"MALLOC_ARENA_MAX": "1"}  # each arena takes address space, of which there is little
         command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
         started.append(
             subprocess.Popen(
@@ -70,9 +71,9 @@ def test_the_micro_batch_is_halved_in_all_processes_until_it_fits_and_nothing_el
             )
         )
     found = []
-    for process in started:
-        output, error = process.communicate(timeout=200)
-        assert process.returncode == 0, error
+    told = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0] * num_processes, [error for _, error in told]
+    for output, _ in told:
         _, _, micro, accumulation, total, same = output.split("RANK")[1].join(["RANK", ""]).split()[:6]
         found.append((int(micro), int(accumulation), int(total)))
         assert same == "True"
@@ -157,5 +158,6 @@ def test_measuring_is_an_attempt_that_leaves_the_net_as_it_was():
         run = failing if size > 2 else net
         measure_activation_peak(net, run, torch.zeros(size, 3, 8, 8), torch.zeros(size, dtype=torch.int64))
 
-    assert halve_until_it_fits(BatchSizes(4, 4, 1, 1), attempt, CPU).micro_size == 2
+    sizes, _ = halve_until_it_fits(BatchSizes(4, 4, 1, 1), attempt, CPU)
+    assert sizes.micro_size == 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

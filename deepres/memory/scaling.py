@@ -13,8 +13,8 @@ class ScalingChain:
     """What a net's chain costs as a function of the batch.
 
     Activations' bytes are affine in the batch, so two chains tell all: what is held for each image, and what is
-    held once (batch statistics, workspaces). Kept bytes are thus exact at every size; so are transients on a card,
-    and on a CPU but for batches of a few images. Times are affine as long as no operator goes from being bound by
+    held once (batch statistics, workspaces). Kept bytes are thus exact at every size; so are transients but for
+    batches of a few images. Times are affine as long as no operator goes from being bound by
     launches to being bound by work.
 
     Args:

@@ -27,7 +27,7 @@ def test_a_chain_at_another_batch_is_the_one_predicted_there(depth, activation, 
             assert [r.kept_bytes for r in a.retentions] == [r.kept_bytes for r in b.retentions]
         for plan in (keep_all_plan(3), per_unit_plan(3)):
             assert simulate(at, plan).peak_bytes == pytest.approx(
-                simulate(exact, plan).peak_bytes, rel=0.01 if batch > 3 else 0.05
+                simulate(exact, plan).peak_bytes, rel=0.01 if batch > 3 else 0.07
             )
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import torch
 
+from command_line import positive
 from deepres import build_resnet
 from recompute_benchmark.budgets import budgets_report
 from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
@@ -61,7 +62,7 @@ def _parser() -> _Parser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_, description=help_)
         sub.add_argument("--depth", type=int, required=True, help="9n+2: a CIFAR net of bottleneck units")
-        sub.add_argument("--batch", type=_positive, required=True, help="images in a batch")
+        sub.add_argument("--batch", type=positive, required=True, help="images in a batch")
         sub.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
         sub.add_argument(
             "--processor-time",
@@ -72,8 +73,8 @@ def _parser() -> _Parser:
         return sub
 
     def timed(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--rounds", type=_positive, default=5, help="turns of each kind (%(default)s)")
-        sub.add_argument("--steps", type=_positive, default=2, help="timed steps a turn (%(default)s)")
+        sub.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
+        sub.add_argument("--steps", type=positive, default=2, help="timed steps a turn (%(default)s)")
         sub.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (%(default)s)")
 
     budgets = command(
@@ -81,13 +82,13 @@ def _parser() -> _Parser:
         "the process's peak beside budget and prediction",
         lambda o: budgets_report(o.depth, o.batch, o.budgets, _clock(o)),
     )
-    budgets.add_argument("--budgets", type=_positive, default=10, help="how many (%(default)s)")
+    budgets.add_argument("--budgets", type=positive, default=10, help="how many (%(default)s)")
     overhead = command(
         "overhead",
         "step times beside prediction",
         lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o), o.device),
     )
-    overhead.add_argument("--budgets", type=_positive, default=5, help="how many (%(default)s)")
+    overhead.add_argument("--budgets", type=positive, default=5, help="how many (%(default)s)")
     timed(overhead)
     peers = command(
         "peers",
@@ -113,11 +114,11 @@ def _parser() -> _Parser:
     )
     peers.add_argument(
         "--compile-limit",
-        type=_positive,
+        type=positive,
         default=600,
         help="seconds for each of these, its steps included (%(default)s)",
     )
-    peers.add_argument("--limit", type=_positive, default=3600, help="seconds for the others (%(default)s)")
+    peers.add_argument("--limit", type=positive, default=3600, help="seconds for the others (%(default)s)")
     frontier = command(
         "frontier",
         "the least extra time that budgets cost, as a table and, with --out, a picture",
@@ -139,12 +140,6 @@ def _parser() -> _Parser:
 
 def _clock(options: argparse.Namespace) -> Clock:
     return Clock(options.processor_time)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _device(text: str) -> str:

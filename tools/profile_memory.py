@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 import torch
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
+from command_line import Parser, positive
 from deepres.bytesize import parse_bytes
 from deepres.config import Config, ConfigError
 from deepres.load_config import load_config
@@ -49,21 +49,6 @@ IMAGENET_DEPTHS = (18, 34, 50, 101, 152, 200)
 RECIPE_BATCHES = {"cifar": 128, "imagenet": 256}
 DEFAULT_GPU = "RTX 3060 12GB"
 MOST_LAYERS = 30_000
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
-        self.exit(2, f"error: {message}\n")
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def parser() -> Parser:

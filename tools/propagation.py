@@ -18,31 +18,16 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
+from command_line import Parser, positive
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import propagation_json, propagation_text, units_text
 from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.models.residual_unit import ACTIVATIONS
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
-        self.exit(2, f"error: {message}\n")
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def parser() -> Parser:

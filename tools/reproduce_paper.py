@@ -12,8 +12,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
+from command_line import Parser
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from paper_reproduction.launch import Order, train
@@ -89,7 +89,7 @@ def _table(arguments: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {"list": _list, "run": _run, "table": _table}
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def __init__(self, command: str, description: str | None) -> None:
         super().__init__(
             prog=f"reproduce_paper.py {command}".rstrip(),
@@ -98,10 +98,6 @@ class _Parser(argparse.ArgumentParser):
         )
         if command:
             self.add_argument("--results", type=_folder, default=RESULTS, metavar="DIR", help="(%(default)s)")
-
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"error: {message}\n")
 
 
 def _folder(text: str) -> Path:

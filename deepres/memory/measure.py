@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.memory.allocated import AllocatedBytes
-from deepres.memory.bench import Loss, Meter, Spec, default_loss
+from deepres.memory.bench import Loss, Meter, Spec, allocate_gradients, default_loss
 from deepres.memory.passes import read_chain
 from deepres.recompute import Chain
 
@@ -143,9 +143,7 @@ def measure_activation_peak(
 
     meter = AllocatedBytes(images.device)
     with _as_if_not_run(net):
-        for parameter in net.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+        allocate_gradients(net)
         if images.device.type == "cuda":
             step()  # libraries try their algorithms out, which takes more than any of them
         with meter:

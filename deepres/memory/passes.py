@@ -81,9 +81,8 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     def steps(name: str, kept_bytes: int, *, replayed: bool = False) -> tuple[int, Callable[[], None]]:
         """The step of so many units that a backward finds what is kept out of the caches, as in a net."""
         num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
-        chains = (
-            [num] if output == spec else [1] * num
-        )  # a unit that changes the shape has no successor like it
+        # A unit that changes the shape has no successor like it.
+        chains = [num] if output == spec else [1] * num
 
         def run() -> None:
             memos = [dict[Any, Any]() for _ in range(num)]

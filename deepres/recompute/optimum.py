@@ -125,7 +125,7 @@ class Optimum:
         full = np.searchsorted(levels, self._full_needs)
         replay_ms = costs.replay_ms[self._quickest, np.arange(num_parts)]
         replays = np.append(0.0, np.cumsum(replay_ms))
-        shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 3
+        shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 4
         for b in range(1, num_parts + 1):
             own_bytes = np.maximum(
                 costs.keep_run_bytes + costs.forward_gradient_bytes[b], costs.backward_bytes

@@ -2,19 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
-from deepres.load_config import load_config
-from tests.processes import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
 import paper_reproduction.rows
 import reproduce_paper
+from deepres.load_config import load_config
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
+from tests.processes import ROOT
 
 ROWS = {row.name: row for row in all_rows()}
 FINAL_STEP = 1564

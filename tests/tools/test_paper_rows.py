@@ -1,18 +1,13 @@
 """The paper's rows: each has its figure and its config, is the net that it says, and trains."""
 
-import sys
-
 import pytest
 
 from deepres.config import ConfigError
 from deepres.load_config import load_config
 from deepres.train import main
-from tests.processes import ROOT, metrics
-
-sys.path.insert(0, str(ROOT / "tools"))
-
 from paper_reproduction.claims import TABLES
 from paper_reproduction.rows import CONFIGS, ReproductionError, all_rows, find_rows
+from tests.processes import metrics
 
 ROWS = {row.name: row for row in all_rows()}
 

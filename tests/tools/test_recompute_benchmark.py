@@ -1,14 +1,8 @@
 """What the benchmark computes itself, against figures found by hand."""
 
-import sys
-
 import pytest
 
 from deepres.recompute import Chain, Retention, UnitCost, make_plan
-from tests.processes import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
 from recompute_benchmark import child
 from recompute_benchmark.frontier import model_chain
 from recompute_benchmark.segment_outputs import extra_ms_by_budget

@@ -13,7 +13,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-faults: $(VENV)/.installed-dev
-	FAULT_TABLE=results/faults/table.md $(BIN)/python -m pytest tests/faults -m "slow or not slow"
+	OMP_NUM_THREADS=1 FAULT_TABLE=results/faults/table.md $(BIN)/python -m pytest tests/faults -m "slow or not slow" -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -180,6 +180,8 @@ class EngineConfig(_Section):
     """Gradients communicated at once, at most; never more than the model has."""
     sync_batch_norm: bool = False
     """Batch statistics over all processes."""
+    meeting_timeout_s: PositiveFloat = 45.0
+    """Seconds that the processes wait at the start for the last of them."""
 
     @model_validator(mode="after")
     def _check(self) -> EngineConfig:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from deepres.config import ConfigError
 
@@ -76,8 +77,13 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
 
 
-def start_process_group(process: Process, timeout_s: float = 1800.0) -> None:
-    """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own."""
+def start_process_group(process: Process, store: Store | None = None, timeout_s: float = 1800.0) -> None:
+    """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own.
+
+    Args:
+        store: where they have met; by default they meet at `MASTER_ADDR:MASTER_PORT`.
+        timeout_s: seconds that a collective may take.
+    """
     if dist.is_initialized():
         return
     os.environ.setdefault("RANK", str(process.rank))
@@ -88,7 +94,11 @@ def start_process_group(process: Process, timeout_s: float = 1800.0) -> None:
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     dist.init_process_group(
-        "nccl" if process.device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+        "nccl" if process.device.type == "cuda" else "gloo",
+        store=store,
+        rank=process.rank,
+        world_size=process.world_size,
+        timeout=timedelta(seconds=timeout_s),
     )
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
-import zlib
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
-import torch
-import torch.distributed as dist
 
-from deepres.distributed import Process
 from deepres.exit_status import ExitStatus
+from deepres.meeting import Peer
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
@@ -66,25 +62,22 @@ class PeerWatch:
     nobody. Processes on other hosts are the business of the launchers there.
 
     Args:
-        process: this process; the group must have been started.
+        rank: this process's.
+        everyone: the run's processes, this one among them.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, rank: int, everyone: Sequence[Peer]) -> None:
         self.dead: str | None = None
         self._done = threading.Event()
         self._peers: dict[int, psutil.Process | int] = {}
-        if process.world_size == 1 or not dist.is_initialized():
-            return
-        mine = torch.tensor([os.getpid(), zlib.crc32(_this_host().encode())], device=process.device)
-        everyone = [torch.zeros_like(mine) for _ in range(process.world_size)]
-        dist.all_gather(everyone, mine)
-        for rank, (pid, host) in enumerate(x.tolist() for x in everyone):
-            if rank != process.rank and host == mine[1].item():
+        for peer in everyone:
+            if peer.rank != rank and peer.host == everyone[rank].host:
                 try:
-                    self._peers[rank] = psutil.Process(pid)
+                    self._peers[peer.rank] = psutil.Process(peer.pid)
                 except psutil.NoSuchProcess:  # dead already
-                    self._peers[rank] = pid
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+                    self._peers[peer.rank] = peer.pid
+        if self._peers:
+            threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def __enter__(self) -> PeerWatch:
         return self
@@ -134,10 +127,3 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _this_host() -> str:
-    try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()

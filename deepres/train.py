@@ -27,6 +27,7 @@ from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
+from deepres.meeting import meet
 from deepres.memory import measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet
@@ -138,17 +139,15 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
 
 def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
     """Meet the other processes, and train; an end of one is an end of all."""
-    if job.process.world_size > 1:
+    process = job.process
+    meeting = meet(process, job.config.engine.meeting_timeout_s) if process.world_size > 1 else None
+    with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
         try:
-            start_process_group(job.process)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
-    with PeerWatch(job.process) as peers:
-        try:
-            start = share_start(found, job.config, job.process)
+            if meeting is not None:
+                start_process_group(process, meeting.store)
+            start = share_start(found, job.config, process)
             summary = _train(job, folder, start, stop)
-            any_process([False], job.process.device)  # nobody leaves while another still needs an answer
+            any_process([False], process.device)  # nobody leaves while another still needs an answer
         except (ConfigError, DataError, RunError, SaveError):
             raise
         except Exception as error:

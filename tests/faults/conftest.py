@@ -1,4 +1,4 @@
-"""Collects what the fault tests find; `FAULT_TABLE=FILE` writes it there."""
+"""Collects what the fault tests find, from all workers; `FAULT_TABLE=FILE` writes it there."""
 
 import os
 import time
@@ -11,9 +11,28 @@ from tests.faults.table import FaultTable
 TABLE, BEGIN = FaultTable(), time.monotonic()
 
 
-@pytest.fixture(scope="session")
-def table() -> FaultTable:
-    return TABLE
+class Recorder:
+    """Notes a test's tries on its report, which a worker process hands to the one that writes the table."""
+
+    def __init__(self, node: pytest.Item) -> None:
+        self._node = node
+
+    def add(self, fault: str, survived: bool, lost: int = 0, *, seconds: float = 0.0, tries: int = 1) -> None:
+        """See `FaultTable.add`."""
+        self._node.user_properties.append(("fault", (fault, bool(survived), lost, seconds, tries)))
+
+
+@pytest.fixture
+def table(request) -> Recorder:
+    return Recorder(request.node)
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":
+        for kind, found in report.user_properties:
+            if kind == "fault":
+                fault, survived, lost, seconds, tries = found
+                TABLE.add(fault, survived, lost, seconds=seconds, tries=tries)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -30,7 +30,7 @@ RUN = (
     "--config", str(ROOT / "configs" / "quickstart.yaml"), "data.name=synthetic", "data.image_size=16",
     "data.num_images=64", "model.depth=11", "train.epochs=2", "train.global_batch_size=8", "log.every=1",
     "log.plots=false", "engine.name=plain", "engine.zero_stage=0", f"train.save_every={INTERVAL} steps",
-    "train.resume=auto", "train.save_in_background=never",
+    "train.resume=auto", "train.save_in_background=never", "engine.meeting_timeout_s=15",
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def tried(base: Path, kind: str, k: int, whole: Path, seconds: float) -> dict[st
     return {
         "killed": -9 in statuses,
         "others": [status for status in statuses if status != -9],
-        "named": "has died" in output,
+        "named": any(f"process {rank} of the run" in output for rank, s in enumerate(statuses) if s == -9),
         "ended_s": ended_s,
         "survived": is_whole and 0 <= lost <= INTERVAL,
         "lost": lost,

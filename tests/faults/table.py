@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class FaultTable:
             "| fault | times tried | survived | lost steps (most) | seconds to the end (most) |",
             "|---|---|---|---|---|",
         ]
-        for fault, row in self.rows.items():
+        for fault, row in sorted(self.rows.items(), key=lambda item: item[0].lower()):
             seconds = f"{row.seconds:.1f}" if row.seconds else ""
             lines.append(f"| {fault} | {row.tries} | {row.survived} | {row.lost} | {seconds} |")
         total = sum(row.tries for row in self.rows.values())
@@ -52,7 +53,7 @@ class FaultTable:
         packages = ("torch", "deepspeed", "fairscale", "safetensors", "numpy", "pydantic")
         versions = ", ".join(f"{p} {metadata.version(p)}" for p in packages)
         text = (
-            f"# Faults\n\n`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes, Linux {platform.machine()}, "
+            f"# Faults\n\n`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes on {os.cpu_count()} cores, Linux {platform.machine()}, "
             f"CPU only.\nPython {platform.python_version()}, {versions}.\n\n"
             '"Survived": what the fault\'s row promises in docs/reliability.md held, and where a run went on, it ended '
             "with the bits of one that was never interrupted.\nThe saving interval of the killed runs is 3 steps.\n\n"

@@ -40,7 +40,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been(tmp
         for k, one in enumerate(found["tries"]):
             others_ended = all(status == 5 for status in one["others"]) and one["ended_s"] < 60
             is_named = one["named"] or not one["others"]
-            # A moment after the run's end, or before its processes knew of one another, kills nothing that counts.
+            # A moment after the run's end kills nothing that counts.
             was_running = one["killed"] and 0 not in one["others"]
             survived = one["survived"] and (not was_running or (others_ended and is_named))
             table.add(

@@ -53,8 +53,8 @@ class FaultTable:
         packages = ("torch", "deepspeed", "fairscale", "safetensors", "numpy", "pydantic")
         versions = ", ".join(f"{p} {metadata.version(p)}" for p in packages)
         text = (
-            f"# Faults\n\n`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes on {os.cpu_count()} cores, Linux {platform.machine()}, "
-            f"CPU only.\nPython {platform.python_version()}, {versions}.\n\n"
+            f"# Faults\n\n`{command}`, {time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes on {os.cpu_count()} cores, "
+            f"Linux {platform.machine()}, CPU only.\nPython {platform.python_version()}, {versions}.\n\n"
             '"Survived": what the fault\'s row promises in docs/reliability.md held, and where a run went on, it ended '
             "with the bits of one that was never interrupted.\nThe saving interval of the killed runs is 3 steps.\n\n"
         )

@@ -100,6 +100,8 @@ class OptimConfig(_Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 1e-4
+    fused: bool = False
+    """An update in one kernel for all parameters."""
     clip_grad_norm: PositiveFloat | None = None
     schedule_unit: Literal["iterations", "epochs"] = "epochs"
     """What `milestones` and `warmup` count."""
@@ -180,6 +182,8 @@ class EngineConfig(_Section):
     """Gradients communicated at once, at most; never more than the model has."""
     sync_batch_norm: bool = False
     """Batch statistics over all processes."""
+    compile: Literal["none", "units"] = "none"
+    """`units`: residual units as compiled code, one graph for all that are alike."""
     meeting_timeout_s: PositiveFloat = 45.0
     """Seconds that the processes wait at the start for the last of them."""
 
@@ -193,6 +197,9 @@ class EngineConfig(_Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
+        if self.compile == "units" and (self.sync_batch_norm or self.zero_stage == 3):
+            what = "sync_batch_norm" if self.sync_batch_norm else "zero_stage 3"
+            raise ValueError(f"compile=units works without {what}: switch one of them off")
         return self
 
 
@@ -263,6 +270,11 @@ class Config(_Section):
                 raise ValueError(
                     "train.micro_batch_size auto needs recompute.device_memory or recompute.budget"
                 )
+        if self.engine.compile == "units" and not self.precision.channels_last:
+            raise ValueError(
+                "engine.compile=units needs precision.channels_last=true: compiled convolutions work in that layout, "
+                "and would copy the images into it and back in every unit"
+            )
         return self
 
     def to_yaml(self) -> str:

@@ -19,6 +19,7 @@ def sgd_settings(config: OptimConfig) -> dict[str, Any]:
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "nesterov": config.nesterov,
+        "fused": config.fused or None,
     }
 
 

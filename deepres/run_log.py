@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Never
+from typing import Never, TypeVar
 
 from tqdm import tqdm
 
@@ -17,6 +18,8 @@ from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics
 from deepres.run_folder import RunFolder
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -27,6 +30,7 @@ class Summary:
         images_per_s: of all processes, in training, without the first step, evaluation and set-up.
         activation_peak_bytes: of one process, measured on its first micro batch.
         predicted_peak_bytes: the same, known before.
+        data_wait_share: the fraction of that time in which the first process waited for a batch.
         recompute_share: the predicted fraction of a step that goes into replays.
     """
 
@@ -34,6 +38,7 @@ class Summary:
     images_per_s: float
     activation_peak_bytes: int
     predicted_peak_bytes: int
+    data_wait_share: float
     recompute_share: float
 
     def __str__(self) -> str:
@@ -41,7 +46,8 @@ class Summary:
             f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
             f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
             f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
-            f"{self.images_per_s:.1f} images/s   recomputation {100 * self.recompute_share:.1f} % of a step"
+            f"{self.images_per_s:.1f} images/s   waiting for data {100 * self.data_wait_share:.1f} %   "
+            f"recomputation {100 * self.recompute_share:.1f} % of a step"
         )
 
 
@@ -130,6 +136,7 @@ class RunLog:
             images_per_s=summary.images_per_s,
             activation_peak_bytes=summary.activation_peak_bytes,
             predicted_peak_bytes=summary.predicted_peak_bytes,
+            data_wait_share=summary.data_wait_share,
             recompute_share=summary.recompute_share,
             bad_images=num_bad_images,
         )
@@ -161,12 +168,26 @@ class RunLog:
 
 
 class Rate:
-    """Images a second while training: the first step (set-up) and pauses do not count."""
+    """How fast a run trains, and what it waits for: the first step (set-up) and pauses do not count."""
 
     def __init__(self) -> None:
         self._images = 0
         self._seconds = 0.0
+        self._waited = 0.0
+        self._waited_in_step = 0.0
         self._since: float | None = None
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of a step; how long the step waits for each is noted."""
+        iterator = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited_in_step += time.perf_counter() - begin
+            yield batch
 
     def count(self, num_images: int) -> None:
         """A step is done."""
@@ -174,7 +195,8 @@ class Rate:
         if self._since is not None:
             self._seconds += now - self._since
             self._images += num_images
-        self._since = now
+            self._waited += self._waited_in_step
+        self._since, self._waited_in_step = now, 0.0
 
     def pause(self) -> None:
         """What follows is no training; the next step begins a new stretch."""
@@ -182,5 +204,10 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """So far; NaN before the second step."""
+        """Images so far; NaN before the second step."""
         return self._images / self._seconds if self._seconds else float("nan")
+
+    @property
+    def data_wait_share(self) -> float:
+        """The fraction of the time in which there was no batch to train on; NaN before the second step."""
+        return self._waited / self._seconds if self._seconds else float("nan")

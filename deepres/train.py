@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from deepres.load_config import load_config
 from deepres.meeting import meet
 from deepres.memory import measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
-from deepres.models import ResNet, build_resnet
+from deepres.models import ResNet, build_resnet, compile_units
 from deepres.out_of_memory import halve_until_it_fits
 from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
@@ -119,6 +120,8 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
+    if config.engine.compile == "units":
+        compile_units(net.units)
     planner = Planner(config, net, info.image_size, process)
     return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
 
@@ -242,8 +245,13 @@ def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitS
 
 
 if __name__ == "__main__":
-    exit_status = main()
+    try:
+        exit_status = main()
+    except Exception:  # noqa: BLE001  # a mistake of this program: nothing else is to come after it
+        traceback.print_exc()
+        exit_status = ExitStatus.FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: a thread of gloo that asks for the interpreter while that shuts down would abort the process.
+    # Not sys.exit: a thread of gloo that asks for the interpreter while that shuts down would abort the process, and
+    # processes that decode images, which leave SIGTERM to this one, would be waited for.
     os._exit(exit_status)

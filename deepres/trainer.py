@@ -106,6 +106,7 @@ class Trainer:
                 self._rate.per_s * self._process.world_size,
                 self._activation_peak_bytes,
                 self._planned.memory.activations_bytes,
+                self._rate.data_wait_share,
                 self._planned.extra_share / (1 + self._planned.extra_share),
             )
             self._finish(summary)
@@ -135,7 +136,7 @@ class Trainer:
         before = generator_states(self._process.device)
         sizes = self._engine.sizes
         try:
-            result = self._engine.step(islice(batches, sizes.accumulation), learning_rate)
+            result = self._engine.step(self._rate.waiting(islice(batches, sizes.accumulation)), learning_rate)
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         except RuntimeError as error:

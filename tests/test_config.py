@@ -53,6 +53,8 @@ def test_overrides_win_and_may_begin_a_section(path):
         ("optim.learning_rate=.inf", r"optim.learning_rate must be a finite number, got inf"),
         ("optim.milestones=[5, 3]", r"milestones must rise, got \[5, 3\]"),
         ("engine.zero_stage=4", r"engine.zero_stage must be 0, 1, 2 or 3, got 4"),
+        ("engine.compile=units", r"engine.compile=units needs precision.channels_last=true"),
+        ("engine={compile: units, sync_batch_norm: true}", r"compile=units works without sync_batch_norm"),
         ("engine.zero_stage=2", r"zero_stage needs engine.name=deepspeed, got engine.name=plain"),
         ("engine.offload_optimizer=true", r"offload_optimizer needs engine.name=deepspeed"),
         (

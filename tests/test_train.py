@@ -1,6 +1,7 @@
 """The command line, as a user types it: what it trains, what it leaves, what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +40,13 @@ def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
         "test accuracy",
         "peak activation memory",
         "images/s",
+        "waiting for data",
         "recomputation",
         f"run folder {run_dir}",
     ):
         assert part in last_line
     assert summary["step"] == 24
+    assert 0 <= summary["data_wait_share"] < 1
     assert [row["num_images"] for row in metrics(run_dir, "test")] == [12] * 3
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     config = load_config(run_dir / "config.yaml")
@@ -70,6 +73,21 @@ def test_a_deterministic_rerun_has_the_same_bits_with_segments_or_without(tmp_pa
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     for other in weights[1:]:
         assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler on CPUs needs g++")
+def test_compiled_units_train_to_the_same_bits_under_a_plan(tmp_path):
+    weights = []
+    for segments in ("none", "2"):
+        run_dir = tmp_path / segments
+        overrides = ("engine={compile: units}", "precision.channels_last=true", "optim.fused=true")
+        done = run(
+            sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, *overrides, "train.max_steps=3",
+            f"recompute.segments={segments}", f"train.run_dir={run_dir}", timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        weights.append(load_file(run_dir / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_segments_are_told_and_save_memory(tmp_path):

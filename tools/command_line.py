@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+import torch
+
 
 class Parser(argparse.ArgumentParser):
     """Tells a mistake in one line."""
@@ -23,3 +25,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def device(text: str) -> str:
+    """`cpu`, or `cuda` where there is a GPU.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda: there is no GPU here")
+    return text

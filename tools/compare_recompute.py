@@ -8,11 +8,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-import torch
-
-from command_line import positive
+from command_line import Parser, device, positive
 from deepres import build_resnet
 from recompute_benchmark.budgets import budgets_report
 from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
@@ -32,10 +29,10 @@ def main(arguments: list[str]) -> int:
         build_resnet(options.depth, block="bottleneck")
         report: Report = options.run(options)
     except ValueError as error:
-        print(f"compare_recompute.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except (ChildFailedError, ChildTimeoutError) as error:
-        print(f"compare_recompute.py: a process that measures ended early: {error}", file=sys.stderr)
+        print(f"error: a process that measures ended early: {error}", file=sys.stderr)
         return 1
     print(report.table())
     for note in report.notes:
@@ -47,14 +44,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"compare_recompute.py: {message}\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
@@ -75,7 +66,7 @@ def _parser() -> _Parser:
     def timed(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
         sub.add_argument("--steps", type=positive, default=2, help="timed steps a turn (%(default)s)")
-        sub.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (%(default)s)")
+        sub.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
 
     budgets = command(
         "budgets",
@@ -140,14 +131,6 @@ def _parser() -> _Parser:
 
 def _clock(options: argparse.Namespace) -> Clock:
     return Clock(options.processor_time)
-
-
-def _device(text: str) -> str:
-    if text not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
-    if text == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError("cuda: there is no GPU here")
-    return text
 
 
 def _part(text: str) -> float:

@@ -2,7 +2,9 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -201,22 +203,15 @@ class FileSupply:
         self._num_fetches += 1
         this_fetch = self._num_fetches
         self._queue.requests = requests
-        batches = iter(self._loader)
+        with _dead_workers_named(self._loader.num_workers):
+            batches = _iterate(self._loader)
         while True:
             assert this_fetch == self._num_fetches, "a later iteration has taken over the workers"
-            try:
-                request, images, labels, failures = next(batches)
-            except StopIteration:
+            with _dead_workers_named(self._loader.num_workers):
+                batch = next(batches, None)
+            if batch is None:
                 return
-            except RuntimeError as error:
-                text = str(error)
-                is_full = ("torch_" in text and "shm" in text) or "No space left" in text
-                if "exited unexpectedly" not in text and not is_full:
-                    raise
-                raise DataError(
-                    f"a process that decodes images has died (data.num_workers={self._loader.num_workers}): it was "
-                    f"killed, or /dev/shm or memory is full: {text.strip().splitlines()[-1]}"
-                ) from error
+            request, images, labels, failures = batch
             yield Fetched(
                 request,
                 images.to(self._device, non_blocking=True).permute(0, 3, 1, 2),
@@ -228,3 +223,34 @@ class FileSupply:
         """Stops the workers and closes the archive."""
         self._loader = None
         self._files.close()
+
+
+def _iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """`iter(loader)`, without the handler by which PyTorch tells of a dead worker in whatever the main thread is doing.
+
+    It is told where a batch is waited for, which is looked after every few seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
+
+
+@contextmanager
+def _dead_workers_named(num_workers: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, EOFError, OSError) as error:
+        text = str(error)
+        is_full = "torch_" in text and ("shm" in text or "No space left" in text)
+        is_mistake = "Caught" in text  # in a worker that lives
+        is_cut_off = not isinstance(error, RuntimeError)  # it died while it handed over a batch
+        is_dead = num_workers > 0 and not is_mistake and (is_cut_off or "exited unexpectedly" in text)
+        if not (is_full or is_dead):
+            raise
+        raise DataError(
+            f"a process that decodes images has died (data.num_workers={num_workers}): it was killed, or /dev/shm or "
+            f"memory is full: {(text.strip() or type(error).__name__).splitlines()[-1]}"
+        ) from error

@@ -1,7 +1,7 @@
 """The passes over a net from which a chain's costs are read: on a device, or with tensors that are none.
 
 NOTE [ Reading costs ]
-1. Units that are alike (`_signature`) are run once. Copies are run, so that the model stays as it is.
+1. Units that are alike (`signature`) are run once. Copies are run, so that the model stays as it is.
 2. A unit is run as under a plan: from a leaf that is its input, discarding without a graph, keeping with one, its
    backward from a gradient that is handed over to it. Parameters' gradients are model states; they are there from
    the start, so that what a backward makes before it adds to them counts as transient.
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
 from deepres.memory.ends import Ends
+from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
@@ -48,7 +49,7 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
     known: dict[object, tuple[_Unit, Spec]] = {}
     costs = []
     for unit in units:
-        key = (_signature(unit), spec, needs_grad)
+        key = (signature(unit), spec, needs_grad)
         if key not in known:
             known[key] = _read_unit(unit, spec, needs_grad, bench)
         cost, spec = known[key]
@@ -171,20 +172,3 @@ def _memo_bytes(memo: dict[Any, Any], least_itemsize: int = 1) -> int:
         if isinstance(t, Tensor)
     }
     return sum(storages.values())
-
-
-def _signature(value: Any) -> object:
-    """Equal for modules that run alike: same classes, same settings, parameters of the same kinds."""
-    if isinstance(value, nn.Module):
-        return type(value), _signature(vars(value))
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.stride(), value.dtype, value.requires_grad
-    if isinstance(value, dict):
-        return tuple((_signature(k), _signature(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(_signature, value))
-    if isinstance(value, set | frozenset):
-        return frozenset(map(_signature, value))
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
-        return type(value), value
-    return id(value)

@@ -17,6 +17,7 @@ from deepres.memory.onednn import convolution_peak_bytes
 from deepres.memory.passes import read_chain
 from deepres.memory.roofline import Roofline
 from deepres.memory.tracking import TensorBytes
+from deepres.models import ResidualUnit
 from deepres.recompute import Chain
 
 CPU = Gpu("CPU", 0, 15.0, 0.2, None, None, "two cores, nominal")
@@ -68,11 +69,15 @@ class _FakeBench:
         self._dtype = dtype
 
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-        """With fake parameters and buffers."""
+        """With fake parameters and buffers; of units that are compiled, the eager form."""
         memo: dict[int, Any] = dict(instead)
         for tensor in _tensors(module, instead):
             memo[id(tensor)] = self._mode.from_tensor(_on_cpu(tensor))
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+        for unit in copied.modules():
+            if isinstance(unit, ResidualUnit):
+                unit.code = None
+        return copied
 
     def tensor(self, spec: Spec) -> Tensor:
         """Without values."""

@@ -1,6 +1,7 @@
 """Residual networks: their units, shortcuts and builders."""
 
 from deepres.models.batch_norm import BatchNorm2d, synchronize_batch_norm
+from deepres.models.compiled_unit import compile_units
 from deepres.models.residual_unit import ResidualUnit
 from deepres.models.resnet import (
     ResNet,
@@ -19,6 +20,7 @@ __all__ = [
     "ResNet",
     "ResidualUnit",
     "build_resnet",
+    "compile_units",
     "default_block",
     "resnet101",
     "resnet110",

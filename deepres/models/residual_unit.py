@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.models.batch_norm import BatchNorm2d, Memo, normalise
+from deepres.models.compiled_unit import UnitCode
 from deepres.models.conv_outputs import ConvOutputs
 from deepres.models.shortcut import Matching, Shortcut, ShortcutName
 
@@ -63,9 +64,8 @@ class ResidualUnit(nn.Module):
     Attributes:
         preactivation: as given.
         retentions: what `forward` can keep for the backward pass (see `forward`).
+        code: what it trains as instead, if it is compiled (`compile_units`).
     """
-
-    retentions = ("all", "conv_outputs")
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class ResidualUnit(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        self.code: UnitCode | None = None
         kernels = {"single": (3,), "basic": (3, 3), "bottleneck": (1, 3, 1)}[block]
         channels = (in_channels, *[width] * (len(kernels) - 1), out_channels)
         strided = 1 if block == "bottleneck" and stride_on == "3x3" else 0
@@ -136,6 +137,8 @@ class ResidualUnit(nn.Module):
             memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
                 batch norms put their statistics there, and find them there (see `BatchNorm2d`).
         """
+        if self.code is not None and self.training and all(norm.training for norm in self.norms):
+            return self.code(self, x, memo)
         if retention == "all" or not torch.is_grad_enabled() or not self.training:
             return self._run(x, memo, None)
         if retention != "conv_outputs":
@@ -143,6 +146,11 @@ class ResidualUnit(nn.Module):
         keep = ConvOutputs()
         with keep:
             return self._run(x, {} if memo is None else memo, keep)
+
+    @property
+    def retentions(self) -> tuple[str, ...]:
+        """See the class: compiled code has but one."""
+        return ("all", "conv_outputs") if self.code is None else ("all",)
 
     def residual(self, x: Tensor) -> Tensor:
         """F(x_l), for the analysis of a net; `x` is after the shared activation, if the unit has one."""

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -127,7 +128,8 @@ def test_a_run_counts_what_it_skipped_and_stops_where_that_is_too_much(folder, t
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_one_error(folder, tmp_path, table):
+@pytest.mark.parametrize("moment_s", [0.0, 0.1, 0.2, 0.3])
+def test_a_killed_worker_is_one_error(folder, tmp_path, table, moment_s):
     run_dir = tmp_path / "run"
     more = ("data.num_workers=2", "data.max_bad_images=8", "train.epochs=4000", "train.save_every=null")
     process = start("python", run_dir, *on_images(folder, *more))
@@ -136,6 +138,7 @@ def test_a_killed_worker_is_one_error(folder, tmp_path, table):
             lambda: (run_dir / "metrics.jsonl").exists() and len(processes_of(run_dir)) >= 3, 100, "workers"
         )
         workers = psutil.Process(process.pid).children()
+        time.sleep(moment_s)
         os.kill(workers[-1].pid, signal.SIGKILL)
         status = process.wait(60)
     finally:

@@ -126,7 +126,7 @@ def test_what_cannot_be_run_ends_with_one_line_and_status_2(options, message):
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert line.startswith("compare_recompute.py: ")
+    assert line.startswith("error: ")
     assert message in line
 
 
@@ -144,4 +144,4 @@ def test_what_cannot_be_run_ends_with_one_line_and_status_2(options, message):
 def test_a_device_that_is_not_there_is_refused(device, message):
     result = run(sys.executable, TOOL, "peers", "--depth", "29", "--batch", "4", "--device", device)
     assert result.returncode == 2
-    assert result.stderr == f"compare_recompute.py: {message}\n"
+    assert result.stderr == f"error: {message}\n"

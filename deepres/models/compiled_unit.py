@@ -1,0 +1,144 @@
+"""Residual units as compiled code (`torch.compile`): one graph for all units that are alike.
+
+NOTE [ Compiled units ]
+1. What is compiled is a pure function of a unit's input, parameters and running statistics, which returns its output
+   and the new statistics. A unit that differs from another in its values alone shares its code, so that ResNet-1001
+   compiles the handful of graphs that ResNet-29 has.
+2. Running statistics are written back outside, after a batch's first run only.
+3. Every run of a unit in training is this code, with a graph for the backward pass, be it kept, discarded or replayed:
+   one variant, the same bits. They are not the eager unit's, for the compiler sums in another order.
+4. What autograd keeps is the compiler's choice, about what the eager unit keeps of `all`, and there is no other
+   retention: code that is given less computes it again in the backward pass, in bf16 with other roundings.
+Evaluation, and training with frozen batch norms, stay eager.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deepres.models.batch_norm import BatchNorm2d
+from deepres.models.signature import signature
+
+_COMPILER: dict[str, Any] = {"options": {"fallback_random": True}}  # dropout draws what the eager one does
+
+
+class UnitCode:
+    """The compiled training code of units that are alike.
+
+    Args:
+        unit: one of them; it is not kept.
+    """
+
+    def __init__(self, unit: nn.Module) -> None:
+        self._parameters = [name for name, _ in unit.named_parameters()]
+        buffers = [name for name, _ in unit.named_buffers()]
+        self._counts = [name for name in buffers if name.endswith("num_batches_tracked")]
+        self._buffers = [name for name in buffers if name not in self._counts]
+        template = copy.deepcopy(unit).to("meta")
+        for index, (name, norm) in enumerate(_norms(template)):
+            parent, _, own = name.rpartition(".")
+            setattr(template.get_submodule(parent), own, _PureBatchNorm(norm, index))
+        names = [*self._parameters, *self._buffers]
+        self._run = torch.compile(_pure(template, names), dynamic=False, fullgraph=True, **_COMPILER)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitCode:
+        """A copied unit has the same code."""
+        return self
+
+    def __call__(self, unit: nn.Module, x: Tensor, memo: dict[Any, Any] | None) -> Tensor:
+        """Run `unit` on `x: (N, C, H, W)`; the first run of a batch (an empty memo, or none) counts it."""
+        wants_graph = torch.is_grad_enabled()
+        leaf = x if x.requires_grad else x.detach().requires_grad_()  # always the same variant
+        running = [unit.get_buffer(name) for name in self._buffers]
+        with torch.enable_grad(), _without_autocast_cache(x.device.type):
+            y, *updated = self._run(leaf, *map(unit.get_parameter, self._parameters), *running)
+        if memo is None or self not in memo:
+            with torch.no_grad():
+                torch._foreach_copy_(running, updated)
+                torch._foreach_add_([unit.get_buffer(name) for name in self._counts], 1)
+        if memo is not None:
+            memo[self] = ()  # the batch is counted
+        return y if wants_graph else y.detach()
+
+
+def compile_units(units: nn.Sequential) -> int:
+    """Let the `ResidualUnit`s among `units` train as compiled code; nothing is compiled before they run.
+
+    Their parameters, buffers and names stay as they are. Compiled convolutions work in the layout `channels_last`:
+    a net and images in another one are copied to it and back in every unit.
+
+    Returns:
+        How many of the units differ in more than their values, which is how many graphs are compiled.
+
+    Raises:
+        ValueError: batch norms are synchronised, which one graph of one process cannot.
+    """
+    codes: dict[object, UnitCode] = {}
+    for unit in units:
+        norms = _norms(unit)
+        if not norms:
+            continue
+        if any(norm.process_group is not None for _, norm in norms):
+            raise ValueError("units with synchronised batch norms cannot be compiled: use one of the two")
+        unit.__dict__["code"] = None
+        key = signature(unit)
+        if key not in codes:
+            codes[key] = UnitCode(unit)
+        unit.__dict__["code"] = codes[key]
+    return len(codes)
+
+
+class _PureBatchNorm(nn.Module):
+    """Training's batch norm without effects: the new running statistics go to the memo, under its number."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: BatchNorm2d, index: int) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        assert norm.momentum is not None
+        self._momentum, self._eps, self._index = norm.momentum, norm.eps, index
+
+    def forward(self, x: Tensor, memo: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """Normalise `x: (N, C, H, W)` by its own mean and variance."""
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self._momentum, self._eps)
+        memo[self._index] = mean, var
+        return y
+
+
+def _pure(template: nn.Module, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
+    """`template` as a function of its input and of the tensors of these names; returns also its new statistics."""
+
+    def run_unit(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        memo: dict[int, tuple[Tensor, Tensor]] = {}
+        y = functional_call(template, dict(zip(names, tensors, strict=True)), (x,), {"memo": memo})
+        return y, *(tensor for index in range(len(memo)) for tensor in memo[index])
+
+    # Compiled code is looked up by code object, which closures share, and only so many find room under one.
+    return FunctionType(
+        run_unit.__code__.replace(), run_unit.__globals__, run_unit.__name__, None, run_unit.__closure__
+    )
+
+
+def _without_autocast_cache(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast as it is, but in one state, as the code is looked up by it: plans run without the cache."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, torch.get_autocast_dtype(device_type), cache_enabled=False)
+
+
+def _norms(unit: nn.Module) -> list[tuple[str, BatchNorm2d]]:
+    return [(name, module) for name, module in unit.named_modules() if isinstance(module, BatchNorm2d)]

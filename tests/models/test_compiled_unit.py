@@ -1,0 +1,154 @@
+"""Units as compiled code: few graphs, the eager net's values, and the same bits under every plan."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+
+from deepres.models import BatchNorm2d, build_resnet, compile_units, compiled_unit
+from deepres.models.residual_unit import ACTIVATIONS
+from deepres.models.shortcut import SHORTCUTS
+from deepres.recompute import Plan, apply_plan
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler on CPUs needs g++")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:torch"),
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute"
+    ),  # the tracer looks, and hides it unless it is an error
+]
+
+
+@pytest.fixture
+def no_cpp(monkeypatch):
+    """Traces and cuts the graphs, but runs them with PyTorch's own kernels: quick to make."""
+    monkeypatch.setattr(compiled_unit, "_COMPILER", {"backend": "aot_eager"})
+
+
+def net_and_batch(depth=29, dtype=torch.float32, **variant):
+    torch.manual_seed(0)
+    net = build_resnet(depth, **variant).to(dtype).to(memory_format=torch.channels_last).train()
+    images = torch.randn(4, 3, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return net, images, torch.tensor([1, 3, 5, 7])
+
+
+def compiled_copy(net):
+    other = copy.deepcopy(net)
+    compile_units(other.units)
+    return other
+
+
+def train(net, images, labels, steps=2, autocast=False):
+    """Two steps: losses, gradients, buffers, and the generator's state."""
+    torch.manual_seed(9)
+    found = []
+    for _ in range(steps):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(net(images).to(net.head.linear.weight.dtype), labels)
+        loss.backward()
+        found += [loss.detach(), *(p.grad.clone() for p in net.parameters())]
+    return [*found, *(b.clone() for b in net.buffers()), torch.get_rng_state()]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+def close(a, b, tolerance):
+    return all(
+        (x - y).double().norm() <= tolerance * (1 + y.double().norm()) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_a_thousand_layers_have_the_graphs_of_twenty_nine():
+    assert compile_units(build_resnet(29).units) == compile_units(build_resnet(1001).units) == 6
+
+
+def test_units_that_are_alike_share_one_graph_and_a_plan_needs_no_more(no_cpp):
+    net, *batch = net_and_batch(47)
+    compile_units(net.units)
+    counters.clear()
+    train(net, *batch)
+    # The second unit of the first stage is like its third and fourth, and so on.
+    assert counters["stats"]["unique_graphs"] == 6
+    apply_plan(net, Plan(15, ((0, 12), (1, 5)), ("all",) * 15))
+    train(net, *batch)
+    assert counters["stats"]["unique_graphs"] == 6
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [*({"activation": a} for a in ACTIVATIONS), *({"shortcut": s} for s in SHORTCUTS if s != "dropout")],
+)
+def test_compiled_units_compute_what_eager_ones_do(no_cpp, variant):
+    net, *batch = net_and_batch(20, torch.float64, **variant)
+    assert close(train(compiled_copy(net), *batch), train(net, *batch), 1e-10)
+
+
+@pytest.mark.parametrize("variant", [{"shortcut": "dropout"}, {"activation": "original"}])
+def test_a_plan_over_compiled_units_changes_no_bit(no_cpp, variant):
+    net, *batch = net_and_batch(29, **variant)
+    kept, planned = compiled_copy(net), compiled_copy(net)
+    apply_plan(planned, Plan(9, ((0, 6), (1, 4)), ("all",) * 9))
+    assert same(train(kept, *batch), train(planned, *batch))
+
+
+@needs_compiler
+@pytest.mark.parametrize("autocast", [False, True])
+def test_with_real_kernels_a_plan_changes_no_bit(autocast):
+    net, *batch = net_and_batch(11, shortcut="dropout")
+    kept, planned = compiled_copy(net), compiled_copy(net)
+    apply_plan(planned, Plan(3, ((0, 2),), ("all",) * 3))
+    expected = train(kept, *batch, autocast=autocast)
+    assert same(expected, train(planned, *batch, autocast=autocast))
+    eager = train(net, *batch, autocast=autocast)
+    assert close(expected[:1], eager[:1], 2e-2 if autocast else 1e-5)
+
+
+def test_evaluation_and_frozen_norms_stay_eager(no_cpp):
+    net, images, labels = net_and_batch(20)
+    compiled = compiled_copy(net)
+    assert torch.equal(net.eval()(images), compiled.eval()(images))
+    for model in (net, compiled):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, BatchNorm2d):
+                module.eval()
+    assert same(train(net, images, labels), train(compiled, images, labels))
+
+
+def test_names_and_values_of_parameters_stay_as_they_are(no_cpp):
+    net, *_ = net_and_batch(20)
+    state, compiled = net.state_dict(), compiled_copy(net).state_dict()
+    assert list(state) == list(compiled)
+    assert all(torch.equal(state[name], compiled[name]) for name in state)
+
+
+def test_a_copy_has_the_same_code_and_its_own_weights(no_cpp):
+    net, images, labels = net_and_batch(20)
+    compile_units(net.units)
+    other = copy.deepcopy(net)
+    assert other.units[0].code is net.units[0].code
+    torch.nn.init.zeros_(other.head.linear.weight)
+    before = [b.clone() for b in net.buffers()]
+    train(other, images, labels)
+    assert all(map(torch.equal, before, net.buffers()))
+
+
+def test_a_plan_with_another_retention_is_refused():
+    net, *_ = net_and_batch(20)
+    compile_units(net.units)
+    with pytest.raises(ValueError, match=r"keeps 'conv_outputs' of unit 0 .* which offers all"):
+        apply_plan(net, Plan(9, (), ("conv_outputs",) * 9))
+
+
+def test_synchronised_norms_are_refused():
+    net, *_ = net_and_batch(20)
+    net.units[3].norms[0].process_group = object()
+    with pytest.raises(ValueError, match="synchronised batch norms cannot be compiled"):
+        compile_units(net.units)

@@ -1,0 +1,89 @@
+"""How fast the trainer trains: images a second for each option of a step and for a bare PyTorch loop, in one run.
+
+python tools/benchmark.py --depth 110 --batch 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from command_line import Parser, device, positive
+from deepres import build_resnet
+from recompute_benchmark.child import ChildFailedError
+from recompute_benchmark.report import Report
+from recompute_benchmark.timing import Clock
+from training_speed import BARE, steps_of_options, trainer_and_bare_loop
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        build_resnet(options.depth)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        report = _report(options)
+    except ChildFailedError as error:
+        print(f"error: the process that measures ended early: {error}", file=sys.stderr)
+        return 1
+    print(report.table())
+    for note in report.notes:
+        print(f"\n{note}")
+    if options.out is not None:
+        report.write(options.out, shlex.join(["python", "tools/benchmark.py", *arguments]))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> Report:
+    clock = Clock(options.processor_time)
+    arguments = {name: getattr(options, name) for name in ("depth", "batch", "rounds", "steps", "device")}
+    rows = clock.call(steps_of_options, arguments)
+    whole = clock.call(trainer_and_bare_loop, arguments)
+    rows.insert(1, whole)
+    note = (
+        f"{BARE}: zero_grad, forward, cross entropy, backward, torch.optim.SGD, over the same net, fp32, one batch. "
+        "Whole trainer: deepres/train.py in one process with CIFAR's augmentation, metrics, checks and log, without "
+        "its first step and evaluation. The others are the trainer's step alone, with its check that all gradients "
+        f"are finite. Time is {clock}, in alternating blocks of {options.steps} steps after one that is not timed; "
+        f"a ratio is of blocks of the same round, the median of {options.rounds}."
+    )
+    return Report(
+        name=f"training_{options.depth}",
+        title=f"Images a second: ResNet-{options.depth}, batch {options.batch}",
+        columns={
+            "name": "",
+            "images_per_s": "images/s",
+            "ratio": "time over the bare loop",
+            "data_wait_percent": "waiting for data, %",
+            "preparation_s": "compiling, s",
+        },
+        rows=rows,
+        notes=[note],
+        data={"clock": str(clock), **arguments},
+        device=options.device,
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=positive, default=110, help="of a CIFAR net (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=64, help="images in a batch (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=5, help="timed steps a turn (%(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="compute in one thread and count processor time: for a machine that others use meanwhile",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

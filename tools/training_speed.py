@@ -1,0 +1,148 @@
+"""Images a second of a step's options, of the whole trainer, and of a bare PyTorch loop over the same net."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+from deepres import build_resnet
+from deepres.data import Batch
+from deepres.engines import make_engine
+from deepres.load_config import load_config
+from deepres.optim import sgd_settings
+from deepres.stopping import StopRequest
+from deepres.train import prepare, run_job
+from recompute_benchmark.timing import times_in_turns
+
+BARE = "bare PyTorch loop"
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "trainer's step": (),
+    "fused SGD": ("optim.fused=true",),
+    "channels_last": ("precision.channels_last=true",),
+    "compiled units, channels_last": ("precision.channels_last=true", "engine.compile=units"),
+    "bf16": ("precision.compute=bf16",),
+    "bf16, channels_last": ("precision.compute=bf16", "precision.channels_last=true"),
+    "bf16, compiled units, channels_last": (
+        "precision.compute=bf16",
+        "precision.channels_last=true",
+        "engine.compile=units",
+    ),
+}
+_RATE = 0.01
+
+
+def steps_of_options(depth: int, batch: int, rounds: int, steps: int, device: str) -> list[dict[str, Any]]:
+    """A row for the bare loop and for each option: a whole step, with its update, on one batch."""
+    with _config(depth, batch, steps, device) as path:
+        runs: dict[str, Callable[[], object]] = {BARE: _bare_loop(depth, batch, device)}
+        preparation_s: dict[str, float | None] = {BARE: None}
+        for name, overrides in OPTIONS.items():
+            runs[name] = _engine_step(path, overrides, batch)
+            start = time.monotonic()
+            runs[name]()
+            preparation_s[name] = time.monotonic() - start if "engine.compile=units" in overrides else None
+        times = times_in_turns(runs, BARE, rounds, steps)
+    return [
+        {
+            "name": name,
+            "images_per_s": 1000 * batch / times[name].median_ms,
+            "ratio": times[name].ratio,
+            "ratios": times[name].ratios,
+            "preparation_s": preparation_s[name],
+        }
+        for name in runs
+    ]
+
+
+def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, device: str) -> dict[str, Any]:
+    """The row of the whole trainer (augmentation, metrics, schedule, checks, log) against the bare loop, in turns."""
+    ratios, rates, waits = [], [], []
+    with _config(depth, batch, steps + 1, device) as path:
+        bare = _bare_loop(depth, batch, device)
+        for _ in range(rounds):
+            bare()
+            start = time.perf_counter()
+            for _ in range(steps):
+                bare()
+            bare_s = time.perf_counter() - start
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+                summary = run_job(prepare(path, [f"train.run_dir={folder}/run"]), StopRequest())
+            rates.append(summary.images_per_s)
+            waits.append(summary.data_wait_share)
+            ratios.append(steps * batch / bare_s / summary.images_per_s)
+    return {
+        "name": "whole trainer",
+        "images_per_s": statistics.median(rates),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "data_wait_percent": 100 * statistics.median(waits),
+    }
+
+
+def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
+    """What a step needs at least: zero_grad, forward, loss, backward, update."""
+    torch.manual_seed(0)
+    net = build_resnet(depth).to(device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
+    images, labels = _batch(batch, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        _finish(device)
+
+    return step
+
+
+def _engine_step(path: Path, overrides: tuple[str, ...], batch: int) -> Callable[[], object]:
+    job = prepare(path, list(overrides))
+    assert sgd_settings(job.config.optim)["momentum"] == 0.9  # as in the bare loop
+    engine = make_engine(job.net, job.config, job.process, job.sizes)
+    images, labels = _batch(batch, job.process.device.type)
+    batches = [Batch(images, labels, torch.arange(batch))]
+
+    def step() -> None:
+        engine.step(batches, _RATE)
+        _finish(job.process.device.type)
+
+    return step
+
+
+def _batch(batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, 32, 32, generator=generator)
+    return images.to(device), torch.randint(10, (batch,), generator=generator).to(device)
+
+
+@contextlib.contextmanager
+def _config(depth: int, batch: int, steps: int, device: str) -> Iterator[Path]:
+    """CIFAR's pipeline over images made up; a last evaluation over few of them."""
+    content = {
+        "model": {"depth": depth},
+        "data": {"name": "synthetic", "image_size": 32, "num_images": 2 * batch, "augmentation": "crop_flip"},
+        "optim": {"learning_rate": _RATE},
+        "train": {"max_steps": steps, "global_batch_size": batch, "save_every": None},
+        "engine": {"device": device},
+        "log": {"plots": False},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        load_config(path, [])
+        yield path
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

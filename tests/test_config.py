@@ -54,7 +54,6 @@ def test_overrides_win_and_may_begin_a_section(path):
         ("optim.milestones=[5, 3]", r"milestones must rise, got \[5, 3\]"),
         ("engine.zero_stage=4", r"engine.zero_stage must be 0, 1, 2 or 3, got 4"),
         ("engine.compile=units", r"engine.compile=units needs precision.channels_last=true"),
-        ("engine={compile: units, sync_batch_norm: true}", r"compile=units works without sync_batch_norm"),
         ("engine.zero_stage=2", r"zero_stage needs engine.name=deepspeed, got engine.name=plain"),
         ("engine.offload_optimizer=true", r"offload_optimizer needs engine.name=deepspeed"),
         (
@@ -114,3 +113,15 @@ def test_a_config_is_frozen(path):
     with pytest.raises(ValueError, match="frozen"):
         load_config(path).train.epochs = 2
     assert isinstance(load_config(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("others", "what"),
+    [
+        (["engine.sync_batch_norm=true"], "sync_batch_norm"),
+        (["engine.name=deepspeed", "engine.zero_stage=3"], "zero_stage 3"),
+    ],
+)
+def test_compiled_units_refuse_what_one_graph_cannot_do(path, others, what):
+    with pytest.raises(ConfigError, match=f"compile=units works without {what}: switch one of them off"):
+        load_config(path, ["engine.compile=units", "precision.channels_last=true", *others])

@@ -80,7 +80,13 @@ def test_compiled_units_train_to_the_same_bits_under_a_plan(tmp_path):
     weights = []
     for segments in ("none", "2"):
         run_dir = tmp_path / segments
-        overrides = ("engine={compile: units}", "precision.channels_last=true", "optim.fused=true")
+        overrides = (
+            "engine.name=plain",
+            "engine.zero_stage=0",
+            "engine.compile=units",
+            "precision.channels_last=true",
+            "optim.fused=true",
+        )
         done = run(
             sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, *overrides, "train.max_steps=3",
             f"recompute.segments={segments}", f"train.run_dir={run_dir}", timeout=280,

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 def _report(options: argparse.Namespace) -> Report:
     clock = Clock(options.processor_time)
     arguments = {name: getattr(options, name) for name in ("depth", "batch", "rounds", "steps", "device")}
-    rows = clock.call(steps_of_options, arguments)
+    rows = clock.call(steps_of_options, {**arguments, "with_compiler": not options.no_compile})
     whole = clock.call(trainer_and_bare_loop, arguments)
     rows.insert(1, whole)
     note = (
@@ -76,6 +76,11 @@ def _parser() -> Parser:
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
     parser.add_argument("--steps", type=positive, default=5, help="timed steps a turn (%(default)s)")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="leave compiled units out, which take minutes and on a CPU g++",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
     parser.add_argument(
         "--processor-time",

@@ -94,9 +94,11 @@ def _parser() -> Parser:
             compile_limit_s=o.compile_limit,
             limit_s=o.limit,
             device=o.device,
+            channels_last=o.channels_last,
         ),
     )
     timed(peers)
+    peers.add_argument("--channels-last", action="store_true", help="the layout of all nets and images")
     peers.add_argument(
         "--compile-budget",
         type=_part,

@@ -51,6 +51,9 @@ COMPARE=("$PYTHON" tools/compare_recompute.py)
 piece peers_164 "${COMPARE[@]}" peers --device cuda --depth 164 --batch 128 --limit 300 --compile-limit 250 --out "$OUT"
 piece overhead_164 "${COMPARE[@]}" overhead --device cuda --depth 164 --batch 128 --out "$OUT"
 piece overhead_1001 "${COMPARE[@]}" overhead --device cuda --depth 1001 --batch 128 --rounds 3 --steps 1 --out "$OUT"
+piece peers_29_channels_last "${COMPARE[@]}" peers --device cuda --depth 29 --batch 128 --channels-last --compile-budget 1 \
+    --compile-budget 0.5 --limit 200 --compile-limit 180 --out "$OUT"
+piece speed_164 "$PYTHON" tools/benchmark.py --device cuda --depth 164 --batch 128 --out "$OUT"
 piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
 piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
 

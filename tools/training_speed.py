@@ -41,16 +41,21 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 _RATE = 0.01
 
 
-def steps_of_options(depth: int, batch: int, rounds: int, steps: int, device: str) -> list[dict[str, Any]]:
+def steps_of_options(
+    depth: int, batch: int, rounds: int, steps: int, device: str, with_compiler: bool
+) -> list[dict[str, Any]]:
     """A row for the bare loop and for each option: a whole step, with its update, on one batch."""
     with _config(depth, batch, steps, device) as path:
         runs: dict[str, Callable[[], object]] = {BARE: _bare_loop(depth, batch, device)}
         preparation_s: dict[str, float | None] = {BARE: None}
         for name, overrides in OPTIONS.items():
+            is_compiled = "engine.compile=units" in overrides
+            if is_compiled and not with_compiler:
+                continue
             runs[name] = _engine_step(path, overrides, batch)
             start = time.monotonic()
             runs[name]()
-            preparation_s[name] = time.monotonic() - start if "engine.compile=units" in overrides else None
+            preparation_s[name] = time.monotonic() - start if is_compiled else None
         times = times_in_turns(runs, BARE, rounds, steps)
     return [
         {

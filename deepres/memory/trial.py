@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import replace
 
@@ -29,14 +30,14 @@ def with_measured_times(subject: Subject, device: torch.device, repeats: int = 5
     subject.scaling = ScalingChain(subject.scaling.batches, timed)
 
 
-def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repeats: int = 3) -> StrategyRow:
+def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repeats: int = 5) -> StrategyRow:
     """A row with the peak and time of its plan as run on a device, or with a note that it does not fit there.
 
     Args:
         subject: the net.
         row: what was predicted.
         device: the device at hand.
-        repeats: steps that are timed; the fastest counts.
+        repeats: steps that are timed; their median counts, as of the units' times.
     """
     if row.plan is None:
         return row
@@ -53,7 +54,7 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
 
 
 def run_plan(
-    subject: Subject, plan: Plan | None, device: torch.device, repeats: int = 3
+    subject: Subject, plan: Plan | None, device: torch.device, repeats: int = 5
 ) -> tuple[int, float | None]:
     """The peak of activations of a forward and backward pass under a plan, and its time in ms.
 
@@ -77,7 +78,7 @@ def run_plan(
         apply_plan(net, None)
         net.zero_grad(set_to_none=True)
         net.to("cpu")
-    return peak_bytes, min(times, default=None)
+    return peak_bytes, statistics.median(times) if times else None
 
 
 class _Compute(nn.Module):

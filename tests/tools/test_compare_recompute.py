@@ -63,8 +63,9 @@ def test_step_times_stand_beside_their_predictions(tmp_path):
 
 
 @pytest.mark.multi_process
-def test_deepres_is_exact_at_its_peers_peaks_and_a_peer_without_time_says_so(tmp_path):
-    options = ("--batch", "8", "--rounds", "1", "--steps", "1", "--compile-limit", "1")
+@pytest.mark.parametrize("layout", [(), ("--channels-last",)])
+def test_deepres_is_exact_at_its_peers_peaks_and_a_peer_without_time_says_so(tmp_path, layout):
+    options = ("--batch", "8", "--rounds", "1", "--steps", "1", "--compile-limit", "1", *layout)
     rows = {row["name"]: row for row in _run(tmp_path, "peers", *options)["rows"]}
     compiled = rows.pop("torch.compile, budget 0.5")
     assert compiled["remark"] == "compilation and steps: not within 1 s"

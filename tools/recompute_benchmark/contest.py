@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepres import InfeasibleBudgetError, ResNet, apply_plan, make_plan, measure_chain
+from deepres.models import compile_units
 from deepres.recompute import Chain, Plan, simulate, uniform_plan
 from recompute_benchmark.budgets import MIB
 from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
@@ -32,6 +33,7 @@ def contest_report(
     compile_limit_s: float,
     limit_s: float,
     device: str = "cpu",
+    channels_last: bool = False,
 ) -> Report:
     """All peers, and deepres at each one's measured peak.
 
@@ -45,8 +47,11 @@ def contest_report(
         compile_limit_s: how long one of these may take, compilation and steps.
         limit_s: how long all others may take.
         device: where to compute.
+        channels_last: the layout of all nets and images; compiled units take part in this one.
     """
     common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps, "device": device}
+    common["channels_last"] = channels_last
+    layout = "channels_last" if channels_last else "contiguous"
     rows = clock.call(contest, {**common, "compile_budget": None}, limit_s=limit_s)
     for budget in compile_budgets:
         name = f"torch.compile, budget {budget:g}"
@@ -65,11 +70,12 @@ def contest_report(
         "in a step above what is there before it. deepres' rows have the measured peak of the peer named as their "
         f"budget. The number of segments is that with the least measured peak of the {_NUM_CANDIDATES} with the least "
         "predicted ones. Equal: to everything kept, in every bit, after one step (loss and gradients; running "
-        "statistics and counts of batches). Peers run with PyTorch's own batch norm."
+        "statistics and counts of batches), and with compiled units to all of these kept. Peers run with PyTorch's own "
+        "batch norm."
     )
     return Report(
-        name=f"peers_{depth}",
-        title=f"deepres and its peers at equal or lower peak: ResNet-{depth}, batch {batch}, fp32",
+        name=f"peers_{depth}_channels_last" if channels_last else f"peers_{depth}",
+        title=f"deepres and its peers at equal or lower peak: ResNet-{depth}, batch {batch}, fp32, {layout}",
         columns={
             "name": "",
             "peak_mib": "peak, MiB",
@@ -83,7 +89,7 @@ def contest_report(
         },
         rows=rows,
         notes=[note],
-        data={"clock": str(clock), "depth": depth, "batch": batch},
+        data={"clock": str(clock), "depth": depth, "batch": batch, "layout": layout},
         device=device,
     )
 
@@ -99,6 +105,7 @@ class _Entry:
     remark: str | None = None
     peak_bytes: int = 0
     outcome: Outcome | None = None
+    reference: Outcome | None = None
 
     def measure(self) -> _Entry:
         """Its peak and what a step leaves."""
@@ -125,18 +132,38 @@ class _PlannedNet:
 
 
 def contest(
-    depth: int, batch: int, rounds: int, steps: int, compile_budget: float | None, device: str = "cpu"
+    depth: int,
+    batch: int,
+    rounds: int,
+    steps: int,
+    compile_budget: float | None,
+    device: str = "cpu",
+    channels_last: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of one process: everything kept, peers (or the compiler alone), and deepres at their peaks."""
-    images, labels = make_batch(batch, device)
-    ours = _PlannedNet(make_net(depth, device=device))
-    chain = measure_chain(ours.net, (batch, 3, 32, 32), device)
+    images, labels = make_batch(batch, device, channels_last=channels_last)
+
+    def measured(net: ResNet) -> Chain:
+        return measure_chain(net, (batch, 3, 32, 32), device, channels_last=channels_last)
+
+    ours = _PlannedNet(make_net(depth, device=device, channels_last=channels_last))
+    chain = measured(ours.net)
     keep_all = _Entry("keep all", Job(ours.net, ours.forward_under(None), images, labels)).measure()
+    compiled_units: tuple[_PlannedNet, Chain, _Entry] | None = None
     if compile_budget is None:
         peers = [_segmented(name, depth, chain, (images, labels)) for name in SEGMENTED]
         peers += [_whole(name, depth, (images, labels)) for name in WHOLE]
     else:
         peers = [_compiled(depth, compile_budget, (images, labels))]
+        if channels_last:
+            theirs = _PlannedNet(make_net(depth, device=device, channels_last=True))
+            start = time.monotonic()
+            compile_units(theirs.net.units)
+            job = Job(theirs.net, theirs.forward_under(None), images, labels)
+            whole = _Entry("deepres, compiled units", job).measure()
+            whole.preparation_s = time.monotonic() - start
+            whole.reference = whole.outcome
+            compiled_units = theirs, measured(theirs.net), whole
 
     entries = [keep_all]
     for peer in peers:
@@ -144,6 +171,14 @@ def contest(
         mine = _planned(ours, chain, peer, keep_all.job)
         if mine is not None:
             entries.append(mine)
+        if compiled_units is not None:
+            theirs, their_chain, whole = compiled_units
+            entries.append(whole)
+            mine = _planned(theirs, their_chain, peer, whole.job)
+            if mine is not None:
+                mine.name = mine.name.replace("deepres", "deepres, compiled units,")
+                mine.reference = whole.outcome
+                entries.append(mine)
     if compile_budget is None:
         entries.append(_uniform(ours, chain, keep_all.job))
     times = times_in_turns({entry.name: entry.job.step for entry in entries}, "keep all", rounds, steps)
@@ -151,6 +186,7 @@ def contest(
     rows = []
     for entry in entries:
         assert entry.outcome is not None
+        reference = entry.reference or keep_all.outcome
         is_kept: bool | str | None = "takes none" if entry in peers else None
         if entry.budget_bytes is not None:
             is_kept = entry.peak_bytes <= entry.budget_bytes
@@ -162,8 +198,8 @@ def contest(
                 "ratio": times[entry.name].ratio,
                 "ratios": times[entry.name].ratios,
                 "preparation_s": entry.preparation_s,
-                "gradients_equal": entry.outcome.has_gradients_of(keep_all.outcome),
-                "buffers_equal": entry.outcome.has_buffers_of(keep_all.outcome),
+                "gradients_equal": entry.outcome.has_gradients_of(reference),
+                "buffers_equal": entry.outcome.has_buffers_of(reference),
                 "budget_bytes": entry.budget_bytes,
                 "budget_kept": is_kept,
                 "peak_bytes": entry.peak_bytes,
@@ -173,10 +209,16 @@ def contest(
     return rows
 
 
+def _peers_net(depth: int, batch: tuple[Any, Any]) -> ResNet:
+    images = batch[0]
+    layout = not images.is_contiguous()
+    return make_net(depth, torch_norms=True, device=str(images.device), channels_last=layout)
+
+
 def _segmented(name: str, depth: int, chain: Chain, batch: tuple[Any, Any]) -> _Entry:
     best: _Entry | None = None
     for num_segments in least_peaks(name, chain)[:_NUM_CANDIDATES]:
-        net = make_net(depth, torch_norms=True, device=str(batch[0].device))
+        net = _peers_net(depth, batch)
         entry = _Entry(name, Job(net, apply_peer(name, net, num_segments), *batch)).measure()
         entry.remark = f"{num_segments} segments"
         if best is None or entry.peak_bytes < best.peak_bytes:
@@ -196,12 +238,12 @@ def least_peaks(name: str, chain: Chain) -> list[int]:
 
 
 def _whole(name: str, depth: int, batch: tuple[Any, Any]) -> _Entry:
-    net = make_net(depth, torch_norms=True, device=str(batch[0].device))
+    net = _peers_net(depth, batch)
     return _Entry(name, Job(net, apply_peer(name, net), *batch)).measure()
 
 
 def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
-    net = make_net(depth, torch_norms=True, device=str(batch[0].device))
+    net = _peers_net(depth, batch)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     entry = _Entry(f"torch.compile, budget {budget:g}", Job(net, compiled(net, budget), *batch))
     start = time.monotonic()

@@ -26,7 +26,9 @@ class TorchBatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def make_net(depth: int, *, torch_norms: bool = False, device: str = "cpu") -> ResNet:
+def make_net(
+    depth: int, *, torch_norms: bool = False, device: str = "cpu", channels_last: bool = False
+) -> ResNet:
     """A CIFAR net of bottleneck units with the same parameters at every call, gradients allocated (zero).
 
     Raises:
@@ -39,15 +41,18 @@ def make_net(depth: int, *, torch_norms: bool = False, device: str = "cpu") -> R
             if isinstance(module, BatchNorm2d):
                 module.__class__ = TorchBatchNorm2d  # type: ignore[assignment]  # same parameters and buffers
     net.to(device)
+    net.to(memory_format=_format(channels_last))  # type: ignore[call-overload]  # the stubs lack it
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return net
 
 
-def make_batch(batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def make_batch(batch: int, device: str = "cpu", *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
     """Images and labels, the same at every call."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, 3, 32, 32, generator=generator)
+    images = torch.randn(batch, 3, 32, 32, generator=generator).contiguous(
+        memory_format=_format(channels_last)
+    )
     labels = torch.randint(10, (batch,), generator=generator)
     return images.to(device), labels.to(device)
 
@@ -114,3 +119,7 @@ class Outcome:
     def has_buffers_of(self, other: Outcome) -> bool:
         """Whether running statistics and counts of batches agree in every bit."""
         return all(map(torch.equal, self.buffers, other.buffers))
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,41 @@
+"""The benchmark of training speed, run as a user would; that it measures is asserted, what it finds is not."""
+
+import json
+import sys
+
+import pytest
+
+from tests.processes import ROOT, run
+
+TOOL = ROOT / "tools" / "benchmark.py"
+
+
+@pytest.mark.multi_process
+def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
+    done = run(
+        sys.executable, TOOL, "--depth", "11", "--batch", "8", "--rounds", "3", "--steps", "2", "--no-compile",
+        "--processor-time", "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "training_11.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == [
+        "bare PyTorch loop", "whole trainer", "trainer's step", "fused SGD", "channels_last", "bf16",
+        "bf16, channels_last",
+    ]  # fmt: skip
+    assert rows["bare PyTorch loop"]["ratio"] == 1
+    for row in rows.values():
+        assert row["images_per_s"] > 0
+        assert row["ratio"] == sorted(row.get("ratios", [1]))[len(row["ratios"]) // 2]
+    assert 0 < rows["whole trainer"]["data_wait_percent"] < 100
+    assert rows["trainer's step"]["ratio"] < 3  # not a loop that does something else
+    markdown = (tmp_path / "training_11.md").read_text(encoding="utf-8")
+    assert done.stdout.partition("\n\n")[0] in markdown
+    assert document["command"].startswith("python tools/benchmark.py --depth 11")
+
+
+def test_a_depth_that_does_not_exist_is_one_line():
+    done = run(sys.executable, TOOL, "--depth", "12")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: depth must be")
+    assert len(done.stderr.splitlines()) == 1

@@ -270,6 +270,15 @@ class Config(_Section):
                 raise ValueError(
                     "train.micro_batch_size auto needs recompute.device_memory or recompute.budget"
                 )
+        if self.optim.fused and self.precision.compute == "fp16":
+            raise ValueError(
+                "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "
+                "begins the second with a momentum of no meaning"
+            )
+        if self.engine.compile == "units" and self.train.micro_batch_size == "auto":
+            raise ValueError(
+                "engine.compile=units needs a number as train.micro_batch_size: each that is tried would be compiled"
+            )
         if self.engine.compile == "units" and not self.precision.channels_last:
             raise ValueError(
                 "engine.compile=units needs precision.channels_last=true: compiled convolutions work in that layout, "

@@ -6,10 +6,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public all the same
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -18,6 +18,7 @@ from deepres.distributed import Process
 from deepres.exit_status import ExitStatus, RunError
 
 _POLL_S = 0.05
+_TRY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class Meeting:
     store: Store
 
 
-def meet(process: Process, limit_s: float) -> Meeting:
+class _Stop(Protocol):
+    @property
+    def reason(self) -> str | None:
+        """Why this process should stop, or None."""
+
+
+def meet(process: Process, limit_s: float, stop: _Stop) -> Meeting:
     """Wait until all processes have announced themselves; collective.
 
     The limit is this meeting's alone: the group's own is made for slow collectives, and a process that died before
@@ -51,55 +58,73 @@ def meet(process: Process, limit_s: float) -> Meeting:
 
     Args:
         limit_s: seconds to wait for the last.
+        stop: what may end the waiting.
 
     Raises:
-        RunError: a process did not come (`PROCESS_DIED`), or there is no place to meet at (`REFUSED`).
+        RunError: a process did not come (`PROCESS_DIED`), there is no place to meet at (`REFUSED`), or this one is to
+            stop (`STOPPED`).
     """
-    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "")
-    if not port.isdecimal():
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise RunError(
-            f"{process.world_size} processes need the port to meet at in MASTER_PORT, got {port!r}: use a launcher, "
-            "or set it",
+            f"{process.world_size} processes need the port to meet at, 1 to 65535, in MASTER_PORT, got {port!r}: use a "
+            "launcher, or set it",
             ExitStatus.REFUSED,
         )
-    # torchrun's agent keeps the store itself, and a new one for every restart.
-    is_host = process.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    end = time.monotonic() + limit_s
+    wait = _Wait(limit_s, stop)
+    store = PrefixStore(
+        f"deepres/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _connect(process, wait)
+    )
     me = Peer(process.rank, _this_host(), os.getpid())
+    missing = list(range(process.world_size))
     try:
-        store = TCPStore(
-            host,
-            int(port),
-            is_master=is_host,
-            timeout=timedelta(seconds=limit_s),
-            wait_for_workers=False,
-            multi_tenant=True,  # a group that this process has started there already may stay
-        )
-        store.set(_key(me.rank), json.dumps(asdict(me)))
-        missing = _wait(store.check, process.world_size, end)
-        if missing:
-            raise _absent(missing, limit_s)
-        everyone = [Peer(**json.loads(store.get(_key(rank)))) for rank in range(process.world_size)]
-        # The group's own keys, and its patience, are apart from the meeting's.
-        store.set_timeout(timedelta(minutes=30))
-        return Meeting(tuple(everyone), PrefixStore("group", store))
+        store.set(str(me.rank), json.dumps(asdict(me)))
+        while missing := [rank for rank in missing if not store.check([str(rank)])]:
+            if wait.is_over():
+                raise _absent(missing, limit_s)
+        peers = tuple(Peer(**json.loads(store.get(str(rank)))) for rank in range(process.world_size))
     except RuntimeError as error:
         if isinstance(error, RunError):
             raise
-        if is_host:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
-        raise _absent([0], limit_s) from error
+        message = "process 0 of the run has ended before all had met: see what it printed"
+        raise RunError(message, ExitStatus.PROCESS_DIED) from error
+    store.set_timeout(timedelta(minutes=30))
+    return Meeting(peers, PrefixStore("group", store))
 
 
-def _wait(has: Callable[[list[str]], bool], world_size: int, end: float) -> list[int]:
-    """The ranks that have not come at `end`."""
-    missing = list(range(world_size))
-    while missing := [rank for rank in missing if not has([_key(rank)])]:
-        if time.monotonic() > end:
-            break
+def _connect(process: Process, wait: _Wait) -> Store:
+    """The store, which rank 0 keeps, unless torchrun's agent does."""
+    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
+    is_host = process.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while True:
+        try:
+            return TCPStore(
+                host,
+                port,
+                is_master=is_host,
+                timeout=timedelta(seconds=min(_TRY_S, wait.limit_s)),
+                wait_for_workers=False,
+                multi_tenant=True,  # a group that this process has started there already may stay
+            )
+        except RuntimeError as error:
+            if is_host:
+                reason = str(error).splitlines()[0]
+                raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
+            if wait.is_over():
+                raise _absent([0], wait.limit_s) from error
+
+
+class _Wait:
+    def __init__(self, limit_s: float, stop: _Stop) -> None:
+        self.limit_s, self._stop = limit_s, stop
+        self._end = time.monotonic() + limit_s
+
+    def is_over(self) -> bool:
+        """Whether the time is up, after a moment; raises RunError if this process is to stop."""
+        if self._stop.reason is not None:
+            raise RunError(f"stopped by {self._stop.reason} before the processes had met", ExitStatus.STOPPED)
         time.sleep(_POLL_S)
-    return missing
+        return time.monotonic() > self._end
 
 
 def _absent(ranks: list[int], limit_s: float) -> RunError:
@@ -109,10 +134,6 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
         "engine.meeting_timeout_s if it takes longer to start"
     )
     return RunError(message, ExitStatus.PROCESS_DIED)
-
-
-def _key(rank: int) -> str:
-    return f"deepres/{rank}"
 
 
 def _this_host() -> str:

@@ -27,7 +27,7 @@ class Summary:
 
     Attributes:
         test: the last evaluation.
-        images_per_s: of all processes, in training, without the first step, evaluation and set-up.
+        images_per_s: of all processes, in training, without evaluations, set-up and the first step after them.
         activation_peak_bytes: of one process, measured on its first micro batch.
         predicted_peak_bytes: the same, known before.
         data_wait_share: the fraction of that time in which the first process waited for a batch.
@@ -168,7 +168,7 @@ class RunLog:
 
 
 class Rate:
-    """How fast a run trains, and what it waits for: the first step (set-up) and pauses do not count."""
+    """How fast a run trains, and what it waits for: pauses, and the first step after each, do not count."""
 
     def __init__(self) -> None:
         self._images = 0

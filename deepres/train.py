@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import traceback
 from contextlib import closing, nullcontext
@@ -28,7 +29,7 @@ from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
-from deepres.meeting import meet
+from deepres.meeting import Meeting, meet
 from deepres.memory import measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
@@ -120,10 +121,26 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
+    if config.engine.name == "plain" and config.precision.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
     if config.engine.compile == "units":
+        _find_compiler(process)
         compile_units(net.units)
     planner = Planner(config, net, info.image_size, process)
     return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
+
+
+def _find_compiler(process: Process) -> None:
+    """Raises ConfigError if the device's code cannot be compiled."""
+    if process.device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError(
+                "engine.compile=units needs triton on a GPU: pip install triton, or compile=none"
+            )
+    elif shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            "engine.compile=units needs a C++ compiler on a CPU: install g++ or set CXX, or compile=none"
+        )
 
 
 def run_job(job: Job, stop: StopRequest) -> Summary:
@@ -143,11 +160,11 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
 def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
     """Meet the other processes, and train; an end of one is an end of all."""
     process = job.process
-    meeting = meet(process, job.config.engine.meeting_timeout_s) if process.world_size > 1 else None
+    meeting = meet(process, job.config.engine.meeting_timeout_s, stop) if process.world_size > 1 else None
     with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
         try:
             if meeting is not None:
-                start_process_group(process, meeting.store)
+                _start_group(process, meeting, peers)
             start = share_start(found, job.config, process)
             summary = _train(job, folder, start, stop)
             any_process([False], process.device)  # nobody leaves while another still needs an answer
@@ -160,6 +177,16 @@ def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, 
             message = f"{dead}: the run stops, and train.resume=auto goes on from its last checkpoint"
             raise RunError(message, ExitStatus.PROCESS_DIED) from error
     return summary
+
+
+def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
+    try:
+        start_process_group(process, meeting.store)
+    except (RuntimeError, ValueError) as error:
+        if peers.look(wait_s=3.0):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
 
 
 def _open_run(job: Job) -> tuple[RunFolder, Checkpoint | None]:

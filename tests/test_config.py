@@ -125,3 +125,21 @@ def test_a_config_is_frozen(path):
 def test_compiled_units_refuse_what_one_graph_cannot_do(path, others, what):
     with pytest.raises(ConfigError, match=f"compile=units works without {what}: switch one of them off"):
         load_config(path, ["engine.compile=units", "precision.channels_last=true", *others])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.fused=true", "precision.compute=fp16"], "optim.fused works without precision.compute=fp16"),
+        (
+            [
+                "engine.compile=units", "precision.channels_last=true", "train.micro_batch_size=auto",
+                "train.global_batch_size=8", "recompute.budget=1GiB",
+            ],
+            "engine.compile=units needs a number as train.micro_batch_size",
+        ),
+    ],
+)  # fmt: skip
+def test_options_of_speed_that_would_go_wrong_together_are_refused(path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)

@@ -1,16 +1,21 @@
 """Processes that meet before they compute: all come, one does not, or there is no place for it."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from deepres.distributed import Process
 from deepres.exit_status import ExitStatus, RunError
 from deepres.meeting import meet
+from deepres.stopping import StopRequest
 from tests.processes import free_port
 
 
@@ -30,7 +35,7 @@ def test_all_are_known_to_all_whatever_the_order_in_which_they_come():
     met = {}
 
     def come(rank: int) -> None:
-        met[rank] = meet(process(rank), 30.0)
+        met[rank] = meet(process(rank), 30.0, StopRequest())
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in (2, 0, 1)]
     for thread in threads:
@@ -48,7 +53,7 @@ def test_all_are_known_to_all_whatever_the_order_in_which_they_come():
 def test_those_that_do_not_come_are_named_when_the_time_is_up():
     begin = time.monotonic()
     with pytest.raises(RunError, match=r"processes 1, 2 of the run did not come within 0\.5 s") as raised:
-        meet(process(0), 0.5)
+        meet(process(0), 0.5, StopRequest())
     assert raised.value.exit_status is ExitStatus.PROCESS_DIED
     assert 0.5 <= time.monotonic() - begin < 5
     assert "\n" not in str(raised.value)
@@ -56,7 +61,7 @@ def test_those_that_do_not_come_are_named_when_the_time_is_up():
 
 def test_without_the_first_there_is_nowhere_to_meet():
     with pytest.raises(RunError, match=r"process 0 of the run did not come within 1 s") as raised:
-        meet(process(1), 1.0)
+        meet(process(1), 1.0, StopRequest())
     assert raised.value.exit_status is ExitStatus.PROCESS_DIED
 
 
@@ -65,11 +70,52 @@ def test_a_port_that_another_program_has_is_told(place):
         other.bind(("", place))
         other.listen()
         with pytest.raises(RunError, match=rf"cannot meet.*{place}.*in use") as raised:
-            meet(process(0), 5.0)
+            meet(process(0), 5.0, StopRequest())
     assert raised.value.exit_status is ExitStatus.REFUSED
 
 
-def test_more_than_one_process_need_a_port(monkeypatch):
-    monkeypatch.delenv("MASTER_PORT")
-    with pytest.raises(RunError, match=r"3 processes need the port to meet at in MASTER_PORT, got ''"):
-        meet(process(0), 5.0)
+@pytest.mark.parametrize("port", ["", "0", "70000", "http"])
+def test_more_than_one_process_need_a_port(monkeypatch, port):
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(RunError, match=f"3 processes need the port to meet at, 1 to 65535, .* got '{port}'"):
+        meet(process(0), 5.0, StopRequest())
+
+
+def test_one_that_comes_after_the_first_has_given_up_does_not_blame_it_for_being_late():
+    """Two processes of three: rank 1 comes when rank 0 is about to leave, rank 2 never."""
+    script = (
+        "import sys; from deepres.distributed import *; from deepres.meeting import *; import torch\n"
+        "class Stop: reason = None\n"
+        "try: meet(Process(int(sys.argv[1]), 0, 3, 3, torch.device('cpu')), float(sys.argv[2]), Stop())\n"
+        "except Exception as error: print(error)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script, "0", "8"], stdout=subprocess.PIPE, text=True)
+    late = subprocess.Popen([sys.executable, "-c", script, "1", "60"], stdout=subprocess.PIPE, text=True)
+    told = [process.communicate(timeout=100)[0] for process in (first, late)]
+    assert "process 2 of the run did not come within 8 s" in told[0]
+    assert "process 0 of the run has ended before all had met" in told[1]
+
+
+def test_a_restart_by_torchrun_does_not_meet_those_of_the_run_before(monkeypatch, place):
+    """Its agent keeps the store over restarts, with what the dead had written."""
+    agent = TCPStore("127.0.0.1", place, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(RunError, match="processes 1, 2 of the run"):
+        meet(process(0), 0.3, StopRequest())
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(RunError, match="processes 0, 2 of the run"):
+        meet(process(1), 0.3, StopRequest())
+    assert agent.num_keys() >= 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_ends_the_waiting(rank):
+    with StopRequest() as stop:
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        begin = time.monotonic()
+        with pytest.raises(RunError, match="stopped by SIGTERM before the processes had met") as raised:
+            meet(process(rank), 60.0, stop)
+        timer.join()
+    assert raised.value.exit_status is ExitStatus.STOPPED
+    assert time.monotonic() - begin < 15

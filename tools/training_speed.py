@@ -96,6 +96,7 @@ def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, devic
 
 def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
     """What a step needs at least: zero_grad, forward, loss, backward, update."""
+    torch.backends.cudnn.benchmark = True  # as the trainer does
     torch.manual_seed(0)
     net = build_resnet(depth).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
@@ -132,10 +133,15 @@ def _batch(batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def _config(depth: int, batch: int, steps: int, device: str) -> Iterator[Path]:
-    """CIFAR's pipeline over images made up; a last evaluation over few of them."""
+    """CIFAR's pipeline over images made up: one epoch of so many steps, and an evaluation."""
     content = {
         "model": {"depth": depth},
-        "data": {"name": "synthetic", "image_size": 32, "num_images": 2 * batch, "augmentation": "crop_flip"},
+        "data": {
+            "name": "synthetic",
+            "image_size": 32,
+            "num_images": steps * batch,
+            "augmentation": "crop_flip",
+        },
         "optim": {"learning_rate": _RATE},
         "train": {"max_steps": steps, "global_batch_size": batch, "save_every": None},
         "engine": {"device": device},

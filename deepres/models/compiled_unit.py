@@ -9,7 +9,7 @@ NOTE [ Compiled units ]
    one variant, the same bits. They are not the eager unit's, for the compiler sums in another order.
 4. What autograd keeps is the compiler's choice, about what the eager unit keeps of `all`, and there is no other
    retention: code that is given less computes it again in the backward pass, in bf16 with other roundings.
-Evaluation, and training with frozen batch norms, stay eager.
+Evaluation, and training with frozen or synchronised batch norms, stay eager.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UnitCode:
         buffers = [name for name, _ in unit.named_buffers()]
         self._counts = [name for name in buffers if name.endswith("num_batches_tracked")]
         self._buffers = [name for name in buffers if name not in self._counts]
-        template = copy.deepcopy(unit).to("meta")
+        template = copy.deepcopy(unit).to("meta").train()
         for index, (name, norm) in enumerate(_norms(template)):
             parent, _, own = name.rpartition(".")
             setattr(template.get_submodule(parent), own, _PureBatchNorm(norm, index))
@@ -54,9 +54,14 @@ class UnitCode:
         """A copied unit has the same code."""
         return self
 
+    def fits(self, unit: nn.Module) -> bool:
+        """Whether `unit` is in a state that is compiled: in training, with norms that see this process's batch."""
+        return unit.training and all(norm.training and norm.process_group is None for _, norm in _norms(unit))
+
     def __call__(self, unit: nn.Module, x: Tensor, memo: dict[Any, Any] | None) -> Tensor:
         """Run `unit` on `x: (N, C, H, W)`; the first run of a batch (an empty memo, or none) counts it."""
-        wants_graph = torch.is_grad_enabled()
+        is_trained = x.requires_grad or any(p.requires_grad for p in unit.parameters())
+        wants_graph = torch.is_grad_enabled() and is_trained
         leaf = x if x.requires_grad else x.detach().requires_grad_()  # always the same variant
         running = [unit.get_buffer(name) for name in self._buffers]
         with torch.enable_grad(), _without_autocast_cache(x.device.type):
@@ -73,24 +78,19 @@ class UnitCode:
 def compile_units(units: nn.Sequential) -> int:
     """Let the `ResidualUnit`s among `units` train as compiled code; nothing is compiled before they run.
 
-    Their parameters, buffers and names stay as they are. Compiled convolutions work in the layout `channels_last`:
-    a net and images in another one are copied to it and back in every unit.
+    Their parameters, buffers and names stay as they are; their settings (a norm's momentum, a shortcut's dropout) are
+    those of now. Compiled convolutions work in the layout `channels_last`: a net and images in another one are copied
+    to it and back in every unit.
 
     Returns:
         How many of the units differ in more than their values, which is how many graphs are compiled.
-
-    Raises:
-        ValueError: batch norms are synchronised, which one graph of one process cannot.
     """
     codes: dict[object, UnitCode] = {}
-    for unit in units:
-        norms = _norms(unit)
-        if not norms:
-            continue
-        if any(norm.process_group is not None for _, norm in norms):
-            raise ValueError("units with synchronised batch norms cannot be compiled: use one of the two")
+    compiled = [unit for unit in units if _norms(unit)]
+    for unit in compiled:
         unit.__dict__["code"] = None
-        key = signature(unit)
+    keys = [signature(unit) for unit in compiled]
+    for unit, key in zip(compiled, keys, strict=True):
         if key not in codes:
             codes[key] = UnitCode(unit)
         unit.__dict__["code"] = codes[key]

@@ -137,7 +137,7 @@ class ResidualUnit(nn.Module):
             memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
                 batch norms put their statistics there, and find them there (see `BatchNorm2d`).
         """
-        if self.code is not None and self.training and all(norm.training for norm in self.norms):
+        if self.code is not None and self.code.fits(self):
             return self.code(self, x, memo)
         if retention == "all" or not torch.is_grad_enabled() or not self.training:
             return self._run(x, memo, None)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-from deepres.models import BatchNorm2d, build_resnet, compile_units, compiled_unit
+from deepres.models import BatchNorm2d, build_resnet, compile_units, compiled_unit, synchronize_batch_norm
 from deepres.models.residual_unit import ACTIVATIONS
 from deepres.models.shortcut import SHORTCUTS
 from deepres.recompute import Plan, apply_plan
+from deepres.train import main
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler on CPUs needs g++")
 pytestmark = [
@@ -147,8 +148,57 @@ def test_a_plan_with_another_retention_is_refused():
         apply_plan(net, Plan(9, (), ("conv_outputs",) * 9))
 
 
-def test_synchronised_norms_are_refused():
-    net, *_ = net_and_batch(20)
-    net.units[3].norms[0].process_group = object()
-    with pytest.raises(ValueError, match="synchronised batch norms cannot be compiled"):
-        compile_units(net.units)
+def test_compiled_in_evaluation_it_still_drops_in_training(no_cpp):
+    net, images, _ = net_and_batch(20, shortcut="dropout")
+    compile_units(net.eval().units)
+    net.train()
+    assert not torch.equal(net(images), net(images))
+
+
+def test_a_frozen_norm_of_the_shortcut_and_synchronised_norms_stay_eager(no_cpp):
+    net, images, _ = net_and_batch(29, activation="original")
+    compile_units(net.units)
+    unit = net.units[3]
+    x = net.units[2](net.units[1](net.units[0](net.stem(images)))).detach()
+    assert unit.code.fits(unit)
+    unit.shortcut.norm.eval()
+    before = unit.shortcut.norm.running_mean.clone()
+    unit(x)
+    assert torch.equal(before, unit.shortcut.norm.running_mean)
+    unit.train()
+    synchronize_batch_norm(unit, object())
+    assert not unit.code.fits(unit)
+
+
+def test_a_unit_with_nothing_to_train_makes_no_graph(no_cpp):
+    net, images, _ = net_and_batch(20)
+    compile_units(net.units)
+    net.requires_grad_(False)
+    assert not net.units(net.stem(images)).requires_grad
+
+
+@needs_compiler
+def test_a_run_compiles_each_graph_once(tmp_path):
+    """Measuring the peak before the first step, and the engine, run the units in one layout."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {depth: 11}\ndata: {name: synthetic, image_size: 8, num_images: 16}\n"
+        "train: {max_steps: 2, global_batch_size: 4, save_every: null}\n"
+        "engine: {compile: units, device: cpu}\nprecision: {channels_last: true}\nlog: {plots: false}\n",
+        encoding="utf-8",
+    )
+    counters.clear()
+    assert main(["--config", str(config), f"train.run_dir={tmp_path / 'run'}"]) == 0
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_without_a_compiler_a_run_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {depth: 11}\ndata: {name: synthetic}\ntrain: {max_steps: 1, global_batch_size: 8}\n",
+        encoding="utf-8",
+    )
+    overrides = ("engine.compile=units", "engine.device=cpu", "precision.channels_last=true")
+    assert main(["--config", str(config), *overrides]) == 2
+    assert capsys.readouterr().err.startswith("error: engine.compile=units needs a C++ compiler")

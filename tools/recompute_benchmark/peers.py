@@ -69,14 +69,6 @@ def segments_of(name: str, num_units: int, num_segments: int) -> tuple[tuple[int
     return uniform_plan(num_units, num_segments).segments
 
 
-def compiled(net: ResNet, budget: float) -> Forward:
-    """The net compiled with a part of the activations' memory as its budget (a number from 0 to 1)."""
-    import torch._functorch.config
-
-    torch._functorch.config.activation_memory_budget = budget
-    return torch.compile(net)
-
-
 def _sequential(units: nn.Sequential, num_segments: int, x: Tensor) -> Tensor:
     y: Tensor = torch.utils.checkpoint.checkpoint_sequential(units, num_segments, x, use_reentrant=False)
     return y

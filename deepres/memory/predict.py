@@ -76,7 +76,7 @@ class _FakeBench:
         copied = copy.deepcopy(module, memo)
         for unit in copied.modules():
             if isinstance(unit, ResidualUnit):
-                unit.code = None
+                unit.run_as(None)
         return copied
 
     def tensor(self, spec: Spec) -> Tensor:

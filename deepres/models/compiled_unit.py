@@ -39,15 +39,14 @@ class UnitCode:
     """
 
     def __init__(self, unit: nn.Module) -> None:
-        self._parameters = [name for name, _ in unit.named_parameters()]
         buffers = [name for name, _ in unit.named_buffers()]
-        self._counts = [name for name in buffers if name.endswith("num_batches_tracked")]
-        self._buffers = [name for name in buffers if name not in self._counts]
+        self._is_count = [name.endswith("num_batches_tracked") for name in buffers]
         template = copy.deepcopy(unit).to("meta").train()
         for index, (name, norm) in enumerate(_norms(template)):
             parent, _, own = name.rpartition(".")
             setattr(template.get_submodule(parent), own, _PureBatchNorm(norm, index))
-        names = [*self._parameters, *self._buffers]
+        running = [name for name, is_count in zip(buffers, self._is_count, strict=True) if not is_count]
+        names = [*(name for name, _ in unit.named_parameters()), *running]
         self._run = torch.compile(_pure(template, names), dynamic=False, fullgraph=True, **_COMPILER)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitCode:
@@ -60,16 +59,19 @@ class UnitCode:
 
     def __call__(self, unit: nn.Module, x: Tensor, memo: dict[Any, Any] | None) -> Tensor:
         """Run `unit` on `x: (N, C, H, W)`; the first run of a batch (an empty memo, or none) counts it."""
-        is_trained = x.requires_grad or any(p.requires_grad for p in unit.parameters())
+        parameters = list(unit.parameters())
+        counts, running = list[Tensor](), list[Tensor]()
+        for buffer, is_count in zip(unit.buffers(), self._is_count, strict=True):
+            (counts if is_count else running).append(buffer)
+        is_trained = x.requires_grad or any(p.requires_grad for p in parameters)
         wants_graph = torch.is_grad_enabled() and is_trained
         leaf = x if x.requires_grad else x.detach().requires_grad_()  # always the same variant
-        running = [unit.get_buffer(name) for name in self._buffers]
         with torch.enable_grad(), _without_autocast_cache(x.device.type):
-            y, *updated = self._run(leaf, *map(unit.get_parameter, self._parameters), *running)
+            y, *updated = self._run(leaf, *parameters, *running)
         if memo is None or self not in memo:
             with torch.no_grad():
                 torch._foreach_copy_(running, updated)
-                torch._foreach_add_([unit.get_buffer(name) for name in self._counts], 1)
+                torch._foreach_add_(counts, 1)
         if memo is not None:
             memo[self] = ()  # the batch is counted
         return y if wants_graph else y.detach()
@@ -86,14 +88,14 @@ def compile_units(units: nn.Sequential) -> int:
         How many of the units differ in more than their values, which is how many graphs are compiled.
     """
     codes: dict[object, UnitCode] = {}
-    compiled = [unit for unit in units if _norms(unit)]
+    compiled: list[Any] = [unit for unit in units if hasattr(unit, "run_as") and _norms(unit)]
     for unit in compiled:
-        unit.__dict__["code"] = None
+        unit.run_as(None)
     keys = [signature(unit) for unit in compiled]
     for unit, key in zip(compiled, keys, strict=True):
         if key not in codes:
             codes[key] = UnitCode(unit)
-        unit.__dict__["code"] = codes[key]
+        unit.run_as(codes[key])
     return len(codes)
 
 

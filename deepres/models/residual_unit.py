@@ -67,6 +67,8 @@ class ResidualUnit(nn.Module):
         code: what it trains as instead, if it is compiled (`compile_units`).
     """
 
+    retentions: tuple[str, ...] = ("all", "conv_outputs")
+
     def __init__(
         self,
         in_channels: int,
@@ -147,10 +149,10 @@ class ResidualUnit(nn.Module):
         with keep:
             return self._run(x, {} if memo is None else memo, keep)
 
-    @property
-    def retentions(self) -> tuple[str, ...]:
-        """See the class: compiled code has but one."""
-        return ("all", "conv_outputs") if self.code is None else ("all",)
+    def run_as(self, code: UnitCode | None) -> None:
+        """Train as compiled code, which has one retention, or again as written (None)."""
+        self.code = code
+        self.retentions = type(self).retentions if code is None else ("all",)
 
     def residual(self, x: Tensor) -> Tensor:
         """F(x_l), for the analysis of a net; `x` is after the shared activation, if the unit has one."""

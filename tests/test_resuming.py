@@ -75,7 +75,7 @@ def rows(run_dir: Path) -> list[dict]:
         json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     # Each start tells its plan, whose times are measured, and its own speed.
-    timed = ("images_per_s", "recompute_share")
+    timed = ("images_per_s", "data_wait_share", "recompute_share")
     return [{k: v for k, v in row.items() if k not in timed} for row in content if row["kind"] != "plan"]
 
 

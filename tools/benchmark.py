@@ -6,7 +6,6 @@ python tools/benchmark.py --depth 110 --batch 64
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -31,11 +30,7 @@ def main(arguments: list[str]) -> int:
     except ChildFailedError as error:
         print(f"error: the process that measures ended early: {error}", file=sys.stderr)
         return 1
-    print(report.table())
-    for note in report.notes:
-        print(f"\n{note}")
-    if options.out is not None:
-        report.write(options.out, shlex.join(["python", "tools/benchmark.py", *arguments]))
+    report.publish(options.out, "benchmark.py", arguments)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,13 +33,9 @@ def main(arguments: list[str]) -> int:
     except (ChildFailedError, ChildTimeoutError) as error:
         print(f"error: a process that measures ended early: {error}", file=sys.stderr)
         return 1
-    print(report.table())
-    for note in report.notes:
-        print(f"\n{note}")
-    if options.out is not None:
-        report.write(options.out, shlex.join(["python", "tools/compare_recompute.py", *arguments]))
-        if options.command == "frontier":
-            draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
+    report.publish(options.out, "compare_recompute.py", arguments)
+    if options.out is not None and options.command == "frontier":
+        draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
     return 0
 
 

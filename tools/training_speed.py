@@ -16,12 +16,13 @@ import torch.nn.functional as F
 import yaml
 
 from deepres import build_resnet
+from deepres.config import OptimConfig
 from deepres.data import Batch
 from deepres.engines import make_engine
-from deepres.load_config import load_config
 from deepres.optim import sgd_settings
 from deepres.stopping import StopRequest
 from deepres.train import prepare, run_job
+from recompute_benchmark.nets import make_batch
 from recompute_benchmark.timing import times_in_turns
 
 BARE = "bare PyTorch loop"
@@ -99,8 +100,8 @@ def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
     torch.backends.cudnn.benchmark = True  # as the trainer does
     torch.manual_seed(0)
     net = build_resnet(depth).to(device).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
-    images, labels = _batch(batch, device)
+    optimizer = torch.optim.SGD(net.parameters(), **sgd_settings(OptimConfig(learning_rate=_RATE)))
+    images, labels = make_batch(batch, device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -113,9 +114,8 @@ def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
 
 def _engine_step(path: Path, overrides: tuple[str, ...], batch: int) -> Callable[[], object]:
     job = prepare(path, list(overrides))
-    assert sgd_settings(job.config.optim)["momentum"] == 0.9  # as in the bare loop
     engine = make_engine(job.net, job.config, job.process, job.sizes)
-    images, labels = _batch(batch, job.process.device.type)
+    images, labels = make_batch(batch, job.process.device.type)
     batches = [Batch(images, labels, torch.arange(batch))]
 
     def step() -> None:
@@ -123,12 +123,6 @@ def _engine_step(path: Path, overrides: tuple[str, ...], batch: int) -> Callable
         _finish(job.process.device.type)
 
     return step
-
-
-def _batch(batch: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, 3, 32, 32, generator=generator)
-    return images.to(device), torch.randint(10, (batch,), generator=generator).to(device)
 
 
 @contextlib.contextmanager
@@ -150,7 +144,6 @@ def _config(depth: int, batch: int, steps: int, device: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
-        load_config(path, [])
         yield path
 
 

@@ -160,14 +160,9 @@ def contest(
         peers = [_compiled(depth, compile_budget, (images, labels))]
         if channels_last:
             theirs = _PlannedNet(make_net(depth, device=device, channels_last=True))
-            state = {name: value.clone() for name, value in theirs.net.state_dict().items()}
             compile_units(theirs.net.units)
-            whole = _Entry(
-                "deepres, compiled units", Job(theirs.net, theirs.forward_under(None), images, labels)
-            )
-            whole.preparation_s = _first_step_s(whole.job)
-            theirs.net.load_state_dict(state)
-            whole.measure()
+            job = Job(theirs.net, theirs.forward_under(None), images, labels)
+            whole = _after_compiling(_Entry("deepres, compiled units", job))
             whole.reference = whole.outcome
             compiled_units = theirs, measured(theirs.net), whole
 
@@ -250,18 +245,20 @@ def _whole(name: str, depth: int, batch: tuple[Any, Any]) -> _Entry:
 
 def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
     net = _peers_net(depth, batch)
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    entry = _Entry(f"torch.compile, budget {budget:g}", Job(net, torch.compile(net), *batch))
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        entry.preparation_s = _first_step_s(entry.job)
-    net.load_state_dict(state)
-    return entry.measure()
+        return _after_compiling(
+            _Entry(f"torch.compile, budget {budget:g}", Job(net, torch.compile(net), *batch))
+        )
 
 
-def _first_step_s(job: Job) -> float:
+def _after_compiling(entry: _Entry) -> _Entry:
+    """Measured after a first step, in which everything is compiled, and which is undone."""
+    state = {name: value.clone() for name, value in entry.job.net.state_dict().items()}
     start = time.monotonic()
-    job.step()
-    return time.monotonic() - start
+    entry.job.step()
+    entry.preparation_s = time.monotonic() - start
+    entry.job.net.load_state_dict(state)
+    return entry.measure()
 
 
 def _planned(ours: _PlannedNet, chain: Chain, peer: _Entry, like: Job) -> _Entry | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -57,6 +58,14 @@ class Report:
             for width, right in zip(widths, is_number, strict=True)
         )
         return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+    def publish(self, folder: Path | None, tool: str, arguments: Sequence[str]) -> None:
+        """Print the table and its notes; with a folder, `write` them there as made by this command line of a tool."""
+        print(self.table())
+        for note in self.notes:
+            print(f"\n{note}")
+        if folder is not None:
+            self.write(folder, shlex.join(["python", f"tools/{tool}", *arguments]))
 
     def write(self, folder: Path, command: str) -> None:
         """Write `<name>.md` and `<name>.json`, with the command that made them."""

@@ -30,7 +30,7 @@ from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
-from deepres.memory import measure_activation_peak
+from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
 from deepres.out_of_memory import halve_until_it_fits
@@ -205,6 +205,8 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
+    if process.device.type == "cpu":
+        keep_freed_memory()
 
     planned, peak = _settle(job)
     sizes = planned.sizes

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.bench import Loss, Meter, Spec, allocate_gradients, default_loss
+from deepres.memory.host_heap import keep_freed_memory
 from deepres.memory.passes import read_chain
 from deepres.recompute import Chain
 
@@ -32,7 +33,8 @@ def measure_chain(
     """The costs of each unit of a model, of its stem and its head, measured on a device.
 
     Units that are alike are measured once, so that a net of a thousand layers takes seconds; see NOTE
-    [ Reading costs ]. Bytes are the allocator's, workspaces included. The model is left as it is, on any device.
+    [ Reading costs ]. Bytes are the allocator's, workspaces included. The model is left as it is, on any device. To
+    time a CPU, the process keeps freed memory from then on (`keep_freed_memory`).
 
     Args:
         model: a net `head(units(stem(x)))` or an `nn.Sequential` of units, each one tensor to one tensor.
@@ -47,6 +49,8 @@ def measure_chain(
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
     """
     bench = _DeviceBench(torch.device(device), dtype, repeats)
+    if repeats and bench.device.type == "cpu":
+        keep_freed_memory()
     images = torch.empty(input_shape, device="meta")
     if channels_last:
         images = images.to(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ NOTE [ Times that can be compared ]
 2. Blocks of all kinds take turns, and each block's time is divided by that of the reference in the same round,
    so that what slows the machine for a while slows both. The figure is the median over rounds.
 3. glibc gives large blocks back to the system, and each step then pays for clearing their pages anew: noise
-   larger than what is to be measured. A process that measures time is started with `STEADY_MALLOC`.
+   larger than what is to be measured. A process that measures time keeps them, as training does on a CPU.
 4. Where other processes compute beside this one, even that is not enough: two threads that wait for each other
    make a step many times as long. Hence processor time, of one thread.
 """
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from recompute_benchmark.child import call_in_child
-
-STEADY_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class Clock:
         limit_s: float | None = None,
     ) -> Any:
         """Call a function in a new process whose clock this is; see `call_in_child`."""
-        variables = STEADY_MALLOC | dict(environment or {})
-        return call_in_child(function, arguments, variables, limit_s, processor_time=self.processor_time)
+        return call_in_child(function, arguments, environment, limit_s, processor_time=self.processor_time)
 
     def __str__(self) -> str:
         return "processor time of one thread" if self.processor_time else "time on the wall"

@@ -120,7 +120,7 @@ def target_of(device: torch.device) -> Target:
 def cells(result: Result) -> list[str]:
     """A line of the table."""
     sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
-    return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+.2f} %"]
+    return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+z.2f} %"]
 
 
 def document(results: Sequence[Result], device: str) -> str:

@@ -104,7 +104,7 @@ def notes(report: Report) -> list[str]:
     ]
     if report.units_per_group > 1:
         gaps = [
-            f"{100 * (row.extra_share - row.least_extra_share):.1f}"
+            f"{100 * (row.extra_share - row.least_extra_share):z.1f}"
             for row in report.rows
             if row.least_extra_share is not None
         ]
@@ -211,10 +211,10 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
     return [
         *cells,
         format_bytes(row.measured_peak_bytes),
-        f"{100 * (row.peak_bytes / row.measured_peak_bytes - 1):+.2f} %",
+        f"{100 * (row.peak_bytes / row.measured_peak_bytes - 1):+z.2f} %",
         f"{row.step_ms:,.1f}",
         f"{row.measured_ms:,.1f}",
-        f"{100 * (row.step_ms / row.measured_ms - 1):+.1f} %" if row.measured_ms else "",
+        f"{100 * (row.step_ms / row.measured_ms - 1):+z.1f} %" if row.measured_ms else "",
     ]
 
 

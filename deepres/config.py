@@ -184,6 +184,8 @@ class EngineConfig(_Section):
     """Batch statistics over all processes."""
     compile: Literal["none", "units"] = "none"
     """`units`: residual units as compiled code, one graph for all that are alike."""
+    cuda_graphs: bool = False
+    """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Evaluation shares no memory with it."""
     meeting_timeout_s: PositiveFloat = 45.0
     """Seconds that the processes wait at the start for the last of them."""
 
@@ -197,6 +199,11 @@ class EngineConfig(_Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
+        if self.cuda_graphs and (self.name != "plain" or self.compile != "none"):
+            what = "compile=none" if self.name == "plain" else "name=plain"
+            raise ValueError(
+                f"cuda_graphs needs engine.{what}, got name={self.name} and compile={self.compile}"
+            )
         if self.compile == "units" and (self.sync_batch_norm or self.zero_stage == 3):
             what = "sync_batch_norm" if self.sync_batch_norm else "zero_stage 3"
             raise ValueError(f"compile=units works without {what}: switch one of them off")
@@ -274,6 +281,11 @@ class Config(_Section):
             raise ValueError(
                 "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "
                 "begins the second with a momentum of no meaning"
+            )
+        if self.engine.cuda_graphs and self.model.shortcut == "dropout":
+            raise ValueError(
+                "engine.cuda_graphs works without model.shortcut=dropout, whose replays read the generator's state: "
+                "switch the graphs off"
             )
         if self.engine.compile == "units" and self.train.micro_batch_size == "auto":
             raise ValueError(

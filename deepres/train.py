@@ -94,6 +94,11 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     sizes = batch_sizes(config.train, process.world_size)
     if config.precision.compute == "fp16" and process.device.type == "cpu":
         raise ConfigError("precision.compute fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    if config.engine.cuda_graphs and (process.device.type != "cuda" or process.world_size > 1):
+        raise ConfigError(
+            f"engine.cuda_graphs needs one process on a GPU, got {process.world_size} on {process.device.type}: "
+            "switch it off"
+        )
     if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("log.tensorboard needs the extra: pip install 'deepres[tensorboard]'")
     data = config.data

@@ -131,6 +131,15 @@ def test_compiled_units_refuse_what_one_graph_cannot_do(path, others, what):
     ("overrides", "message"),
     [
         (["optim.fused=true", "precision.compute=fp16"], "optim.fused works without precision.compute=fp16"),
+        (["engine.cuda_graphs=true", "engine.name=deepspeed"], "cuda_graphs needs engine.name=plain"),
+        (
+            ["engine.cuda_graphs=true", "engine.compile=units", "precision.channels_last=true"],
+            "cuda_graphs needs engine.compile=none",
+        ),
+        (
+            ["engine.cuda_graphs=true", "model.shortcut=dropout"],
+            "engine.cuda_graphs works without model.shortcut=dropout",
+        ),
         (
             [
                 "engine.compile=units", "precision.channels_last=true", "train.micro_batch_size=auto",

@@ -322,6 +322,10 @@ def test_every_config_is_written_for_its_own_data(path):
         (["data.name=imagenet", "data.root=/nowhere"], "no image folder at /nowhere"),
         (["train.global_batch_size=4096"], "4096"),
         (["data.name=digits", "data.augmentation=scale"], "scale"),
+        (
+            ["engine.device=cpu", "engine.cuda_graphs=true"],
+            "engine.cuda_graphs needs one process on a GPU, got 1",
+        ),
         pytest.param(
             ["engine.device=cuda"],
             "engine.device is cuda, but this host has no GPU",

@@ -19,6 +19,7 @@ from deepres import build_resnet
 from deepres.config import OptimConfig
 from deepres.data import Batch
 from deepres.engines import make_engine
+from deepres.engines.cuda_graph import NUM_EAGER
 from deepres.optim import sgd_settings
 from deepres.stopping import StopRequest
 from deepres.train import prepare, run_job
@@ -38,6 +39,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "precision.channels_last=true",
         "engine.compile=units",
     ),
+    "CUDA graphs": ("engine.cuda_graphs=true",),
+    "bf16, channels_last, CUDA graphs": (
+        "precision.compute=bf16",
+        "precision.channels_last=true",
+        "engine.cuda_graphs=true",
+    ),
 }
 _RATE = 0.01
 
@@ -48,26 +55,30 @@ def steps_of_options(
     """A row for the bare loop and for each option: a whole step, with its update, on one batch."""
     with _config(depth, batch, steps, device) as path:
         runs: dict[str, Callable[[], object]] = {BARE: _bare_loop(depth, batch, device)}
-        preparation_s: dict[str, float | None] = {BARE: None}
+        rows: dict[str, dict[str, Any]] = {BARE: {"name": BARE}}
         for name, overrides in OPTIONS.items():
-            is_compiled = "engine.compile=units" in overrides
-            if is_compiled and not with_compiler:
+            is_compiled, is_recorded = (
+                option in overrides for option in ("engine.compile=units", "engine.cuda_graphs=true")
+            )
+            if (is_compiled and not with_compiler) or (is_recorded and device != "cuda"):
                 continue
-            runs[name] = _engine_step(path, overrides, batch)
-            start = time.monotonic()
-            runs[name]()
-            preparation_s[name] = time.monotonic() - start if is_compiled else None
+            rows[name] = {"name": name}
+            try:
+                step = _engine_step(path, overrides, batch)
+                start = time.monotonic()
+                for _ in range(NUM_EAGER + 1 if is_recorded else 1):
+                    step()
+            except Exception as error:  # noqa: BLE001  # a compiler that fails, say: the other rows stand
+                rows[name]["note"] = f"failed: {(str(error).splitlines() or [type(error).__name__])[0]:.80}"
+                continue
+            runs[name] = step
+            if is_compiled or is_recorded:
+                rows[name]["preparation_s"] = time.monotonic() - start
         times = times_in_turns(runs, BARE, rounds, steps)
-    return [
-        {
-            "name": name,
-            "images_per_s": 1000 * batch / times[name].median_ms,
-            "ratio": times[name].ratio,
-            "ratios": times[name].ratios,
-            "preparation_s": preparation_s[name],
-        }
-        for name in runs
-    ]
+    for name, of_step in times.items():
+        rows[name]["images_per_s"] = 1000 * batch / of_step.median_ms
+        rows[name] |= {"ratio": of_step.ratio, "ratios": of_step.ratios}
+    return list(rows.values())
 
 
 def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, device: str) -> dict[str, Any]:

@@ -136,12 +136,9 @@ class Engine(ABC):
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
             with self._accumulating(is_last=is_last):
-                logits = self._run(batch.images)
-                total = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=IGNORED_LABEL)
-                # Engines average gradients over processes.
-                self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+                logits = self._pass(batch.images, batch.labels, is_last=is_last)
             sums += answer_sums(logits, batch.labels)
-            del logits, total
+            del logits
         return sums
 
     @torch.no_grad()
@@ -202,6 +199,14 @@ class Engine(ABC):
     def _run(self, images: Tensor) -> Tensor:
         logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
         return logits
+
+    def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
+        """The forward and backward pass of a micro batch; its logits."""
+        logits = self._run(images)
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+        # Engines average gradients over processes.
+        self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+        return logits.detach()
 
     @contextmanager
     def _accumulating(self, *, is_last: bool) -> Iterator[None]:  # noqa: ARG002

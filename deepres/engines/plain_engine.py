@@ -14,6 +14,7 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
 from deepres.engines.base import Engine, step_with_scaler
+from deepres.engines.cuda_graph import RecordedPass
 from deepres.optim import sgd
 
 
@@ -28,6 +29,12 @@ class PlainEngine(Engine):
         self._optimizer = sgd(net.parameters(), config.optim)
         is_fp16 = config.precision.compute == "fp16"
         self._scaler = torch.amp.GradScaler(process.device.type) if is_fp16 else None
+        eager_pass = super()._pass
+        self._recorded = (
+            RecordedPass(lambda images, labels: eager_pass(images, labels, is_last=True))
+            if config.engine.cuda_graphs
+            else None
+        )
         if process.world_size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter(
@@ -51,6 +58,11 @@ class PlainEngine(Engine):
         """See `Engine`."""
         return self._scaler
 
+    def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
+        if self._recorded is not None:
+            return self._recorded(images, labels)
+        return super()._pass(images, labels, is_last=is_last)
+
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -68,7 +80,7 @@ class PlainEngine(Engine):
             self._optimizer.step()
         else:
             is_updated = step_with_scaler(self._scaler, self._optimizer)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=self._recorded is None)
         return is_updated
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:

@@ -17,16 +17,16 @@ class RandomState:
 
     @classmethod
     def read(cls, device: torch.device) -> RandomState:
-        """The state now, of a pass on this device."""
+        """The state now, of a pass on this device; while a CUDA graph is captured, which forbids to ask, the CPU's."""
         states = [torch.get_rng_state()]
-        if device.type == "cuda":
+        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             states.append(torch.cuda.get_rng_state(device))
         return cls(device, tuple(states))
 
     def restore(self) -> None:
         """Go back to it."""
         torch.set_rng_state(self.states[0])
-        if self.device.type == "cuda":
+        if len(self.states) > 1:
             torch.cuda.set_rng_state(self.states[1], self.device)
 
     def __eq__(self, other: object) -> bool:

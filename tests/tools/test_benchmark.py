@@ -34,6 +34,18 @@ def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
     assert document["command"].startswith("python tools/benchmark.py --depth 11")
 
 
+def test_an_option_that_fails_is_a_row_that_says_so(tmp_path):
+    done = run(
+        sys.executable, TOOL, "--depth", "11", "--batch", "8", "--rounds", "1", "--steps", "1", "--out", tmp_path,
+        CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "training_11.json").read_text(encoding="utf-8"))["rows"]
+    failed = [row["name"] for row in rows if row.get("note", "").startswith("failed: ")]
+    assert failed == ["compiled units, channels_last", "bf16, compiled units, channels_last"]
+    assert all("ratio" in row for row in rows if row["name"] not in failed)
+
+
 def test_a_depth_that_does_not_exist_is_one_line():
     done = run(sys.executable, TOOL, "--depth", "12")
     assert (done.returncode, done.stdout) == (2, "")

@@ -39,9 +39,10 @@ class Report:
     device: str = "cpu"
 
     def table(self) -> str:
-        """The rows as a Markdown table."""
-        cells = [[_shown(row.get(key)) for key in self.columns] for row in self.rows]
-        heads = list(self.columns.values())
+        """The rows as a Markdown table; of columns that hold something."""
+        keys = [key for key in self.columns if any(row.get(key) is not None for row in self.rows)]
+        cells = [[_shown(row.get(key)) for key in keys] for row in self.rows]
+        heads = [self.columns[key] for key in keys]
         widths = [max(len(row[j]) for row in [heads, *cells]) for j in range(len(heads))]
         is_number = [all(row[j][:1] in "-−–0123456789" for row in cells) for j in range(len(heads))]
         lines = [

@@ -1,0 +1,72 @@
+"""What surrounds a recorded pass, without a GPU: `record` gives the work itself, which then reads the same places."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepres import apply_plan, build_resnet
+from deepres.engines.cuda_graph import NUM_EAGER, RecordedPass
+from deepres.recompute import sqrt_plan
+
+
+class _Recorder:
+    """Runs the work at each replay, and counts."""
+
+    def __init__(self):
+        self.num_recorded = self.num_replayed = 0
+
+    def __call__(self, run):
+        self.num_recorded += 1
+
+        def replay():
+            self.num_replayed += 1
+            return run()
+
+        return replay
+
+
+def _batches(sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 3, 32, 32, generator=generator), torch.randint(10, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+def _passes_of(net):
+    def run(images, labels):
+        logits = net(images)
+        F.cross_entropy(logits, labels).backward()
+        return logits.detach()
+
+    return run
+
+
+@pytest.mark.parametrize("under_plan", [False, True])
+def test_recorded_passes_are_the_passes(under_plan):
+    torch.manual_seed(0)
+    nets = [build_resnet(20)]
+    nets.append(copy.deepcopy(nets[0]))
+    recorder = _Recorder()
+    passes = [_passes_of(nets[0]), RecordedPass(_passes_of(nets[1]), recorder)]
+    if under_plan:
+        apply_plan(nets[1], sqrt_plan(9))
+    batches = _batches([4] * (NUM_EAGER + 2) + [3, 4])
+    for images, labels in batches:
+        logits = [run(images, labels).clone() for run in passes]
+        assert torch.equal(*logits)
+    assert (recorder.num_recorded, recorder.num_replayed) == (1, 3)  # the batch of 3 ran as usual
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_batch_may_be_overwritten_once_its_pass_is_over():
+    recorded = RecordedPass(lambda images, _: images * 2, _Recorder())
+    batch = torch.ones(2, 3), torch.zeros(2)
+    for value in range(NUM_EAGER + 3):
+        batch[0].fill_(value)
+        assert torch.equal(recorded(*batch), torch.full((2, 3), 2.0 * value))

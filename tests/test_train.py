@@ -323,7 +323,7 @@ def test_every_config_is_written_for_its_own_data(path):
         (["train.global_batch_size=4096"], "4096"),
         (["data.name=digits", "data.augmentation=scale"], "scale"),
         (
-            ["engine.device=cpu", "engine.cuda_graphs=true"],
+            ["engine.name=plain", "engine.zero_stage=0", "engine.device=cpu", "engine.cuda_graphs=true"],
             "engine.cuda_graphs needs one process on a GPU, got 1",
         ),
         pytest.param(

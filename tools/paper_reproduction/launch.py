@@ -85,7 +85,7 @@ def train(order: Order) -> int:
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
         _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
         if not state:
-            note_origin(run.folder, shlex.join(command))
+            note_origin(run.folder, command)
         status = _call(command)
         if status == ExitStatus.REFUSED:
             return status

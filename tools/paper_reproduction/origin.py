@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepres.commit import replace_text
-from paper_reproduction.rows import ReproductionError
+from paper_reproduction.rows import ROOT, ReproductionError
 from recompute_benchmark.report import provenance
 
 _NAME = "made_by.json"
 
 
-def note_origin(folder: Path, command: str) -> None:
-    """Note the command, date, machine and versions of a run that begins.
+def note_origin(folder: Path, command: Sequence[str]) -> None:
+    """Note the command (see `portable`), date, machine and versions of a run that begins.
 
     Raises:
         ReproductionError: the folder cannot be made.
@@ -25,7 +28,24 @@ def note_origin(folder: Path, command: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReproductionError(f"{folder} cannot be written: {error.strerror}") from None
-    replace_text(folder / _NAME, json.dumps({"command": command, **provenance()}, indent=1) + "\n")
+    replace_text(folder / _NAME, json.dumps({"command": portable(command), **provenance()}, indent=1) + "\n")
+
+
+def portable(command: Sequence[str]) -> str:
+    """A command as others can repeat it: this interpreter is `python`, the project's files are relative to its folder,
+    and so is what lies in the folder where it was started; data lies in DIR."""
+    words = []
+    for word in command:
+        key, equals, value = word.rpartition("=")
+        if word == sys.executable:
+            value = "python"
+        elif key == "data.root":
+            value = "DIR"
+        else:
+            for folder in (ROOT, Path.cwd()):
+                value = value.removeprefix(f"{folder}{os.sep}")
+        words.append(key + equals + value)
+    return shlex.join(words)
 
 
 def read_origin(folder: Path) -> str:

@@ -18,7 +18,8 @@ import torch
 
 from deepres.bytesize import format_bytes
 from deepres.config import Config
-from deepres.memory.report import StrategyRow, make_report
+from deepres.memory.report import make_report
+from deepres.memory.report_rows import StrategyRow
 from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import aligned
 from deepres.memory.trial import run_plan

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepres.bytesize import format_bytes
-from deepres.memory.report import Report, StrategyRow
+from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject
 from deepres.memory.tables import aligned
 from deepres.recompute import InfeasibleBudgetError, Plan

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
-from deepres.memory.report import Report, StrategyRow
+from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject
 from deepres.recompute import Chain, Plan, uniform_plan
 from deepres.recompute.frontier import Frontier, extra_of, peak_of

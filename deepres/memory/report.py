@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from deepres.bytesize import format_bytes
 from deepres.config import EngineConfig
+from deepres.memory.report_rows import ModelRow, Report, StageRow, StatesRow, StrategyRow
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
 from deepres.memory.subject import Subject
@@ -26,113 +27,6 @@ from deepres.recompute.frontier import Frontier, extra_of, peak_of
 
 SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 """The budgets of the table, as shares of the peak with everything kept."""
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """The net and its batch, of one process."""
-
-    depth: int
-    dataset: str
-    block: str
-    activation: str
-    shortcut: str
-    units_per_stage: tuple[int, ...]
-    num_units: int
-    num_parameters: int
-    multiply_adds: int
-    batch: int
-    image_size: int
-    precision: str
-    world_size: int
-
-
-@dataclass(frozen=True)
-class StatesRow:
-    """Model states of one process under an engine."""
-
-    engine: str
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buckets_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """A stage's activations with everything kept."""
-
-    stage: int
-    num_units: int
-    output_bytes: int
-    kept_bytes: int
-    share: float
-
-
-@dataclass(frozen=True)
-class StrategyRow:
-    """What a strategy takes.
-
-    Attributes:
-        strategy: its name.
-        budget_share: the budget as a share of the peak with everything kept, None if it has none.
-        budget_bytes: None if it has none.
-        plan: None if none fits the budget.
-        peak_bytes: of activations; of a budget for which there is no plan, what the smallest plan needs.
-        total_bytes: with model states, batch and reserve.
-        extra_forwards: how often a unit is run forward again, on average.
-        extra_share: the extra time as a share of a step with everything kept.
-        least_extra_share: no plan within the budget takes less extra time; None if there is no budget.
-        step_ms: a forward and backward pass over a micro batch.
-        images_per_s: of one process.
-        largest_batch: with which this plan fits the device.
-        fits: whether it does with the batch at hand.
-        measured_peak_bytes, measured_ms: on the device at hand, if they were measured.
-        measured_note: why they were not.
-    """
-
-    strategy: str
-    budget_share: float | None
-    budget_bytes: int | None
-    plan: Plan | None
-    peak_bytes: int
-    total_bytes: int
-    extra_forwards: float
-    extra_share: float
-    least_extra_share: float | None
-    step_ms: float
-    images_per_s: float
-    largest_batch: int
-    fits: bool
-    measured_peak_bytes: int | None = None
-    measured_ms: float | None = None
-    measured_note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that is told of one net.
-
-    Attributes:
-        engine: under which the run is.
-        device, device_bytes: what is to hold it.
-        other_bytes: what a process holds beside activations.
-        states, stages, rows: the tables.
-        ends_bytes: of the peak with everything kept, what is not in the stages.
-        units_per_group: how many units were planned as one, at most.
-    """
-
-    model: ModelRow
-    engine: str
-    device: str
-    device_bytes: int
-    other_bytes: int
-    states: tuple[StatesRow, ...]
-    stages: tuple[StageRow, ...]
-    ends_bytes: int
-    rows: tuple[StrategyRow, ...]
-    units_per_group: int
 
 
 def make_report(

@@ -12,7 +12,7 @@ from typing import Any
 
 from deepres.bytesize import format_bytes
 from deepres.memory.gpus import GPUS
-from deepres.memory.report import Report, StrategyRow
+from deepres.memory.report_rows import Report, StrategyRow
 
 _FORMAT, _VERSION = "deepres.memory_report", 1
 

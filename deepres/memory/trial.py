@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.memory.measure import measure_activation_peak, measure_chain
-from deepres.memory.report import StrategyRow
+from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
 from deepres.memory.subject import Subject
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan

@@ -1,19 +1,15 @@
 """The profiler's command line: answers, files, and mistakes told in one line."""
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import profile_memory
+
 ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location("profile_memory", ROOT / "tools" / "profile_memory.py")
-profile_memory = importlib.util.module_from_spec(_SPEC)
-sys.modules["profile_memory"] = profile_memory
-_SPEC.loader.exec_module(profile_memory)
 
 SMALL = ("--depth", "20", "--batch-size", "16")
 

@@ -1,0 +1,114 @@
+"""What is told of a net under each strategy: numbers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepres.recompute import Plan
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """The net and its batch, of one process."""
+
+    depth: int
+    dataset: str
+    block: str
+    activation: str
+    shortcut: str
+    units_per_stage: tuple[int, ...]
+    num_units: int
+    num_parameters: int
+    multiply_adds: int
+    batch: int
+    image_size: int
+    precision: str
+    world_size: int
+
+
+@dataclass(frozen=True)
+class StatesRow:
+    """Model states of one process under an engine."""
+
+    engine: str
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    buckets_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage's activations with everything kept."""
+
+    stage: int
+    num_units: int
+    output_bytes: int
+    kept_bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """What a strategy takes.
+
+    Attributes:
+        strategy: its name.
+        budget_share: the budget as a share of the peak with everything kept, None if it has none.
+        budget_bytes: None if it has none.
+        plan: None if none fits the budget.
+        peak_bytes: of activations; of a budget for which there is no plan, what the smallest plan needs.
+        total_bytes: with model states, batch and reserve.
+        extra_forwards: how often a unit is run forward again, on average.
+        extra_share: the extra time as a share of a step with everything kept.
+        least_extra_share: no plan within the budget takes less extra time; None if there is no budget.
+        step_ms: a forward and backward pass over a micro batch.
+        images_per_s: of one process.
+        largest_batch: with which this plan fits the device.
+        fits: whether it does with the batch at hand.
+        measured_peak_bytes, measured_ms: on the device at hand, if they were measured.
+        measured_note: why they were not.
+    """
+
+    strategy: str
+    budget_share: float | None
+    budget_bytes: int | None
+    plan: Plan | None
+    peak_bytes: int
+    total_bytes: int
+    extra_forwards: float
+    extra_share: float
+    least_extra_share: float | None
+    step_ms: float
+    images_per_s: float
+    largest_batch: int
+    fits: bool
+    measured_peak_bytes: int | None = None
+    measured_ms: float | None = None
+    measured_note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is told of one net.
+
+    Attributes:
+        engine: under which the run is.
+        device, device_bytes: what is to hold it.
+        other_bytes: what a process holds beside activations.
+        states, stages, rows: the tables.
+        ends_bytes: of the peak with everything kept, what is not in the stages.
+        units_per_group: how many units were planned as one, at most.
+    """
+
+    model: ModelRow
+    engine: str
+    device: str
+    device_bytes: int
+    other_bytes: int
+    states: tuple[StatesRow, ...]
+    stages: tuple[StageRow, ...]
+    ends_bytes: int
+    rows: tuple[StrategyRow, ...]
+    units_per_group: int

@@ -1,0 +1,145 @@
+"""The files with the answer: numbers, pictures, a page, a snapshot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from deepres.memory.capacity import capacity, capacity_table
+from deepres.memory.depths import DepthRow, depths_table, growth
+from deepres.memory.page import Section, page_html
+from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
+from deepres.memory.report_rows import Report, StrategyRow
+from deepres.memory.step_log import recorded_memory
+from deepres.memory.subject import Subject
+from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
+from deepres.memory.trial import run_plan
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Before any work, that what was asked for can be written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for name in ("json", "csv", "plot", "snapshot"):
+        path: Path | None = getattr(options, name)
+        if path is None:
+            continue
+        if (
+            path.is_dir()
+            or not path.parent.is_dir()
+            or not os.access(path if path.exists() else path.parent, os.W_OK)
+        ):
+            raise ValueError(
+                f"--{name} {path} cannot be written: give a file in a folder that exists and is writable"
+            )
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot must be a .png file, got {options.plot}")
+    if options.html is not None:
+        try:
+            options.html.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--html {options.html} cannot be written: {error.strerror}") from None
+        if not os.access(options.html, os.W_OK):
+            raise ValueError(f"--html {options.html} cannot be written: give a folder that is writable")
+
+
+def write_outputs(
+    options: argparse.Namespace,
+    subjects: Sequence[Subject],
+    reports: Sequence[Report],
+    rows: Sequence[DepthRow],
+) -> None:
+    """The files that were asked for, each with a line that tells of it."""
+    command = " ".join(["tools/profile_memory.py", *map(str, sys.argv[1:])])
+    if options.json is not None:
+        text = report_json(reports, command=command, torch=torch.__version__)
+        options.json.write_text(text + "\n", encoding="utf-8")
+        print(f"wrote {options.json}")
+    if options.csv is not None:
+        options.csv.write_text(report_csv(reports), encoding="utf-8")
+        print(f"wrote {options.csv}")
+    if options.snapshot is not None:
+        row = typical_row(reports[0])
+        with recorded_memory(options.snapshot, torch.device("cuda", 0)):
+            run_plan(subjects[0], row.plan, torch.device("cuda", 0), repeats=1)
+        print(
+            f"wrote {options.snapshot}: a step under the {row.strategy}; drop it on https://pytorch.org/memory_viz"
+        )
+    if options.plot is None and options.html is None:
+        return
+    pictures = {name: figure for name, (_, figure) in draw(subjects[-1], reports[-1], rows).items()}
+    if options.plot is not None:
+        for name, figure in pictures.items():
+            path = options.plot.with_stem(options.plot.stem + name)
+            figure.savefig(path)
+            print(f"wrote {path}")
+    if options.html is not None:
+        path = options.html / "index.html"
+        path.write_text(page(command, subjects, reports, rows), encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def draw(subject: Subject, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
+    """The pictures of a net: what to append to a file's name, a description, and the picture."""
+    row = typical_row(report)
+    pictures = {
+        "": ("extra time against the peak of activations", frontier_figure(subject, report)),
+        "-step": (f"bytes over a step under the {row.strategy}", timeline_figure(subject, report, row)),
+        "-units": ("bytes held by each unit when backward begins", units_figure(subject, report, row)),
+    }
+    if rows:
+        pictures["-depths"] = ("peak and extra time against depth", depths_figure(rows))
+    return pictures
+
+
+def typical_row(report: Report) -> StrategyRow:
+    """A plan to show: the fastest that fits the device, of those for half of keep-all or less."""
+    plans = [row for row in report.rows if row.plan is not None and row.strategy.startswith("plan")]
+    small = [row for row in plans if (row.budget_share or 0.0) <= 0.5] or plans
+    return next((row for row in small if row.fits), small[-1])
+
+
+def page(
+    command: str, subjects: Sequence[Subject], reports: Sequence[Report], rows: Sequence[DepthRow]
+) -> str:
+    """The page of one or several nets."""
+    depths = ", ".join(str(report.model.depth) for report in reports)
+    sections = []
+    if rows:
+        laws = growth(rows)
+        fitted = [["", "fitted over the units", "off by at most"]]
+        fitted += [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
+        tables = [("", depths_table(rows)), ("Fitted growth", fitted)]
+        sections.append(Section("How it grows with depth", (), tables, [("growth", depths_figure(rows))]))
+    for subject, report in zip(subjects, reports, strict=True):
+        pictures = draw(subject, report, ())
+        name = f"ResNet-{report.model.depth}: "
+        sections += [
+            Section(
+                f"{name}the trade on {report.device}",
+                notes(report),
+                [("", trade_table(report))],
+                [pictures[""]],
+            ),
+            Section(f"{name}what a card trains", (), [("", capacity_table(capacity(subject)))]),
+            Section(
+                f"{name}a step, and where its bytes sit", (), (), [pictures["-step"], pictures["-units"]]
+            ),
+            Section(
+                f"{name}what is held",
+                (),
+                [
+                    ("Model states of a process", states_table(report)),
+                    ("Activations, everything kept", stages_table(report)),
+                ],
+            ),
+        ]
+    return page_html(f"Memory and time of ResNet-{depths}", command, sections)

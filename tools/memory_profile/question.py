@@ -1,0 +1,145 @@
+"""What a command line asks for: the configuration of each net, and the device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import psutil
+import torch
+from pydantic import ValidationError
+
+from deepres.bytesize import parse_bytes
+from deepres.config import Config, ConfigError
+from deepres.load_config import load_config
+from deepres.memory.gpus import GPUS, find_gpu
+from deepres.memory.subject import Target
+
+DEFAULT_GPU = "RTX 3060 12GB"
+_IMAGENET_DEPTHS = (101, 152, 200)
+_RECIPE_BATCHES = {"cifar": 128, "imagenet": 256}
+_MOST_LAYERS = 30_000
+
+
+def read_configs(options: argparse.Namespace) -> list[Config]:
+    """The configuration of each net.
+
+    Raises:
+        ValueError, ConfigError: there is none, or one is wrong.
+    """
+    settings = [
+        (key, value)
+        for key, value in (
+            ("train.micro_batch_size", options.batch_size),
+            ("data.image_size", options.image_size),
+            ("precision.compute", options.precision),
+            ("model.activation", options.activation),
+            ("engine.zero_stage", options.zero_stage),
+            ("engine.name", None if options.zero_stage is None else "deepspeed"),
+            ("engine.offload_optimizer", options.offload or None),
+            ("engine.offload_parameters", (options.offload and options.zero_stage == 3) or None),
+            ("optim.momentum", {None: None, "momentum": 0.9, "sgd": 0.0}[options.optimizer]),
+            ("optim.nesterov", False if options.optimizer == "sgd" else None),
+        )
+        if value is not None
+    ]
+    if options.offload and not options.zero_stage and options.config is None:
+        raise ValueError("--offload needs --zero-stage 1, 2 or 3")
+    if options.batch_size is not None:
+        settings += [("train.global_batch_size", None), ("train.accumulation", None)]
+    depths = read_depths(options)
+    if options.config is not None:
+        own = [] if options.dataset is None else [("model.dataset", options.dataset)]
+        changes = [[*own, *settings, *([("model.depth", depth)] if depth else [])] for depth in depths or [0]]
+        return [
+            load_config(options.config, [f"{k}={'null' if v is None else v}" for k, v in c]) for c in changes
+        ]
+    if not depths:
+        raise ValueError("give --depth, --depths or --config")
+    configs = []
+    for depth in depths:
+        dataset = options.dataset or ("imagenet" if depth in _IMAGENET_DEPTHS else "cifar")
+        start = [
+            ("model.depth", depth),
+            ("model.dataset", dataset),
+            ("data.name", "imagenet" if dataset == "imagenet" else "cifar10"),
+            ("train.max_steps", 1),
+            ("train.global_batch_size", _RECIPE_BATCHES[dataset]),
+        ]
+        configs.append(config_of([*start, *settings]))
+    return configs
+
+
+def config_of(settings: Sequence[tuple[str, object]]) -> Config:
+    """The configuration with these values of `section.key`.
+
+    Raises:
+        ConfigError: one of them is not allowed.
+    """
+    content: dict[str, dict[str, object]] = {}
+    for path, value in settings:
+        section, key = path.split(".")
+        content.setdefault(section, {})[key] = value
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+        ) from None
+
+
+def read_depths(options: argparse.Namespace) -> list[int]:
+    """Of `--depth` or `--depths`; none if neither is given.
+
+    Raises:
+        ValueError: they are no numbers, or too large.
+    """
+    if options.depth is not None and options.depths is not None:
+        raise ValueError("give --depth or --depths, not both")
+    try:
+        depths = [int(depth) for depth in options.depths.split(",")] if options.depths else []
+    except ValueError:
+        raise ValueError(
+            f"--depths must be numbers with commas (110,164,1001), got {options.depths!r}"
+        ) from None
+    depths += [] if options.depth is None else [options.depth]
+    if depths and max(depths) > _MOST_LAYERS:
+        raise ValueError(f"depth must be at most {_MOST_LAYERS:,} here, got {max(depths):,}")
+    return sorted(set(depths))
+
+
+def find_target(options: argparse.Namespace) -> tuple[Target, torch.device | None]:
+    """What to predict for, and the device to measure on, if that was asked for.
+
+    Raises:
+        ValueError: there is no such card, or no CUDA device where one is needed.
+    """
+    memory_bytes = parse_bytes(options.device_memory) if options.device_memory else None
+    on_cuda = torch.cuda.is_available()
+    if options.snapshot is not None and not on_cuda:
+        raise ValueError("--snapshot needs a CUDA device, this host has none: leave it out")
+    if not options.measure and options.snapshot is None:
+        try:
+            gpu = find_gpu(options.gpu or DEFAULT_GPU)
+        except ValueError as error:
+            raise ValueError(f"{error}; --gpu list shows all") from None
+        name = gpu.name if options.device_memory is None else f"a device as fast as {gpu.name}"
+        if options.gpu is None and options.device_memory is None:
+            name += " (none was named)"
+        return Target(name, memory_bytes or gpu.memory_bytes, gpu), None
+    if options.gpu is not None:
+        raise ValueError("--measure and --snapshot take the device at hand: leave out --gpu")
+    if not on_cuda:
+        return Target(
+            "this host's CPU", memory_bytes or psutil.virtual_memory().available, None
+        ), torch.device("cpu")
+    properties = torch.cuda.get_device_properties(0)
+    like = next((gpu for gpu in GPUS if gpu.name.split()[-1] in properties.name), find_gpu(DEFAULT_GPU))
+    gpu = replace(like, name=properties.name, memory_bytes=properties.total_memory)
+    free_bytes = torch.cuda.mem_get_info(0)[0]
+    if memory_bytes is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / properties.total_memory))
+    return Target(properties.name, memory_bytes or free_bytes, gpu), torch.device("cuda", 0)

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deepres.bytesize import parse_bytes
+from deepres.conflicts import first_conflict
 
 
 class ConfigError(ValueError):
@@ -185,7 +186,8 @@ class EngineConfig(_Section):
     compile: Literal["none", "units"] = "none"
     """`units`: residual units as compiled code, one graph for all that are alike."""
     cuda_graphs: bool = False
-    """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Evaluation shares no memory with it."""
+    """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Its activations stay allocated:
+    evaluation needs memory of its own, and `log.memory` does not see them."""
     meeting_timeout_s: PositiveFloat = 45.0
     """Seconds that the processes wait at the start for the last of them."""
 
@@ -268,34 +270,9 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.train.micro_batch_size == "auto":
-            if self.train.global_batch_size is None or self.train.accumulation is not None:
-                raise ValueError(
-                    "train.micro_batch_size auto needs train.global_batch_size, and no accumulation"
-                )
-            if self.recompute.budget is None and self.recompute.device_memory is None:
-                raise ValueError(
-                    "train.micro_batch_size auto needs recompute.device_memory or recompute.budget"
-                )
-        if self.optim.fused and self.precision.compute == "fp16":
-            raise ValueError(
-                "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "
-                "begins the second with a momentum of no meaning"
-            )
-        if self.engine.cuda_graphs and self.model.shortcut == "dropout":
-            raise ValueError(
-                "engine.cuda_graphs works without model.shortcut=dropout, whose replays read the generator's state: "
-                "switch the graphs off"
-            )
-        if self.engine.compile == "units" and self.train.micro_batch_size == "auto":
-            raise ValueError(
-                "engine.compile=units needs a number as train.micro_batch_size: each that is tried would be compiled"
-            )
-        if self.engine.compile == "units" and not self.precision.channels_last:
-            raise ValueError(
-                "engine.compile=units needs precision.channels_last=true: compiled convolutions work in that layout, "
-                "and would copy the images into it and back in every unit"
-            )
+        conflict = first_conflict(self)
+        if conflict is not None:
+            raise ValueError(conflict)
         return self
 
     def to_yaml(self) -> str:

@@ -43,6 +43,7 @@ def where_first(engine: Engine, batches: Sequence[Batch]) -> str:
     parts += [(f"unit {k} (of 0 … {len(net.units) - 1})", unit) for k, unit in enumerate(net.units)]
     parts += [("the head", net.head)]
     record = _Record()
+    engine.run_eagerly()
     net.zero_grad(set_to_none=True)
     with ExitStack() as hooks:
         for place, (_, part) in enumerate(parts):

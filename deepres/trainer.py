@@ -145,6 +145,7 @@ class Trainer:
             error.__traceback__ = None  # it holds on to the activations
             if self._config.log.memory and self._folder is not None:
                 write_memory_snapshot(self._folder.path / "out_of_memory.pickle", self._process.device)
+            self._engine.run_eagerly()  # a recorded pass would not give its activations back
             free_bytes = free_device_bytes(self._process.device)
             raise out_of_memory_in_step(
                 self._step + 1, sizes, self._activation_peak_bytes, free_bytes

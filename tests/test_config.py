@@ -141,6 +141,17 @@ def test_compiled_units_refuse_what_one_graph_cannot_do(path, others, what):
             "engine.cuda_graphs works without model.shortcut=dropout",
         ),
         (
+            ["engine.cuda_graphs=true", "recompute.device_memory=1GiB"],
+            "engine.cuda_graphs works without recompute.device_memory",
+        ),
+        (
+            [
+                "engine.cuda_graphs=true", "train.micro_batch_size=auto", "train.global_batch_size=8",
+                "recompute.budget=1GiB",
+            ],
+            "engine.cuda_graphs needs a number as train.micro_batch_size",
+        ),
+        (
             [
                 "engine.compile=units", "precision.channels_last=true", "train.micro_batch_size=auto",
                 "train.global_batch_size=8", "recompute.budget=1GiB",

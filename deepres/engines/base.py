@@ -200,6 +200,10 @@ class Engine(ABC):
         logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
         return logits
 
+    def run_eagerly(self) -> None:
+        """From now on run passes operator by operator, so that hooks are called; recorded ones are given up."""
+        return
+
     def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
         """The forward and backward pass of a micro batch; its logits."""
         logits = self._run(images)

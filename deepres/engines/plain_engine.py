@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
 from deepres.engines.base import Engine, step_with_scaler
-from deepres.engines.cuda_graph import RecordedPass
+from deepres.engines.cuda_graph import OnCuda, RecordedPass
+from deepres.memory.bench import allocate_gradients
 from deepres.optim import sgd
 
 
@@ -29,12 +31,10 @@ class PlainEngine(Engine):
         self._optimizer = sgd(net.parameters(), config.optim)
         is_fp16 = config.precision.compute == "fp16"
         self._scaler = torch.amp.GradScaler(process.device.type) if is_fp16 else None
-        eager_pass = super()._pass
-        self._recorded = (
-            RecordedPass(lambda images, labels: eager_pass(images, labels, is_last=True))
-            if config.engine.cuda_graphs
-            else None
-        )
+        self._recorded: RecordedPass | None = None
+        if config.engine.cuda_graphs:
+            allocate_gradients(net)
+            self._recorded = RecordedPass(partial(super()._pass, is_last=True), OnCuda())
         if process.world_size > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter(
@@ -58,6 +58,10 @@ class PlainEngine(Engine):
         """See `Engine`."""
         return self._scaler
 
+    def run_eagerly(self) -> None:
+        """See `Engine`."""
+        self._recorded = None
+
     def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
         if self._recorded is not None:
             return self._recorded(images, labels)
@@ -80,7 +84,10 @@ class PlainEngine(Engine):
             self._optimizer.step()
         else:
             is_updated = step_with_scaler(self._scaler, self._optimizer)
-        self._optimizer.zero_grad(set_to_none=self._recorded is None)
+        if self._recorded is None:
+            self._optimizer.zero_grad(set_to_none=True)
+        else:  # the recorded pass adds to the gradients where they are
+            torch._foreach_zero_([p.grad for p in self.net.parameters() if p.grad is not None])
         return is_updated
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:

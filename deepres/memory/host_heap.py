@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 
@@ -12,8 +13,11 @@ def keep_freed_memory() -> None:
 
     glibc gives large blocks back as they are freed, so that each step has the system clear their pages anew: up to a
     sixth of a step's time on a CPU, and a time that depends on what was freed before. The most that the process ever
-    holds stays about the same. Where the C library has no `mallopt` (macOS, musl), nothing changes.
+    holds stays about the same. Where the C library has no `mallopt` (macOS, musl), or the environment sets glibc's
+    allocator (`MALLOC_…`), nothing changes.
     """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # never trim

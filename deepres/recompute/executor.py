@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.norm_updates import without_updates
 from deepres.recompute.plan import Action, Plan, Step
-from deepres.recompute.random_state import RandomState
+from deepres.recompute.random_state import Draws
 
 
 @runtime_checkable
@@ -109,6 +109,7 @@ class PlanExecutor:
         for before, step in pairwise(steps):
             if before.action is step.action is Action.KEEP:
                 self._continues[step.unit] = step.unit == before.unit + 1
+        self._draws: bool | None = None  # whether a unit draws random numbers, once that is known
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,11 +122,19 @@ class PlanExecutor:
                 x = unit(x)
             return x
         units = list(self._units)
+        is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if is_captured and self._draws is not False:
+            raise RuntimeError(
+                "under a plan, a CUDA graph can be captured after a pass has shown that no unit draws random numbers "
+                "(dropout), whose replay could not draw the same: run one first, or take the plan off"
+            )
         execution = _Execution(
             units, self._is_retaining, self.plan.retentions, self._continues, needs_grad, x
         )
         # The anchor makes autograd call the backward pass even if x itself needs no gradient.
         x = _RunPlan.apply(x, self._anchor, execution, self._forward, self._backward)  # type: ignore[no-untyped-call]
+        if not is_captured:
+            self._draws = bool(execution.draws)
         return execution.holder.filled_by(x)
 
 
@@ -180,13 +189,11 @@ class _Execution:
         self._leaves: list[Tensor] = []  # of the graph that is being built
         self._graphs: dict[int, tuple[Tensor, torch.autograd.graph.GradientEdge | None]] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
-        self._random_states: dict[int, RandomState] = {}
-        self._device = x.device
         self._autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {x.device.type, "cpu"}
         ]
-        self._random = RandomState.read(self._device)
+        self.draws = Draws(x.device)
         self._is_spent = False
         self.holder = GradientHolder()  # of the gradient of the output of the units whose backward is next
 
@@ -269,21 +276,12 @@ class _Execution:
 
     @contextlib.contextmanager
     def _first_run_or_replay(self, i: int) -> Iterator[None]:
-        """Record the generators' state at a unit's first run if it draws from them; a replay draws the same."""
         if i not in self._memos:
-            before = self._random
-            yield
-            self._random = RandomState.read(self._device)
-            if self._random != before:
-                self._random_states[i] = before
+            with self.draws.first_run(i):
+                yield
             return
-        with contextlib.ExitStack() as stack:
-            if i in self._random_states:
-                now = RandomState.read(self._device)
-                stack.callback(now.restore)
-                self._random_states[i].restore()
-            if not self._is_retaining[i]:
-                stack.enter_context(without_updates(self._units[i]))
+        updates = contextlib.nullcontext() if self._is_retaining[i] else without_updates(self._units[i])
+        with self.draws.replay(i), updates:
             yield
 
 

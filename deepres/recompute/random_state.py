@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,3 +35,41 @@ class RandomState:
         return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Draws:
+    """What the units drew from the generators in a batch's first pass, so that replays draw the same.
+
+    Args:
+        device: where they run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._now = RandomState.read(device)
+        self._states: dict[int, RandomState] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._states)
+
+    @contextmanager
+    def first_run(self, unit: int) -> Iterator[None]:
+        """Note the generators' state if a unit draws from them."""
+        before = self._now
+        yield
+        self._now = RandomState.read(self._device)
+        if self._now != before:
+            self._states[unit] = before
+
+    @contextmanager
+    def replay(self, unit: int) -> Iterator[None]:
+        """Let a unit draw what it drew, and leave the generators as they are."""
+        if unit not in self._states:
+            yield
+            return
+        now = RandomState.read(self._device)
+        self._states[unit].restore()
+        try:
+            yield
+        finally:
+            now.restore()

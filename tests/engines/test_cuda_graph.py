@@ -1,6 +1,7 @@
-"""What surrounds a recorded pass, without a GPU: `record` gives the work itself, which then reads the same places."""
+"""What surrounds a recorded pass, without a GPU: replaying is doing the work again, which reads the same places."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ class _Recorder:
     def __init__(self):
         self.num_recorded = self.num_replayed = 0
 
-    def __call__(self, run):
+    def aside(self):
+        return nullcontext()
+
+    def record(self, run):
         self.num_recorded += 1
 
         def replay():

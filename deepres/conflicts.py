@@ -23,18 +23,24 @@ def first_conflict(config: Config) -> str | None:
         ),
         (
             config.optim.fused and config.precision.compute == "fp16",
-            "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch begins "
-            "the second with a momentum of no meaning",
+            (
+                "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "
+                "begins the second with a momentum of no meaning"
+            ),
         ),
         (
             engine.cuda_graphs and config.model.shortcut == "dropout",
-            "engine.cuda_graphs works without model.shortcut=dropout, whose replays read the generator's state: switch "
-            "the graphs off",
+            (
+                "engine.cuda_graphs works without model.shortcut=dropout, whose replays read the generator's state: "
+                "switch the graphs off"
+            ),
         ),
         (
             engine.cuda_graphs and recompute.device_memory is not None,
-            "engine.cuda_graphs works without recompute.device_memory: what a recorded pass holds is not free for "
-            "evaluation and the optimizer; give recompute.budget",
+            (
+                "engine.cuda_graphs works without recompute.device_memory: what a recorded pass holds is not free for "
+                "evaluation and the optimizer; give recompute.budget"
+            ),
         ),
         (
             engine.cuda_graphs and is_auto,
@@ -46,8 +52,10 @@ def first_conflict(config: Config) -> str | None:
         ),
         (
             is_compiled and not config.precision.channels_last,
-            "engine.compile=units needs precision.channels_last=true: compiled convolutions work in that layout, and "
-            "would copy the images into it and back in every unit",
+            (
+                "engine.compile=units needs precision.channels_last=true: compiled convolutions work in that layout, "
+                "and would copy the images into it and back in every unit"
+            ),
         ),
     )
     return next((text for is_so, text in conflicts if is_so), None)

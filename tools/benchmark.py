@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from command_line import Parser, device, positive
+from command_line import Parser, add_measuring_options, add_timing_options, positive
 from deepres import build_resnet
-from recompute_benchmark.child import ChildFailedError
-from recompute_benchmark.report import Report
-from recompute_benchmark.timing import Clock
+from measuring.child import ChildFailedError
+from measuring.report import Report
+from measuring.timing import Clock
 from training_speed import BARE, steps_of_options, trainer_and_bare_loop
 
 
@@ -69,19 +68,12 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=positive, default=110, help="of a CIFAR net (%(default)s)")
     parser.add_argument("--batch", type=positive, default=64, help="images in a batch (%(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=5, help="timed steps a turn (%(default)s)")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
+    add_timing_options(parser, steps=5)
+    add_measuring_options(parser)
     parser.add_argument(
         "--no-compile",
         action="store_true",
         help="leave compiled units out, which take minutes and on a CPU g++",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="compute in one thread and count processor time: for a machine that others use meanwhile",
     )
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -38,3 +39,20 @@ def device(text: str) -> str:
     if text == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("cuda: there is no GPU here")
     return text
+
+
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """`--out` and `--processor-time`."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="compute in one thread and count processor time: for a machine that others use meanwhile",
+    )
+
+
+def add_timing_options(parser: argparse.ArgumentParser, steps: int) -> None:
+    """`--rounds`, `--steps` (so many by default) and `--device`."""
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=steps, help="timed steps a turn (%(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import Parser, device, positive
+from command_line import Parser, add_measuring_options, add_timing_options, positive
 from deepres import build_resnet
+from measuring.child import ChildFailedError, ChildTimeoutError
+from measuring.report import Report
+from measuring.timing import Clock
 from recompute_benchmark.budgets import budgets_report
-from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
 from recompute_benchmark.contest import contest_report
 from recompute_benchmark.frontier import frontier_report
 from recompute_benchmark.overhead import overhead_report
 from recompute_benchmark.picture import draw_frontier
-from recompute_benchmark.report import Report
 from recompute_benchmark.retentions import retentions_report
-from recompute_benchmark.timing import Clock
 
 
 def main(arguments: list[str]) -> int:
@@ -49,19 +49,9 @@ def _parser() -> Parser:
         sub = commands.add_parser(name, help=help_, description=help_)
         sub.add_argument("--depth", type=int, required=True, help="9n+2: a CIFAR net of bottleneck units")
         sub.add_argument("--batch", type=positive, required=True, help="images in a batch")
-        sub.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
-        sub.add_argument(
-            "--processor-time",
-            action="store_true",
-            help="compute in one thread and count processor time: for a machine that others use meanwhile",
-        )
+        add_measuring_options(sub)
         sub.set_defaults(command=name, run=run)
         return sub
-
-    def timed(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
-        sub.add_argument("--steps", type=positive, default=2, help="timed steps a turn (%(default)s)")
-        sub.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
 
     budgets = command(
         "budgets",
@@ -75,7 +65,7 @@ def _parser() -> Parser:
         lambda o: overhead_report(o.depth, o.batch, o.budgets, o.rounds, o.steps, _clock(o), o.device),
     )
     overhead.add_argument("--budgets", type=positive, default=5, help="how many (%(default)s)")
-    timed(overhead)
+    add_timing_options(overhead, steps=2)
     peers = command(
         "peers",
         "deepres beside its peers at equal or lower peak",
@@ -92,7 +82,7 @@ def _parser() -> Parser:
             channels_last=o.channels_last,
         ),
     )
-    timed(peers)
+    add_timing_options(peers, steps=2)
     peers.add_argument("--channels-last", action="store_true", help="the layout of all nets and images")
     peers.add_argument(
         "--compile-budget",

@@ -23,8 +23,8 @@ from deepres.engines.cuda_graph import NUM_EAGER
 from deepres.optim import sgd_settings
 from deepres.stopping import StopRequest
 from deepres.train import prepare, run_job
+from measuring.timing import times_in_turns
 from recompute_benchmark.nets import make_batch
-from recompute_benchmark.timing import times_in_turns
 
 BARE = "bare PyTorch loop"
 OPTIONS: dict[str, tuple[str, ...]] = {

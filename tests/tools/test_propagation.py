@@ -1,28 +1,23 @@
 """The command line of the propagation analysis: tables, files, checkpoints, and mistakes told in one line."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
 import deepres
+import propagation
 from deepres.train import main as train
 
 ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location("propagation_tool", ROOT / "tools" / "propagation.py")
-tool = importlib.util.module_from_spec(_SPEC)
-sys.modules["propagation_tool"] = tool
-_SPEC.loader.exec_module(tool)
 
 SMALL = ("--depth", "8", "--batch-size", "2")
 
 
 def run(*arguments: object) -> int:
     try:
-        return tool.main([str(argument) for argument in arguments])
+        return propagation.main([str(argument) for argument in arguments])
     except SystemExit as stop:  # argparse's
         return stop.code
 

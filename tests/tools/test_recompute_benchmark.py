@@ -3,7 +3,7 @@
 import pytest
 
 from deepres.recompute import Chain, Retention, UnitCost, make_plan
-from recompute_benchmark import child
+from measuring import child
 from recompute_benchmark.frontier import model_chain
 from recompute_benchmark.segment_outputs import extra_ms_by_budget
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepres.commit import replace_text
+from measuring.report import provenance
 from paper_reproduction.rows import ROOT, ReproductionError
-from recompute_benchmark.report import provenance
 
 _NAME = "made_by.json"
 

@@ -9,10 +9,10 @@ from typing import Any
 from deepres import apply_plan, make_plan, measure_chain
 from deepres.recompute import Chain, Plan, keep_all_plan, simulate
 from deepres.recompute.planner import smallest_budget
-from recompute_benchmark.child import call_in_child
+from measuring.child import call_in_child
+from measuring.report import Report
+from measuring.timing import Clock
 from recompute_benchmark.nets import Job, make_batch, make_net
-from recompute_benchmark.report import Report
-from recompute_benchmark.timing import Clock
 
 # Every larger block is mapped on its own, and unmapped when it is freed: what is resident is what is in use.
 MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -13,12 +13,12 @@ import torch._functorch.config
 from deepres import InfeasibleBudgetError, ResNet, apply_plan, make_plan, measure_chain
 from deepres.models import compile_units
 from deepres.recompute import Chain, Plan, simulate, uniform_plan
+from measuring.child import ChildFailedError, ChildTimeoutError
+from measuring.report import Report
+from measuring.timing import Clock, times_in_turns
 from recompute_benchmark.budgets import MIB
-from recompute_benchmark.child import ChildFailedError, ChildTimeoutError
 from recompute_benchmark.nets import Forward, Job, Outcome, make_batch, make_net
 from recompute_benchmark.peers import SEGMENTED, WHOLE, apply_peer, segments_of
-from recompute_benchmark.report import Report
-from recompute_benchmark.timing import Clock, times_in_turns
 
 _FRESH_COMPILER = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 _NUM_CANDIDATES = 4

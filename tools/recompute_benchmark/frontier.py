@@ -12,9 +12,9 @@ from pathlib import Path
 from deepres import build_resnet, make_plan
 from deepres.recompute import Chain, Retention, UnitCost, simulate, uniform_plan
 from deepres.recompute.planner import smallest_budget
+from measuring.report import Report
+from measuring.timing import Clock
 from recompute_benchmark.budgets import MIB, measured_chain
-from recompute_benchmark.report import Report
-from recompute_benchmark.timing import Clock
 
 BUDGETS_MIB = (146, 128, 96, 64, 48, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2.5, 2, 1.5)
 """An image's share of a budget."""

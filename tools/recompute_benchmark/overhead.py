@@ -7,10 +7,10 @@ from typing import Any
 
 from deepres import apply_plan, make_plan, measure_chain
 from deepres.recompute import Plan
+from measuring.report import Report
+from measuring.timing import Clock, times_in_turns
 from recompute_benchmark.budgets import MIB, spaced_budgets
 from recompute_benchmark.nets import Job, make_batch, make_net
-from recompute_benchmark.report import Report
-from recompute_benchmark.timing import Clock, times_in_turns
 
 
 def overhead_report(

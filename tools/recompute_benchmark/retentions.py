@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from deepres import InfeasibleBudgetError, build_resnet, make_plan
 from deepres.recompute import Chain, Retention, UnitCost
+from measuring.report import Report
+from measuring.timing import Clock
 from recompute_benchmark.budgets import MIB, measured_chain
 from recompute_benchmark.frontier import replay_fractions, with_retentions
 from recompute_benchmark.op_times import OpTimes, op_times
-from recompute_benchmark.report import Report
 from recompute_benchmark.segment_outputs import extra_ms_by_budget
-from recompute_benchmark.timing import Clock
 
 BUDGETS_MIB = (64, 32, 16, 8)
 Hypothesis = Callable[[Retention, OpTimes, int], Retention]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recompute_benchmark.child import call_in_child
+from measuring.child import call_in_child
 
 
 @dataclass(frozen=True)

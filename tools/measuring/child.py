@@ -34,7 +34,7 @@ def call_in_child(
     *,
     processor_time: bool = False,
 ) -> Any:
-    """Call a function of a module of this package in a new process.
+    """Call a function of a module that can be imported from here in a new process.
 
     Args:
         function: takes and returns what JSON can hold.
@@ -54,7 +54,7 @@ def call_in_child(
         call = [function.__module__, function.__qualname__, json.dumps(dict(arguments)), str(answer), clock]
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "recompute_benchmark.child", *call],
+                [sys.executable, "-m", "measuring.child", *call],
                 env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdout=log,
                 stderr=subprocess.STDOUT,

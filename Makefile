@@ -9,9 +9,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 quickstart: $(VENV)/.installed-quickstart
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed --num_gpus 1 deepres/train.py --config configs/quickstart.yaml
 
-# Two workers, each with the whole of a file's tests, which share what is costly to set up.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 FAULT_TABLE=results/faults/table.md $(BIN)/python -m pytest tests/faults -m "slow or not slow" -n 2 --dist worksteal

@@ -23,7 +23,7 @@ FAULTS = {
 @pytest.mark.parametrize(
     "kinds",
     [
-        ["steps:4", "other:1", "in-save:1"],
+        ["steps:2", "other:1"],
         pytest.param(["steps:60"], marks=SLOW),
         pytest.param(["moments:35", "all:15"], marks=SLOW),
         pytest.param(["other:10", "in-save:20"], marks=SLOW),

@@ -23,82 +23,15 @@ NOTE [ Weights from elsewhere ]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from deepres.models import ResidualUnit, ResNet, build_resnet
+from deepres.pretrained_names import SOURCES, KeyMap, Source
 
-Source = Literal["timm", "torch7"]
-Names = tuple[tuple[str, str], ...]
-"""Names of modules: the file's (with its `{stage}` and `{unit}`), and ours (of a unit's: within the unit)."""
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """How a source names modules, and the net that it means.
-
-    Attributes:
-        net: of stem and head.
-        unit: of every unit.
-        projection: of units that change the shape.
-        first_stage: the number of the first stage.
-        has_biases: whether convolutions may have biases.
-        stem_activation, preactivation: arguments of `build_resnet` that the weights fit, beside
-            `dataset="imagenet", stride_on="3x3"`.
-    """
-
-    net: Names
-    unit: Names
-    projection: Names
-    first_stage: int
-    has_biases: bool
-    stem_activation: bool
-    preactivation: Literal["shared", "own"]
-
-    def arguments(self, depth: int, num_classes: int) -> str:
-        """The call that makes the net, for messages."""
-        return (
-            f'build_resnet({depth}, dataset="imagenet", num_classes={num_classes}, stride_on="3x3", '
-            f'stem_activation={self.stem_activation}, preactivation="{self.preactivation}")'
-        )
-
-
-_T7 = "{stage}.{unit}.0"  # the unit's ConcatTable: .0 the residual branch, .1 the shortcut
-SOURCES: dict[Source, KeyMap] = {
-    "timm": KeyMap(
-        net=(("stem.conv", "stem.conv"), ("norm", "head.norm"), ("head.fc", "head.linear")),
-        unit=tuple(
-            (f"stages.{{stage}}.blocks.{{unit}}.{kind}{k + 1}", f"{kind}s.{k}")
-            for k in range(3)
-            for kind in ("norm", "conv")
-        ),
-        projection=(("stages.{stage}.blocks.{unit}.downsample.conv", "shortcut.conv"),),
-        first_stage=0,
-        has_biases=False,
-        stem_activation=False,
-        preactivation="shared",
-    ),
-    "torch7": KeyMap(
-        net=(("0", "stem.conv"), ("1", "stem.norm"), ("9", "head.norm"), ("13.1", "head.linear")),
-        unit=(
-            (f"{_T7}.0.0", "norms.0"),
-            (f"{_T7}.0.2", "convs.0"),
-            (f"{_T7}.0.3", "norms.1"),
-            (f"{_T7}.0.5", "convs.1"),
-            (f"{_T7}.0.6", "norms.2"),
-            (f"{_T7}.0.8", "convs.2"),
-        ),
-        projection=((f"{_T7}.1.0", "shortcut.conv"), (f"{_T7}.1.1", "shortcut.norm")),
-        first_stage=4,
-        has_biases=True,
-        stem_activation=True,
-        preactivation="own",
-    ),
-}
 _DEPTHS: dict[tuple[int, ...], int] = {
     (3, 4, 6, 3): 50,
     (3, 4, 23, 3): 101,

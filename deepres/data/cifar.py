@@ -5,7 +5,6 @@ Binary files hold records of one image: its label (CIFAR-100: coarse label, fine
 red, green and blue, row by row. Python batches hold the same as a pickled dictionary.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,131 +14,11 @@ import torch
 from torch import Tensor
 
 from deepres.data.batch import DataError, DataInfo
+from deepres.data.cifar_layout import IMAGE_BYTES, IMAGE_SIZE, Cifar, Layout
 from deepres.data.download import download_and_unpack, file_md5
 from deepres.data.unpickle import load_byte_arrays
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz"
-IMAGE_SIZE = 32
-_IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way that the files of a set are laid out.
-
-    Attributes:
-        folder: the name under which the official archive unpacks.
-        train: the files of training images, in order.
-        test: the file of test images.
-        names: the file of class names; they are optional.
-        md5: checksums of the official files, as far as they are published.
-    """
-
-    kind: Literal["binary", "python"]
-    folder: str
-    train: tuple[str, ...]
-    test: str
-    names: str
-    md5: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Cifar:
-    """CIFAR-10 or CIFAR-100.
-
-    Attributes:
-        labels_per_record: the leading bytes of a binary record; the last of them is the label used.
-        label_key: the labels in a python batch.
-        names_key: the class names in the python meta file.
-        num_train_images, num_test_images: the whole set's.
-        archive, archive_md5: the official archive of the binary files.
-    """
-
-    name: str
-    title: str
-    num_classes: int
-    labels_per_record: int
-    label_key: str
-    names_key: str
-    layouts: tuple[Layout, Layout]
-    archive: str
-    archive_md5: str
-    num_train_images: int = 50_000
-    num_test_images: int = 10_000
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of one image in a binary file."""
-        return self.labels_per_record + _IMAGE_BYTES
-
-
-CIFAR10 = Cifar(
-    name="cifar10",
-    title="CIFAR-10",
-    num_classes=10,
-    labels_per_record=1,
-    label_key="labels",
-    names_key="label_names",
-    archive="cifar-10-binary.tar.gz",
-    archive_md5="c32a1d4ab5d03f1284b67883e8d87530",
-    layouts=(
-        Layout(
-            kind="binary",
-            folder="cifar-10-batches-bin",
-            train=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
-            test="test_batch.bin",
-            names="batches.meta.txt",
-            md5={},
-        ),
-        Layout(
-            kind="python",
-            folder="cifar-10-batches-py",
-            train=tuple(f"data_batch_{k}" for k in range(1, 6)),
-            test="test_batch",
-            names="batches.meta",
-            md5={
-                "data_batch_1": "c99cafc152244af753f735de768cd75f",
-                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-                "data_batch_4": "634d18415352ddfa80567beed471001a",
-                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-                "test_batch": "40351d587109b95175f43aff81a1287e",
-            },
-        ),
-    ),
-)
-
-CIFAR100 = Cifar(
-    name="cifar100",
-    title="CIFAR-100",
-    num_classes=100,
-    labels_per_record=2,
-    label_key="fine_labels",
-    names_key="fine_label_names",
-    archive="cifar-100-binary.tar.gz",
-    archive_md5="03b5dce01913d631647c71ecec9e9cb8",
-    layouts=(
-        Layout(
-            kind="binary",
-            folder="cifar-100-binary",
-            train=("train.bin",),
-            test="test.bin",
-            names="fine_label_names.txt",
-            md5={},
-        ),
-        Layout(
-            kind="python",
-            folder="cifar-100-python",
-            train=("train",),
-            test="test",
-            names="meta",
-            md5={
-                "train": "16019d7e3df5f24257cddd939b257f8d",
-                "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-            },
-        ),
-    ),
-)
 
 
 def find_cifar(
@@ -221,9 +100,9 @@ def _check(cifar: Cifar, layout: Layout, folder: Path, verify: bool = False) -> 
         if layout.kind == "binary" and found_bytes != expected_bytes:
             raise DataError(f"{path}: expected {expected_bytes} bytes, found {found_bytes}; fetch it again")
         if layout.kind == "python":
-            if found_bytes < num_images * _IMAGE_BYTES:
+            if found_bytes < num_images * IMAGE_BYTES:
                 raise DataError(
-                    f"{path}: expected more than {num_images * _IMAGE_BYTES} bytes, found {found_bytes}; "
+                    f"{path}: expected more than {num_images * IMAGE_BYTES} bytes, found {found_bytes}; "
                     "fetch it again"
                 )
             if verify and file_md5(path) != layout.md5[name]:
@@ -293,9 +172,9 @@ def _read_binary(cifar: Cifar, path: Path, num_images: int) -> _Split:
 def _read_python(cifar: Cifar, path: Path, num_images: int) -> _Split:
     batch = load_byte_arrays(path)
     images, labels = batch.get("data"), batch.get(cifar.label_key)
-    if not isinstance(images, np.ndarray) or images.shape != (num_images, _IMAGE_BYTES):
+    if not isinstance(images, np.ndarray) or images.shape != (num_images, IMAGE_BYTES):
         found = f"shape {images.shape}" if isinstance(images, np.ndarray) else "none"
-        raise DataError(f"{path}: expected images of shape ({num_images}, {_IMAGE_BYTES}), found {found}")
+        raise DataError(f"{path}: expected images of shape ({num_images}, {IMAGE_BYTES}), found {found}")
     if not isinstance(labels, list) or len(labels) != num_images or not all(type(n) is int for n in labels):
         raise DataError(
             f"{path}: expected {num_images} integers under {cifar.label_key!r}, one for each image"

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from deepres.data.batch import IGNORED_LABEL, DataError
 from deepres.data.decode import BadImageError, Crop, decode_rgb
-from deepres.data.image_files import ImageFiles, find_image_files
+from deepres.data.image_files import ImageFiles
+from deepres.data.image_search import find_image_files
 from deepres.data.sampling import Request, uniforms
 from deepres.data.supply import Fetched
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from deepres.data import cifar, digits
+from deepres.data import cifar, cifar_layout, digits
 from deepres.data.augment import Normalization
 from deepres.data.batch import DataError, DataInfo
 from deepres.data.image_folder import (
@@ -22,8 +22,8 @@ from deepres.data.synthetic import SyntheticImages
 
 DATASETS = ("cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic")
 
-_CIFARS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
-_CifarFiles = tuple[cifar.Layout, Path]
+_CIFARS = {"cifar10": cifar_layout.CIFAR10, "cifar100": cifar_layout.CIFAR100}
+_CifarFiles = tuple[cifar_layout.Layout, Path]
 _Found = _CifarFiles | ImageFolder | None
 
 
@@ -229,7 +229,7 @@ def _locate(
     elif root is None:
         raise DataError(f"data set {name!r} needs data.root, the place of its files")
     elif name in _CIFARS:
-        if image_size not in (None, cifar.IMAGE_SIZE):
+        if image_size not in (None, cifar_layout.IMAGE_SIZE):
             raise DataError(f"images of {name} are 32×32: leave data.image_size unset, got {image_size}")
         found = cifar.find_cifar(
             _CIFARS[name], Path(root), download=download, base_url=base_url, verify=verify

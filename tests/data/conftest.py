@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepres.data.cifar import CIFAR10, CIFAR100, Cifar
+from deepres.data.cifar_layout import CIFAR10, CIFAR100, Cifar
 
 
 def _python2_string(text: str | bytes) -> bytes:

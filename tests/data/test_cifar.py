@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from deepres.data import DataError
-from deepres.data.cifar import CIFAR10, CIFAR100, find_cifar, inspect_cifar, read_cifar
+from deepres.data.cifar import find_cifar, inspect_cifar, read_cifar
+from deepres.data.cifar_layout import CIFAR10, CIFAR100
 
 
 def remove(root, folder):

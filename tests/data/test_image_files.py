@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepres.data import DataError
-from deepres.data.image_files import find_image_files
+from deepres.data.image_search import find_image_files
 
 ARCHIVES = ["set.tar", "set.tar.xz", "set.tar.gz", "set.tar.bz2", "set.zip"]
 

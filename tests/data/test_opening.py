@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepres.data import IGNORED_LABEL, DataError, cifar, inspect_data, open_data, opening
+from deepres.data import IGNORED_LABEL, DataError, inspect_data, open_data, opening
+from deepres.data.cifar_layout import CIFAR10
 from deepres.data.sampling import shuffled, uniforms
 
 
@@ -175,7 +176,7 @@ def test_cifars_batches_are_its_images_normalised_shuffled_padded_and_cropped(ci
 
 
 def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
-    layout = cifar.CIFAR10.layouts[0]
+    layout = CIFAR10.layouts[0]
     (tmp_path / layout.folder).mkdir()
     for name in (*layout.train, layout.test):
         with (tmp_path / layout.folder / name).open("wb") as file:

@@ -7,8 +7,9 @@ NOTE [ Reading costs ]
    the start, so that what a backward makes before it adds to them counts as transient.
 3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
    end of the step and belong to the chain's fixed bytes.
-4. A unit's forward time is what a discarding run and a keeping replay before the backward take more than one
-   keeping run: just what a plan adds. All else is in the backward time, which occurs once a step, whatever the plan.
+4. A unit's forward time is that of a discarding replay: what each further run under a plan adds. (The first is
+   discarding instead of keeping, and a replay keeps instead: batch statistics are computed once, and a graph is
+   built once, in both.) All else is in the backward time, which occurs once a step, whatever the plan.
 5. Stem and head are run as the model itself runs them, with a stand-in for the units.
 """
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -79,23 +79,21 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     memo_bytes = _memo_bytes(memo, torch.float32.itemsize)
     del y
 
-    def steps(name: str, kept_bytes: int, *, replayed: bool = False) -> tuple[int, Callable[[], None]]:
+    def discard() -> None:
+        _run_unit(unit, x, bench, keep=None, memo=memo)
+
+    def steps(name: str, kept_bytes: int) -> tuple[int, Callable[[], None]]:
         """The step of so many units that a backward finds what is kept out of the caches, as in a net."""
         num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
         # A unit that changes the shape has no successor like it.
         chains = [num] if output == spec else [1] * num
 
         def run() -> None:
-            memos = [dict[Any, Any]() for _ in range(num)]
-            if replayed:
-                for memo in memos:
-                    _run_unit(unit, x, bench, keep=None, memo=memo)
-            of_unit = iter(memos)
             outputs = list[Tensor]()
             for length in chains:
                 y = x.detach().requires_grad_(needs_grad)
-                for memo in islice(of_unit, length):
-                    y = _run_unit(unit, y, bench, keep=name, memo=memo)
+                for _ in range(length):
+                    y = _run_unit(unit, y, bench, keep=name, memo={})
                 outputs.append(y)
             while outputs:
                 y = outputs.pop()
@@ -106,17 +104,16 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
 
     gradient = bench.tensor(output)
     retentions = [_read_retention(unit, name, x, needs_grad, output, bench) for name in names]
-    first = retentions[0]
-    work = [steps(kept.name, kept.kept_bytes) for kept in retentions]
-    work.append(steps(first.name, first.kept_bytes, replayed=True))
+    work = [*(steps(kept.name, kept.kept_bytes) for kept in retentions), (1, discard)]
     rounds = [
         [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
         for all_ms in bench.rounds_ms([run for _, run in work])
     ]
-    step_ms = statistics.median(all_ms[0] for all_ms in rounds)
+    step_ms, forward_ms = (statistics.median(all_ms[k] for all_ms in rounds) for k in (0, -1))
     # Differences are taken in each round: what slows the machine for a while slows both.
-    *replays_ms, forward_ms = [
-        max(0.0, statistics.median(all_ms[k] - all_ms[0] for all_ms in rounds)) for k in range(len(work))
+    replays_ms = [
+        max(0.0, statistics.median(all_ms[k] - all_ms[0] for all_ms in rounds))
+        for k in range(len(retentions))
     ]
     priced = tuple(
         replace(kept, replay_ms=replay_ms) for kept, replay_ms in zip(retentions, replays_ms, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -42,11 +43,14 @@ class Summary:
     recompute_share: float
 
     def __str__(self) -> str:
+        speed = "too short for images/s"
+        if not math.isnan(self.images_per_s):
+            speed = f"{self.images_per_s:.1f} images/s   waiting for data {100 * self.data_wait_share:.1f} %"
         return (
             f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
             f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
             f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
-            f"{self.images_per_s:.1f} images/s   waiting for data {100 * self.data_wait_share:.1f} %   "
+            f"{speed}   "
             f"recomputation {100 * self.recompute_share:.1f} % of a step"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,12 +44,25 @@ def device(text: str) -> str:
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """`--out` and `--processor-time`."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the table and its JSON there")
+    parser.add_argument(
+        "--out", type=_writable_folder, metavar="DIR", help="write the table and its JSON there"
+    )
     parser.add_argument(
         "--processor-time",
         action="store_true",
         help="compute in one thread and count processor time: for a machine that others use meanwhile",
     )
+
+
+def _writable_folder(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")
+    return path
 
 
 def add_timing_options(parser: argparse.ArgumentParser, steps: int) -> None:

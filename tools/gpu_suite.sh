@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the project that needs a GPU, most valuable first, in pieces of at most 10 minutes.
 #   tools/gpu_suite.sh [OUTPUT]        (results/gpu by default; PYTHON=… picks the interpreter)
+# With CIFAR=DIR also the paper's nets on the images of CIFAR-10, which take hours.
 # A piece that is done is not run again: call it until it says that all are. `rm OUTPUT/*.done` starts over.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -49,6 +50,8 @@ piece images_1001 "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${SYNT
 piece resnet200 "$PYTHON" "$PROFILE" --depth 200 --batch-size 16 --measure --csv "$OUT/resnet200.csv"
 COMPARE=("$PYTHON" tools/compare_recompute.py)
 piece peers_164 "${COMPARE[@]}" peers --device cuda --depth 164 --batch 128 --limit 300 --compile-limit 250 --out "$OUT"
+piece peers_1001 "${COMPARE[@]}" peers --device cuda --depth 1001 --batch 16 --rounds 3 --steps 1 --limit 500 \
+    --compile-limit 100 --out "$OUT"
 piece overhead_164 "${COMPARE[@]}" overhead --device cuda --depth 164 --batch 128 --out "$OUT"
 piece overhead_1001 "${COMPARE[@]}" overhead --device cuda --depth 1001 --batch 128 --rounds 3 --steps 1 --out "$OUT"
 piece peers_29_channels_last "${COMPARE[@]}" peers --device cuda --depth 29 --batch 128 --channels-last --compile-budget 1 \
@@ -56,6 +59,29 @@ piece peers_29_channels_last "${COMPARE[@]}" peers --device cuda --depth 29 --ba
 piece speed_164 "$PYTHON" tools/benchmark.py --device cuda --depth 164 --batch 128 --out "$OUT"
 piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
 piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
+
+# The paper's nets on real images. These take longer than 10 minutes: each call goes on from the last one's checkpoint.
+if [ -n "${CIFAR:-}" ]; then
+    PAPER=("$PYTHON" tools/reproduce_paper.py run)
+    ON=("data.root=$CIFAR" "train.save_every=5 minutes")
+    for row in resnet110_original resnet110_full_preactivation; do
+        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${ON[@]}"
+    done
+    for row in resnet164_original resnet164_full_preactivation; do
+        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${ON[@]}"
+    done
+    piece run_1001_in_8gib "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${ON[@]}" train.epochs=4 \
+        train.max_steps=null recompute.segments=none recompute.device_memory=8GiB \
+        train.run_dir="$OUT/run_1001_in_8gib" train.resume=auto
+    for row in bn_after_addition relu_before_addition relu_only_preactivation; do
+        piece "paper_resnet110_$row" "${PAPER[@]}" "table2/resnet110_$row" --short 0.1 --seeds 1 "${ON[@]}"
+    done
+    for row in constant_scaling_both shortcut_only_gating_bias0 exclusive_gating_bias-6 conv1x1 dropout; do
+        piece "paper_$row" "${PAPER[@]}" "table1/$row" --short 0.1 --seeds 1 "${ON[@]}"
+    done
+else
+    echo "the paper's nets on real images: not without CIFAR=DIR, the folder of cifar-10-batches-py or -bin"
+fi
 
 [ "$failed" = 0 ] && echo "all done: $OUT" || echo "call it again for what failed"
 exit "$failed"

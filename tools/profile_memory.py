@@ -24,7 +24,7 @@ from deepres.memory.subject import Subject
 from deepres.memory.tables import aligned, gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_times
 from memory_profile.outputs import check_outputs, write_outputs
-from memory_profile.question import DEFAULT_GPU, find_target, read_configs
+from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
 
 
 def parser() -> Parser:
@@ -93,14 +93,17 @@ def profile(options: argparse.Namespace) -> None:
         ValueError, ConfigError, OSError: the question has a mistake; the message says which.
     """
     check_outputs(options)
-    target, device = find_target(options)
-    subjects = [Subject(config, target, options.world_size) for config in read_configs(options)]
+    configs = read_configs(options)
+    target, device = find_target(options, configs[0])
+    subjects = [Subject(config, target, options.world_size) for config in configs]
+    if configs[0].train.micro_batch_size == "auto":
+        print(f"train.micro_batch_size is auto: at {subjects[0].batch} here; --batch-size sets another\n")
     budget_bytes = parse_bytes(options.budget) if options.budget else subjects[0].config.recompute.budget
     reports, rows = list[Report](), list[DepthRow]()
     for subject in subjects:
         if device is not None:
             with_measured_times(subject, device)
-        report = make_report(subject, budget_bytes=budget_bytes)
+        report = make_report(subject, budget_bytes=budget_bytes, own_plan=own_plan(subject))
         if device is not None:
             report = replace(report, rows=tuple(measured_row(subject, row, device) for row in report.rows))
         reports.append(report)

@@ -66,18 +66,22 @@ def _run(arguments: list[str]) -> int:
 
 def _table(arguments: list[str]) -> int:
     parser = _Parser("table", "the paper's tables beside what was measured here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="by default tables.md in the results")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="by default tables.html in the results")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="with neither, tables.md in the results"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="with neither, tables.html in the results")
     options = parser.parse_args(arguments)
     rows = all_rows()
     check_results(rows, options.results)
     found = read_results(rows, options.results)
     print(results_text(found))
     command = shlex.join(["python", "tools/reproduce_paper.py", "table", *arguments])
-    for path, text in (
-        (options.markdown or options.results / "tables.md", results_markdown(found, command)),
-        (options.html or options.results / "tables.html", results_html(found, command)),
-    ):
+    markdown, html = options.markdown, options.html
+    if markdown is None and html is None:
+        markdown, html = options.results / "tables.md", options.results / "tables.html"
+    for path, text in ((markdown, results_markdown(found, command)), (html, results_html(found, command))):
+        if path is None:
+            continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

@@ -31,6 +31,7 @@ class DepthRow:
     """
 
     depth: int
+    block: str
     num_units: int
     batch: int
     keep_all_bytes: int
@@ -77,6 +78,7 @@ def depth_row(subject: Subject, report: Report) -> DepthRow:
         fitting = None
     return DepthRow(
         depth=report.model.depth,
+        block=report.model.block,
         num_units=report.model.num_units,
         batch=subject.batch,
         keep_all_bytes=keep_all.peak_bytes,
@@ -90,11 +92,14 @@ def depth_row(subject: Subject, report: Report) -> DepthRow:
 
 
 def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
-    """The laws by which peaks and times grow with the units.
+    """The laws by which peaks and times grow with the units, of the nets whose kind of unit most of them have.
 
     Args:
-        rows: of two depths or more, of nets of one kind.
+        rows: of depths; of fewer than two of one kind there are no laws.
     """
+    rows = _of_one_kind(rows)
+    if len({row.num_units for row in rows}) < 2:
+        return ()
     units = [row.num_units for row in rows]
     laws = []
     for what, values in (
@@ -124,12 +129,13 @@ def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
         [
             "depth",
             "units",
+            "of kind",
             "batch",
             "keep all",
             "√units",
             "extra",
             f"plan, ≤ {100 * OVERHEAD:g} % extra",
-            "plan in the card's",
+            "plan in the room",
             "extra",
         ]
     ]
@@ -139,6 +145,7 @@ def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
             [
                 str(row.depth),
                 str(row.num_units),
+                row.block,
                 str(row.batch),
                 format_bytes(row.keep_all_bytes),
                 format_bytes(row.sqrt_bytes),
@@ -153,16 +160,30 @@ def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
 
 def depths_text(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> str:
     """The table and the fitted laws, for people."""
-    fitted = [["", "fitted over the units", "off by at most"]]
-    fitted += [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
-    return "\n".join(
-        [
-            "Growth with depth: the peak of activations, and the extra time of a step",
-            *("  " + line for line in aligned(depths_table(rows))),
-            "",
-            *("  " + line for line in aligned(fitted, left=(0, 1))),
-        ]
-    )
+    lines = [
+        "Growth with depth: the peak of activations, and the extra time of a step",
+        *("  " + line for line in aligned(depths_table(rows))),
+        "",
+        *("  " + line for line in aligned(laws_table(rows, laws), left=(0, 1))),
+    ]
+    return "\n".join(lines)
+
+
+def laws_table(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> list[list[str]]:
+    """Cells of the fitted laws, the heading first; it says of which nets."""
+    fitted = _of_one_kind(rows)
+    if not laws:
+        return [["no two nets of one kind, basic or bottleneck: nothing is fitted", "", ""]]
+    depths = ", ".join(str(row.depth) for row in fitted)
+    of = f", {fitted[0].block} units alone ({depths})" if len(fitted) < len(rows) else ""
+    cells = [["", f"fitted over the units{of}", "off by at most"]]
+    return cells + [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
+
+
+def _of_one_kind(rows: Sequence[DepthRow]) -> list[DepthRow]:
+    blocks = [row.block for row in rows]
+    most = max(blocks, key=lambda block: (blocks.count(block), block == "bottleneck"))
+    return [row for row in rows if row.block == most]
 
 
 def _row(report: Report, start: str) -> StrategyRow:

@@ -30,12 +30,17 @@ SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 
 
 def make_report(
-    subject: Subject, *, budget_bytes: int | None = None, shares: Sequence[float] = SHARES
+    subject: Subject,
+    *,
+    budget_bytes: int | None = None,
+    shares: Sequence[float] = SHARES,
+    own_plan: Plan | None = None,
 ) -> Report:
     """Predict a net under every strategy.
 
     Args:
         subject: the net.
+        own_plan: one more plan, which the run's configuration asks for, priced.
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
 
@@ -46,6 +51,8 @@ def make_report(
     if budget_bytes is not None and budget_bytes < frontier.floor_bytes:
         raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
     rows = [strategy_row(subject, name, plan) for name, plan in fixed_plans(chain)]
+    if own_plan is not None:
+        rows.append(strategy_row(subject, "the configuration's", own_plan))
     keep_all_bytes = rows[0].peak_bytes
     budgets = [(share, round(share * keep_all_bytes)) for share in shares]
     if budget_bytes is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.memory.gpus import Gpu
+from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
 from deepres.models import build_resnet
@@ -106,11 +106,18 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
         gpu: a card, or its name in `deepres.memory.gpus`; None for a CPU.
 
     Raises:
-        ValueError: there is no such net or card, or no plan fits the budget.
-        ConfigError: the batch sizes contradict each other.
+        ValueError: there is no such net or card, no plan fits the budget, or `recompute.device_memory` is `auto` and no
+            card is given.
+        ConfigError: the batch sizes contradict each other, or the micro batch is `auto`.
     """
     from deepres.batch_sizes import batch_sizes  # with pydantic, which `import deepres` does without
+    from deepres.config import ConfigError
 
+    if config.train.micro_batch_size == "auto":
+        raise ConfigError("predict_run needs a number as train.micro_batch_size, got auto")
+    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
+    if config.recompute.device_memory == "auto" and card is None:
+        raise ValueError("recompute.device_memory is auto: give gpu, or a number of bytes")
     sizes = batch_sizes(config.train, world_size)
     data, model = config.data, config.model
     image_size = data.image_size or (224 if data.name in ("imagenet", "image_folder") else 32)
@@ -130,7 +137,8 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
             activations_bytes=activations_bytes,
         )
 
-    plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes)
+    device_bytes = card.memory_bytes if card is not None else 0
+    plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes, device_bytes)
     return memory(simulate(chain, plan).peak_bytes)
 
 

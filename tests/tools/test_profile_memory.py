@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,27 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
     tmp_path.chmod(0o500)
     assert run(*SMALL, "--csv", tmp_path / "x.csv") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_configurations_own_plan_and_memory_count(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    content = "model: {depth: 20}\ndata: {name: cifar10}\ntrain: {max_steps: 1, global_batch_size: 16}\n"
+    config.write_text(content + "recompute: {device_memory: 700MiB}\n", encoding="utf-8")
+    assert run("--config", config) == 0
+    out = capsys.readouterr().out
+    assert "a device as fast as RTX 3060 12GB, 700 MiB" in out
+    assert "the configuration's" in out
+    config.write_text(content + "recompute: {segments: 5}\n", encoding="utf-8")
+    assert run("--config", config) == 0
+    out = capsys.readouterr().out
+    assert "RTX 3060 12GB (none was named), 12.0 GiB" in out
+    assert "the configuration's" in out
+
+
+def test_growth_is_fitted_over_nets_of_one_kind(capsys):
+    assert run("--depths", "29,110,164", "--batch-size", "16") == 0
+    out = capsys.readouterr().out
+    assert "bottleneck units alone (29, 164)" in out
+    assert re.search(r"110 +54 +basic", out)
+    assert run("--depths", "20,29", "--batch-size", "16") == 0
+    assert "nothing is fitted" in capsys.readouterr().out

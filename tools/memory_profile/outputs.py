@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from deepres.memory.capacity import capacity, capacity_table
-from deepres.memory.depths import DepthRow, depths_table, growth
+from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.page import Section, page_html
 from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 from deepres.memory.report_rows import Report, StrategyRow
@@ -114,10 +114,7 @@ def page(
     depths = ", ".join(str(report.model.depth) for report in reports)
     sections = []
     if rows:
-        laws = growth(rows)
-        fitted = [["", "fitted over the units", "off by at most"]]
-        fitted += [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
-        tables = [("", depths_table(rows)), ("Fitted growth", fitted)]
+        tables = [("", depths_table(rows)), ("Fitted growth", laws_table(rows, growth(rows)))]
         sections.append(Section("How it grows with depth", (), tables, [("growth", depths_figure(rows))]))
     for subject, report in zip(subjects, reports, strict=True):
         pictures = draw(subject, report, ())

@@ -11,10 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from deepres.bytesize import parse_bytes
-from deepres.config import Config, ConfigError
+from deepres.config import Config, ConfigError, RecomputeConfig
 from deepres.load_config import load_config
 from deepres.memory.gpus import GPUS, find_gpu
-from deepres.memory.subject import Target
+from deepres.memory.run_memory import plan_for
+from deepres.memory.subject import Subject, Target
+from deepres.recompute import Plan
 
 DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
@@ -111,13 +113,29 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     return sorted(set(depths))
 
 
-def find_target(options: argparse.Namespace) -> tuple[Target, torch.device | None]:
-    """What to predict for, and the device to measure on, if that was asked for.
+def own_plan(subject: Subject) -> Plan | None:
+    """The plan that a training configuration asks for by other means than a budget of activations; priced.
+
+    Raises:
+        ValueError, OSError: there is no such plan.
+    """
+    recompute = subject.config.recompute
+    if recompute.budget is not None or recompute == RecomputeConfig():
+        return None
+    other_bytes = subject.memory(subject.batch).without_activations_bytes
+    return plan_for(recompute, subject.chain, other_bytes, subject.target.memory_bytes)
+
+
+def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, torch.device | None]:
+    """What to predict for (the device's memory also as the configuration has it), and the device to measure on.
 
     Raises:
         ValueError: there is no such card, or no CUDA device where one is needed.
     """
+    own_bytes = config.recompute.device_memory
     memory_bytes = parse_bytes(options.device_memory) if options.device_memory else None
+    if memory_bytes is None and options.gpu is None and isinstance(own_bytes, int):
+        memory_bytes = own_bytes
     on_cuda = torch.cuda.is_available()
     if options.snapshot is not None and not on_cuda:
         raise ValueError("--snapshot needs a CUDA device, this host has none: leave it out")
@@ -126,8 +144,8 @@ def find_target(options: argparse.Namespace) -> tuple[Target, torch.device | Non
             gpu = find_gpu(options.gpu or DEFAULT_GPU)
         except ValueError as error:
             raise ValueError(f"{error}; --gpu list shows all") from None
-        name = gpu.name if options.device_memory is None else f"a device as fast as {gpu.name}"
-        if options.gpu is None and options.device_memory is None:
+        name = gpu.name if memory_bytes is None else f"a device as fast as {gpu.name}"
+        if options.gpu is None and memory_bytes is None:
             name += " (none was named)"
         return Target(name, memory_bytes or gpu.memory_bytes, gpu), None
     if options.gpu is not None:

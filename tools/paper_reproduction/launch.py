@@ -17,7 +17,7 @@ from deepres.commit import replace_text
 from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
 from paper_reproduction.length import Length
-from paper_reproduction.origin import note_origin
+from paper_reproduction.origin import forget_origin, note_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import CONFIG, DIVERGED, differences, read_run, seed_folder
 
@@ -88,6 +88,8 @@ def train(order: Order) -> int:
             note_origin(run.folder, command)
         status = _call(command)
         if status == ExitStatus.REFUSED:
+            if not state:
+                forget_origin(run.folder, order.results)
             return status
         if status == ExitStatus.NOT_FINITE:
             replace_text(run.folder / DIVERGED, json.dumps({"exit_status": status}) + "\n")

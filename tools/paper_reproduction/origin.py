@@ -31,6 +31,15 @@ def note_origin(folder: Path, command: Sequence[str]) -> None:
     replace_text(folder / _NAME, json.dumps({"command": portable(command), **provenance()}, indent=1) + "\n")
 
 
+def forget_origin(folder: Path, results: Path) -> None:
+    """Undo `note_origin` of a run that was refused: its folder, and those above it within the results, if empty."""
+    (folder / _NAME).unlink(missing_ok=True)
+    for path in (folder, *folder.parents):
+        if path == results.parent or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
 def portable(command: Sequence[str]) -> str:
     """A command as others can repeat it: this interpreter is `python`, the project's files are relative to its folder,
     and so is what lies in the folder where it was started; data lies in DIR."""

@@ -130,7 +130,7 @@ def units_figure(subject: Subject, report: Report, row: StrategyRow) -> Figure:
     axes.stairs(everything, edges, color=GREY, linewidth=1.5, label="everything kept")
     both = [a + b for a, b in zip(inputs, kept, strict=True)]
     axes.stairs(both, edges, fill=True, color=BLUE, label=f"{row.strategy}: kept activations")
-    axes.stairs(inputs, edges, fill=True, color=VERMILION, label=f"{row.strategy}: kept inputs")
+    axes.stairs(inputs, edges, fill=True, color=SKY, label=f"{row.strategy}: kept inputs")
     start = 0
     for stage, size in enumerate(report.model.units_per_stage, start=1):
         if start:

@@ -51,3 +51,10 @@ def test_a_depth_that_does_not_exist_is_one_line():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: depth must be")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    done = run(sys.executable, TOOL, "--depth", "11", "--out", tmp_path / "file" / "folder")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be made: Not a directory" in done.stderr

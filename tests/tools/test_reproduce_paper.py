@@ -122,3 +122,4 @@ def test_data_that_is_not_there_is_told_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no CIFAR-100 at /nowhere" in done.stderr
+    assert not results.exists()

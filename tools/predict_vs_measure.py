@@ -24,7 +24,7 @@ from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import aligned
 from deepres.memory.trial import run_plan
 
-SHARES = (0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
+SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 
 
 class Case(NamedTuple):
@@ -102,9 +102,10 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
 
 
 def chosen(rows: Sequence[StrategyRow]) -> list[StrategyRow]:
-    """Keep all, per unit, √units, and three plans: of the largest and smallest budget that there is, and the floor."""
+    """Keep all, per unit, √units, and three plans: for half of keep-all, for the least budget, and the floor."""
     plans = [row for row in rows if row.strategy.startswith("plan for") and row.plan is not None]
-    return [rows[0], rows[1], rows[2], plans[0], plans[-1], rows[-1]]
+    half = plans[1] if len(plans) > 2 else plans[0]  # a small net's least budget may be half of keep-all
+    return [rows[0], rows[1], rows[2], half, plans[-1], rows[-1]]
 
 
 def target_of(device: torch.device) -> Target:
@@ -124,12 +125,19 @@ def cells(result: Result) -> list[str]:
     return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+z.2f} %"]
 
 
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' * (number > 1)}"
+
+
 def document(results: Sequence[Result], device: str) -> str:
     """The table as Markdown, worst case first."""
     ordered = sorted(results, key=lambda result: -abs(result.error))
     rows = [["net × batch", "precision", "strategy", "predicted", "measured", "off by"], *map(cells, ordered)]
     worst = max((abs(result.error) for result in results), default=0.0)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {platform.machine()}"
+    where = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{device}, {platform.machine()}, {_threads()}"
+    )
     today, count = f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", f"{len(results)} steps"
     return "\n".join(
         [

@@ -64,10 +64,7 @@ piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
 if [ -n "${CIFAR:-}" ]; then
     PAPER=("$PYTHON" tools/reproduce_paper.py run)
     ON=("data.root=$CIFAR" "train.save_every=5 minutes")
-    for row in resnet110_original resnet110_full_preactivation; do
-        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${ON[@]}"
-    done
-    for row in resnet164_original resnet164_full_preactivation; do
+    for row in resnet110_original resnet110_full_preactivation resnet164_original resnet164_full_preactivation; do
         piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${ON[@]}"
     done
     piece run_1001_in_8gib "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${ON[@]}" train.epochs=4 \

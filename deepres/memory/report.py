@@ -40,9 +40,9 @@ def make_report(
 
     Args:
         subject: the net.
-        own_plan: one more plan, which the run's configuration asks for, priced.
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
+        own_plan: one more plan, which the run's configuration asks for, priced.
 
     Raises:
         ValueError: there is no plan for `budget_bytes`; the message has the floor and the largest batch that fits.

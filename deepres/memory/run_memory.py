@@ -124,7 +124,7 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
     num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
     with FakeTensorMode():
         net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
-    chain = predict_run_chain(config, net, sizes.micro_size, image_size, gpu)
+    chain = predict_run_chain(config, net, sizes.micro_size, image_size, card)
 
     def memory(activations_bytes: int) -> RunMemory:
         return run_memory(
@@ -133,7 +133,7 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
             image_size=image_size,
             micro_size=sizes.micro_size,
             world_size=world_size,
-            on_cuda=gpu is not None,
+            on_cuda=card is not None,
             activations_bytes=activations_bytes,
         )
 

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import traceback
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from deepres.run_log import Summary
 from deepres.saving import FOLDER
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer
+
+_FIRST_SPEAKS_S = 10.0  # a process of two may take seconds longer to import PyTorch
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,23 @@ def main(arguments: list[str] | None = None) -> int:
             run_job(prepare(options.config, options.overrides, options.local_rank), stop)
     except (ConfigError, DataError, RunError, SaveError) as error:
         status = _exit_status(error)
-        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-        if is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None:
-            print(f"error: {error}", file=sys.stderr)
+        _tell(error, status)
         return status
     finally:
         stop_process_group()
     return ExitStatus.FINISHED
+
+
+def _tell(error: Exception, status: ExitStatus) -> None:
+    """Print the error, once a machine if all its processes have it."""
+    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
+        if status is not ExitStatus.REFUSED:
+            return
+        # A launcher ends all once one has ended: let that be the first one, after it has spoken. If this process is
+        # still there then, the error is its own.
+        time.sleep(_FIRST_SPEAKS_S)
+    print(f"error: {error}", file=sys.stderr)
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:

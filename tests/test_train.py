@@ -357,6 +357,15 @@ def test_a_mistake_in_a_launched_run_is_told_once_and_ends_with_2(tmp_path):
     assert "Traceback" not in alone.stderr
 
 
+def test_the_first_process_speaks_before_another_ends(monkeypatch, capsys):
+    printed_before = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda _: printed_before.append(capsys.readouterr().err))
+    assert main(["--config", QUICKSTART, "optim.learning_rate=.nan"]) == 2
+    assert printed_before == [""]
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):
     before = json.dumps({"kind": "summary"}) + "\n"
     Path(tmp_path / "metrics.jsonl").write_text(before, encoding="utf-8")

@@ -22,7 +22,7 @@ from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
 from deepres.memory.tables import aligned, gpus_text, report_text
-from deepres.memory.trial import measured_row, with_measured_times
+from deepres.memory.trial import measured_row, with_measured_costs
 from memory_profile.outputs import check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
 
@@ -102,7 +102,7 @@ def profile(options: argparse.Namespace) -> None:
     reports, rows = list[Report](), list[DepthRow]()
     for subject in subjects:
         if device is not None:
-            with_measured_times(subject, device)
+            with_measured_costs(subject, device)
         report = make_report(subject, budget_bytes=budget_bytes, own_plan=own_plan(subject))
         if device is not None:
             report = replace(report, rows=tuple(measured_row(subject, row, device) for row in report.rows))

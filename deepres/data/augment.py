@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deepres.data.transfer import on_device
+
 PADDING = 4
 NUM_CROP_DRAWS = 3
 
@@ -82,16 +84,15 @@ def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool)
         flip: whether to mirror at all (a mirrored digit is no digit).
     """
     _, _, height, width = images.shape
-    device = images.device
-    offsets = torch.from_numpy((draws[:, :2] * (2 * PADDING + 1)).astype(np.int64)).to(device)
-    mirrored = torch.from_numpy(draws[:, 2:3] < 0.5).to(device)
-    rows = offsets[:, 0:1] + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(len(images), width)
+    offsets = (draws[:, :2] * (2 * PADDING + 1)).astype(np.int64)
+    columns = np.arange(width)[None]
     if flip:
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    columns = offsets[:, 1:2] + columns
+        columns = np.where(draws[:, 2:3] < 0.5, columns[:, ::-1], columns)
+    # In one piece to the device: narrow nets are fast enough to wait for a few copies.
+    places = np.concatenate([offsets[:, :1] + np.arange(height), offsets[:, 1:2] + columns], axis=1)
+    rows, columns_there = on_device(places, images.device).split([height, width], dim=1)
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
-    sample = torch.arange(len(images), device=device)[:, None, None]
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
     # Advanced indices around a slice put the channels last: (N, H, W, C).
-    crops = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+    crops = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns_there[:, None, :]]
     return crops.permute(0, 3, 1, 2).contiguous()

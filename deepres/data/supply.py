@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepres.data.batch import IGNORED_LABEL
 from deepres.data.sampling import Request
+from deepres.data.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ResidentSupply:
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
         """Serves the requests in their order."""
         for request in requests:
-            indices = torch.from_numpy(request.indices).to(self._device)
+            indices = on_device(request.indices, self._device)
             images, labels = self._look_up(indices.clamp_min(0))
             yield Fetched(request, images, labels.masked_fill(indices < 0, IGNORED_LABEL))
 

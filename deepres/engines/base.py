@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -131,7 +132,8 @@ class Engine(ABC):
     def run_passes(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
         """Forward and backward passes of a step, without its update; its sums, see `StepResult`."""
         self.has_averaged_buffers = False
-        self.net.train()
+        if not self.net.training:  # to visit thousands of modules takes milliseconds
+            self.net.train()
         sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
@@ -231,13 +233,18 @@ class Engine(ABC):
         """Whether this process's share of the gradients is; True if `_update` or fp16's loss scaler finds out."""
         if self.loss_scaler is not None:
             return True
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
             return True
         # The Euclidean norm is several times as fast, but overflows before its numbers do.
         return any(
             bool(nn.utils.get_total_norm(gradients, order).isfinite()) for order in (2.0, float("inf"))
         )
+
+    @cached_property
+    def _parameters(self) -> tuple[nn.Parameter, ...]:
+        """Of the net as the engine has made it; to look for them in each step takes milliseconds."""
+        return tuple(self.net.parameters())
 
     def _make_momentum(self) -> None:
         """Make room for what `_set_momentum` is to set."""

@@ -15,22 +15,25 @@ class AllocatedBytes:
 
     It may be entered several times; what happens in between is not seen. On the CPU the figures are those of
     PyTorch's allocator as its profiler records them, so no other profiler may be active; on CUDA, those of
-    `torch.cuda.memory_allocated`, whose peak is reset.
+    `torch.cuda.memory_stats`, whose peaks are reset.
 
     Args:
         device: where to count.
+        rounded: on CUDA, count blocks as the allocator cuts them, up to 1 MiB larger than what was asked for and
+            depending on what it has cached, rather than what was asked for.
 
     Attributes:
         live_bytes: allocated in the context and not freed in it; as of the last exit.
         peak_bytes: the most since the beginning or the last `reset_peak`; as of the last exit.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, rounded: bool = True) -> None:
         self.live_bytes = 0
         self.peak_bytes = 0
         self._device = device
         self._profile: Any = None
         self._cuda_bytes = 0
+        self._cuda_stat = "allocated_bytes.all" if rounded else "requested_bytes.all"
         self._collects_garbage = True
 
     def reset_peak(self) -> None:
@@ -41,7 +44,7 @@ class AllocatedBytes:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
-            self._cuda_bytes = torch.cuda.memory_allocated(self._device)
+            self._cuda_bytes = self._on_cuda("current")
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it starts and stops
             self._collects_garbage = gc.isenabled()
@@ -53,9 +56,9 @@ class AllocatedBytes:
     def __exit__(self, *exception: object) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            peak_bytes = torch.cuda.max_memory_allocated(self._device) - self._cuda_bytes
+            peak_bytes = self._on_cuda("peak") - self._cuda_bytes
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + peak_bytes)
-            self.live_bytes += torch.cuda.memory_allocated(self._device) - self._cuda_bytes
+            self.live_bytes += self._on_cuda("current") - self._cuda_bytes
             return
         self._profile.__exit__(*exception)
         if self._collects_garbage:
@@ -65,3 +68,7 @@ class AllocatedBytes:
             self.live_bytes += event.nbytes()
             self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         self._profile = None
+
+    def _on_cuda(self, which: str) -> int:
+        # There are no figures before the first allocation.
+        return int(torch.cuda.memory_stats(self._device).get(f"{self._cuda_stat}.{which}", 0))

@@ -32,9 +32,8 @@ def read_step_memory(device: torch.device) -> StepMemory | None:
         return None
     stats = torch.cuda.memory_stats(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return StepMemory(
-        stats["allocated_bytes.all.peak"], stats["reserved_bytes.all.current"], stats["num_alloc_retries"]
-    )
+    names = ("allocated_bytes.all.peak", "reserved_bytes.all.current", "num_alloc_retries")
+    return StepMemory(*(stats.get(name, 0) for name in names))  # there are none before the first allocation
 
 
 def start_memory_history(device: torch.device) -> None:

@@ -17,8 +17,17 @@ from deepres.memory.subject import Subject
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan
 
 
-def with_measured_times(subject: Subject, device: torch.device, repeats: int = 5) -> None:
-    """Give a subject's chain the times that its units take on a device; bytes stay as predicted."""
+def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5) -> None:
+    """Give a subject's chain the times that its units take on a device, and on a card their transient bytes.
+
+    Kept bytes stay as predicted, which is exact. So do all bytes on a CPU. What a card's libraries take for a while
+    cannot be predicted: it depends on the algorithms that they choose there.
+
+    Args:
+        subject: the net; its chain is replaced.
+        device: where to measure.
+        repeats: how often each time is taken; with 0 all times are 0.
+    """
     shape = (subject.batch, 3, subject.image_size, subject.image_size)
     channels_last = subject.config.precision.channels_last
     measured = measure_chain(
@@ -26,8 +35,12 @@ def with_measured_times(subject: Subject, device: torch.device, repeats: int = 5
     )
     first, second = subject.scaling.chains
     ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
-    timed = (_timed(first, measured, 1.0), _timed(second, measured, ratio))
-    subject.scaling = ScalingChain(subject.scaling.batches, timed)
+    with_bytes = device.type == "cuda"
+    chains = tuple(
+        _as_measured(chain, first, measured, factor, with_bytes=with_bytes)
+        for chain, factor in ((first, 1.0), (second, ratio))
+    )
+    subject.scaling = ScalingChain(subject.scaling.batches, (chains[0], chains[1]))
 
 
 def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repeats: int = 5) -> StrategyRow:
@@ -106,21 +119,48 @@ def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor)
     return 1000 * (time.perf_counter() - start)
 
 
-def _timed(chain: Chain, measured: Chain, factor: float) -> Chain:
-    """A chain with times of another of the same net, times a factor."""
+def _as_measured(chain: Chain, first: Chain, measured: Chain, factor: float, *, with_bytes: bool) -> Chain:
+    """A chain with what was measured of another, `first`, of the same net with a smaller batch, times a factor.
+
+    Times are taken over; of transient bytes what kernels take beyond the prediction is added.
+    """
+
+    def grown(own_bytes: int, first_bytes: int, measured_bytes: int) -> int:
+        beyond = round(factor * (measured_bytes - first_bytes)) if with_bytes else 0
+        return max(0, own_bytes + beyond)
+
     known = dict[tuple[int, int], UnitCost]()
     units = []
-    for unit, times in zip(chain.units, measured.units, strict=True):
-        if (id(unit), id(times)) not in known:
+    for unit, base, found in zip(chain.units, first.units, measured.units, strict=True):
+        key = id(unit), id(found)
+        if key not in known:
             retentions = tuple(
-                replace(r, replay_ms=factor * t.replay_ms)
-                for r, t in zip(unit.retentions, times.retentions, strict=True)
+                replace(
+                    own,
+                    replay_ms=factor * m.replay_ms,
+                    forward_temp_bytes=grown(
+                        own.forward_temp_bytes, b.forward_temp_bytes, m.forward_temp_bytes
+                    ),
+                    backward_temp_bytes=grown(
+                        own.backward_temp_bytes, b.backward_temp_bytes, m.backward_temp_bytes
+                    ),
+                )
+                for own, b, m in zip(unit.retentions, base.retentions, found.retentions, strict=True)
             )
-            known[id(unit), id(times)] = replace(
+            known[key] = replace(
                 unit,
-                forward_ms=factor * times.forward_ms,
-                backward_ms=factor * times.backward_ms,
+                forward_ms=factor * found.forward_ms,
+                backward_ms=factor * found.backward_ms,
+                forward_temp_bytes=grown(
+                    unit.forward_temp_bytes, base.forward_temp_bytes, found.forward_temp_bytes
+                ),
                 retentions=retentions,
             )
-        units.append(known[id(unit), id(times)])
-    return replace(chain, units=tuple(units), fixed_ms=factor * measured.fixed_ms)
+        units.append(known[key])
+    return replace(
+        chain,
+        units=tuple(units),
+        fixed_ms=factor * measured.fixed_ms,
+        stem_bytes=grown(chain.stem_bytes, first.stem_bytes, measured.stem_bytes),
+        head_bytes=grown(chain.head_bytes, first.head_bytes, measured.head_bytes),
+    )

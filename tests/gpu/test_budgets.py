@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepres import apply_plan, build_resnet, make_plan, predict_chain
+from deepres import apply_plan, build_resnet, make_plan, measure_chain, predict_chain
 from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
 from deepres.recompute import keep_all_plan, per_unit_plan, sqrt_plan
@@ -21,7 +21,7 @@ pytestmark = [
 @pytest.mark.parametrize("gib", [8, 4, 2, 1])
 def test_resnet_1001_at_batch_128_peaks_within_its_budget_and_as_predicted(gib):
     net = build_resnet(1001)
-    chain = predict_chain(net, (128, 3, 32, 32), GPUS[0])
+    chain = measure_chain(net, (128, 3, 32, 32), "cuda", repeats=1)
     plan = make_plan(chain, gib * 2**30)
     net = net.cuda()
     apply_plan(net, plan)
@@ -29,13 +29,24 @@ def test_resnet_1001_at_batch_128_peaks_within_its_budget_and_as_predicted(gib):
     labels = torch.arange(128, device="cuda") % 10
     peak = measure_activation_peak(net, net, images, labels)
     assert plan.peak_bytes == pytest.approx(peak, rel=0.03)
+    assert peak <= 1.01 * gib * 2**30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_kept_bytes_are_those_predicted_without_the_card(dtype):
+    net = build_resnet(29)
+    predicted = predict_chain(net, (32, 3, 32, 32), GPUS[0], dtype)
+    measured = measure_chain(net, (32, 3, 32, 32), "cuda", dtype, repeats=0)
+    for unit, found in zip(predicted.units, measured.units, strict=True):
+        kept = {retention.name: retention.kept_bytes for retention in unit.retentions}
+        assert kept == {retention.name: retention.kept_bytes for retention in found.retentions}
 
 
 @pytest.mark.parametrize("depth", [29, 110, 164])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_peaks_are_as_predicted(depth, dtype):
     net = build_resnet(depth)
-    chain = predict_chain(net, (128, 3, 32, 32), GPUS[0], dtype)
+    chain = measure_chain(net, (128, 3, 32, 32), "cuda", dtype, repeats=0)
     num_units = len(chain.units)
     net = net.cuda()
     images = torch.randn(128, 3, 32, 32, device="cuda")

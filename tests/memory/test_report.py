@@ -15,7 +15,7 @@ from deepres.memory.gpus import find_gpu
 from deepres.memory.report import make_report
 from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import aligned, gpus_text, report_csv, report_json, report_text
-from deepres.memory.trial import measured_row, with_measured_times
+from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.recompute import simulate
 
 GPU = find_gpu("RTX 3050")
@@ -157,7 +157,7 @@ def test_more_extra_time_and_more_memory_train_larger_batches(subject):
 def test_measured_columns_stand_beside_the_predicted_and_what_does_not_fit_says_so():
     subject = make_subject(gpu=None, memory_bytes=2**33)
     device = torch.device("cpu")
-    with_measured_times(subject, device, repeats=1)
+    with_measured_costs(subject, device, repeats=1)
     report = make_report(subject, shares=(0.5,))
     small = make_subject(gpu=None, memory_bytes=report.rows[0].total_bytes - 1)
     rows = [measured_row(small, row, device, repeats=1) for row in report.rows]

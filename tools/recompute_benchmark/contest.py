@@ -82,7 +82,7 @@ def contest_report(
     if device == "cuda":
         note += (
             " PyTorch's algorithms are deterministic ones. deepres is given "
-            f"{100 * _BLOCKS:g} % less than a peer's peak, for the allocator's blocks are larger than what is asked for."
+            f"{100 * _BLOCKS:g} % less than a peer's peak: the allocator's blocks are larger than what is asked for."
         )
     return Report(
         name=f"peers_{depth}_channels_last" if channels_last else f"peers_{depth}",

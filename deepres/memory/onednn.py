@@ -1,22 +1,50 @@
-"""What convolutions on a CPU allocate beside their results: oneDNN's copies in its own layout.
+"""What convolutions on a CPU allocate beside their results: copies in oneDNN's own layout, and its kernels' scratch.
 
 NOTE [ oneDNN's copies ]
-For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into blocks of channels,
-computes into a blocked Y, frees the copies, and then copies Y into the result y. The backward pass does the same
-for the gradient of the input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). Not copied are images (3
-channels) and tensors that are channels_last. So, each letter a tensor's bytes:
+For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into its own, computes into Y
+there, frees the copies, and then copies Y into the result y. The backward pass does the same for the gradient of the
+input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). Tensors that are channels_last are not copied. So,
+each letter a tensor's bytes, and K the kernel's scratch:
 
-    forward   max(X + W + Y, Y + y)
-    backward  max(G + W + DX, DX + dx, dx + G + X + DW + S, dx + dw + DW)
+    forward   max(X + W + Y + K, Y + y)
+    backward  max(G + W + DX + K, DX + dx, dx + G + X + DW + K, dx + dw + DW)
 
-with S what threads sum weights' gradients in (in bf16: DW in fp32), and with one more copy of dx where there is a
-stride. Read off PyTorch 2.13's allocations; what kernels need per thread (some 100 KiB) is left
-out, and so are the rare shapes for which PyTorch computes without oneDNN.
+Its own layout is one of blocks of channels, for which images (3 channels) are not copied. With AMX and values of 16
+bits, and in the backward pass of a stride, channels are innermost instead, and one more copy is made of y or dx.
+In fp32, one thread computes kernels of 1 x 1 for less than 16 images without oneDNN, and so without copies.
+
+NOTE [ oneDNN's scratch ]
+What a kernel books for T threads, by the files of src/cpu/x64 in oneDNN 3.12. X, Y, G and DX are now those of one
+image, X+ and G+ those with the padding, X/s what is left of X where a stride s skips pixels, and bf16 any 16 bits:
+
+    Y, or DX (G for X)
+      1 x 1, s > 1             T times X/s                       jit_uni_1x1_conv_utils.hpp
+      1 x 1, bf16, no AMX      T times Y, or DX, in fp32         jit_avx512_core_bf16_1x1_conv_kernel.cpp
+      k x k, bf16, AMX         T (1 + s) times X+, or G+         jit_brgemm_conv_utils.cpp
+    DW
+      fp32                     P - 1 times W                     jit_avx512_common_conv_kernel.cpp
+      bf16                     P times W in fp32                 all
+      k x k, bf16, no AMX      P times X+ and G                  jit_avx512_core_bf16_conv_kernel.cpp
+      k x k and 1 x 1, AMX     P times X+ and G                  jit_brgemm_conv_utils.cpp
+      1 x 1, no AMX, s > 1     T times 128 channels of X/s       jit_uni_1x1_conv_utils.hpp
+      1 x 1, bf16, no AMX, to  T times 128 channels of X/s and
+        14 pixels a side       256 of G                          jit_avx512_core_bf16_1x1_conv_kernel.cpp
+
+The weight's gradient is added up in P parts: T where threads share out the images, 1 where they share out channels;
+`balance` in each of these files takes what should read less memory. Kernels for AMX fill rows of X+ up to 32 pixels in
+DW, and copy no more of an image than has its place in the second cache (the bounds below).
+
+This agrees with the allocations of PyTorch 2.13 for the convolutions of ResNets in one and two threads: to some 100 KiB
+a thread without AMX (as by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; of 7 x 7 pixels, threads take half of Y), and with it
+up to 0.5 MiB a thread too much. Left out are what kernels take, and copies of W, with channels_last; groups; and other
+shapes that oneDNN is not asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +53,13 @@ from torch import Tensor
 
 _CONVOLUTION = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
+_L2_BYTES = 2**21  # of a core that has AMX
 
 
 def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
     """The most that a convolution or its backward pass allocates, its results included; 0 for any other operator.
+
+    It is that of PyTorch's threads in this process, on this processor.
 
     Args:
         func: the ATen operator.
@@ -36,26 +67,115 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
     """
     if func is _CONVOLUTION:
         x, weight, _, stride, padding, dilation = args[:6]
-        y_bytes = int(x.element_size()) * math.prod(_output_shape(x, weight, stride, padding, dilation))
-        if _is_channels_last(x):
+        shape = _output_shape(x, weight, stride, padding, dilation)
+        y_bytes = int(x.element_size()) * math.prod(shape)
+        if _is_channels_last(x) or not _is_onednns(x, weight, stride, dilation):
             return y_bytes
-        return y_bytes + max(_blocked(x) + _bytes(weight), y_bytes)
+        scratch = _scratch(x, weight, shape, stride, padding)
+        num_ys = 3 if _has_channels_innermost(x) else 2
+        return max(_copied(x) + _bytes(weight) + y_bytes + scratch, num_ys * y_bytes)
     if func is _BACKWARD:
-        gradient, x, weight, _, stride = args[:5]
+        gradient, x, weight, _, stride, padding, dilation = args[:7]
         needs_dx, needs_dw = args[10][:2]
         dx, dw = _bytes(x) * needs_dx, _bytes(weight) * needs_dw
-        if _is_channels_last(x) or _is_channels_last(gradient):
+        if (
+            _is_channels_last(x)
+            or _is_channels_last(gradient)
+            or not _is_onednns(x, weight, stride, dilation)
+        ):
             return int(dx + dw)
         peaks = [dx + dw]
         if needs_dx:
-            peaks += [_bytes(gradient) + _bytes(weight) + dx, 2 * dx]
-            if max(stride) > 1:
-                peaks.append(3 * dx)
+            is_strided = max(stride) > 1
+            scratch = 0 if is_strided else _scratch(gradient, weight, x.shape, stride, padding)
+            num_dxs = 3 if is_strided or _has_channels_innermost(x) else 2
+            peaks += [_bytes(gradient) + _bytes(weight) + dx + scratch, num_dxs * dx]
         if needs_dw:
-            sums = weight.numel() * 4 if weight.element_size() == 2 else 0
-            peaks += [dx + _bytes(gradient) + _blocked(x) + dw + sums, dx + 2 * dw]
+            scratch = _weight_scratch(gradient, x, weight, stride, padding)
+            peaks += [dx + _bytes(gradient) + _copied(x) + dw + scratch, dx + 2 * dw]
         return int(max(peaks))
     return 0
+
+
+def _scratch(
+    x: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> int:
+    """Of the kernel that makes a result of this shape from x."""
+    num_pixels, num_bytes = math.prod(shape[2:]), 0
+    if not _is_pointwise(weight):
+        if _has_channels_innermost(x) and x.shape[1] > 64:  # of fewer channels, some rows
+            most = max(stride) * 3 * _L2_BYTES // 16
+            num_bytes = (1 + max(stride)) * min(_padded_bytes(x, padding), most)
+    else:
+        if max(stride) > 1:
+            num_bytes += num_pixels * x.shape[1] * x.element_size()
+        if x.element_size() == 2 and not _has_channels_innermost(x):
+            num_bytes += num_pixels * shape[1] * 4
+    return torch.get_num_threads() * num_bytes
+
+
+def _weight_scratch(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> int:
+    """Of the kernel that makes the weight's gradient."""
+    num_threads = torch.get_num_threads()
+    num_parts = num_threads if _images_are_shared_out(gradient, x, weight, stride, padding) else 1
+    sums, gradient_bytes = weight.numel() * 4, _bytes(gradient) // x.shape[0]
+    if _has_channels_innermost(x):
+        copies = _padded_bytes(x, padding, 32 * stride[-1]) + gradient_bytes
+        return num_parts * (sums + min(copies, _L2_BYTES // 2))
+    scratch = sums * (num_parts - 1 if x.element_size() == 4 else num_parts)
+    if _is_pointwise(weight):
+        num_x, num_gradient = min(x.shape[1], 128), min(gradient.shape[1], 256)
+        if max(stride) > 1:
+            scratch += num_threads * math.prod(gradient.shape[2:]) * num_x * x.element_size()
+        if x.element_size() == 2 and min(gradient.shape[2:]) <= 14:
+            scratch += num_threads * math.prod(gradient.shape[2:]) * (num_x + num_gradient) * 2
+    elif x.element_size() == 2:
+        scratch += num_parts * (_padded_bytes(x, padding) + gradient_bytes)
+    return scratch
+
+
+def _images_are_shared_out(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> bool:
+    """Whether threads that make a weight's gradient share out the images, as oneDNN chooses for two of them."""
+    num_x, num_gradient, num_weight = x.numel(), gradient.numel(), weight.numel()
+    if _has_channels_innermost(x):
+        num_x = x.shape[0] * _padded_bytes(x, padding, 32 * stride[-1]) // 2
+        widening = max(1, gradient.shape[1] / x.shape[1])
+        most = max(2 * num_weight, (num_x + num_gradient) / 2)
+        return x.shape[1] <= 32 or widening * num_gradient > most
+    read = min(num_x // math.prod(stride), num_gradient)
+    if x.element_size() == 4 or _is_pointwise(weight):
+        return read > 4 * num_weight
+    return read > max(num_weight, (num_x + num_gradient) / 4)
+
+
+def _is_onednns(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether PyTorch leaves the convolution to oneDNN, as `use_mkldnn` of its Convolution.cpp has it."""
+    return (
+        x.element_size() == 2
+        or x.shape[0] >= 16
+        or not _is_pointwise(weight)
+        or max(*stride, *dilation) > 1
+        or torch.get_num_threads() > 1
+    )
+
+
+def _has_channels_innermost(x: Tensor) -> bool:
+    """Whether that is oneDNN's own layout, rather than blocks of channels."""
+    return x.element_size() == 2 and _has_amx()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    return ("AMX" in limit or limit in ("ALL", "DEFAULT")) and torch.cpu._is_amx_tile_supported()
+
+
+def _is_pointwise(weight: Tensor) -> bool:
+    return math.prod(weight.shape[2:]) == 1
 
 
 def _output_shape(
@@ -68,12 +188,19 @@ def _output_shape(
     return [x.shape[0], weight.shape[0], *sides]
 
 
+def _padded_bytes(x: Tensor, padding: Sequence[int], multiple: int = 1) -> int:
+    """Of one image with its padding, rows filled up to a multiple."""
+    sides = [side + 2 * p for side, p in zip(x.shape[2:], padding, strict=True)]
+    sides[-1] = math.ceil(sides[-1] / multiple) * multiple
+    return x.shape[1] * math.prod(sides) * x.element_size()
+
+
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _blocked(x: Tensor) -> int:
-    return 0 if x.shape[1] == 3 else _bytes(x)
+def _copied(x: Tensor) -> int:
+    return 0 if x.shape[1] == 3 and not _has_channels_innermost(x) else _bytes(x)
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -34,8 +34,9 @@ def predict_chain(
 ) -> Chain:
     """The costs that `measure_chain` would find, without a device: nothing is computed or allocated.
 
-    Kept bytes are exact. Transient bytes are exact for a CPU but for what kernels need per thread, and on a card
-    but for the workspaces of its libraries, which depend on their choice of algorithm. Times are a roofline
+    Kept bytes are exact. Transient bytes on a CPU are those of this processor and of PyTorch's threads in this process,
+    good to some 100 KiB a thread (`deepres.memory.onednn`); on a card they are exact but for the workspaces of its
+    libraries, which depend on their choice of algorithm. Times are a roofline
     (`deepres.memory.roofline`), good for shares of a step rather than for milliseconds.
 
     Args:
@@ -84,7 +85,7 @@ class _FakeBench:
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
     def meter(self) -> Meter:
-        """All tensors, and on a CPU oneDNN's copies."""
+        """All tensors, and on a CPU oneDNN's copies and scratch."""
         return TensorBytes(operator_peak_bytes=convolution_peak_bytes if self._gpu is None else None)
 
     def compute(self) -> AbstractContextManager[Any]:

@@ -65,12 +65,13 @@ def test_a_measured_chain_tells_the_peak_of_every_plan_within_one_percent(depth,
         assert predicted <= 1.03 * measured, (name, measured, predicted)
 
 
-def test_a_predicted_chain_tells_the_peak_of_every_plan_within_three_percent():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_predicted_chain_tells_the_peak_of_every_plan_within_three_percent(dtype):
     net, shape = build_resnet(29), (16, 3, 32, 32)
-    chain = predict_chain(net, shape)
+    chain = predict_chain(net, shape, dtype=dtype)
     for name, plan in plans_of(chain).items():
         predicted = simulate(chain, plan).peak_bytes
-        assert peak_of_a_step(net, shape, plan, torch.float32) == pytest.approx(predicted, rel=0.03), name
+        assert peak_of_a_step(net, shape, plan, dtype) == pytest.approx(predicted, rel=0.03), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,91 @@
+"""What convolutions allocate on the CPU, copies and kernels' scratch included, is what is said of them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from deepres import build_resnet, measure_chain, predict_chain
+from deepres.memory import AllocatedBytes
+from deepres.memory.onednn import convolution_peak_bytes
+from deepres.recompute.executor import planned_units
+
+pytestmark = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="nobody has read what other kernels take"
+)
+FORWARD = torch.ops.aten.convolution.default
+BACKWARD = torch.ops.aten.convolution_backward.default
+# Images, channels in and out, side, kernel and stride: of bottlenecks, of their first in a stage, of a basic unit.
+CONVOLUTIONS = [
+    (2, 256, 64, 28, 1, 1),
+    (2, 128, 128, 28, 3, 1),
+    (2, 64, 256, 28, 1, 1),
+    (2, 128, 128, 56, 3, 2),
+    (2, 256, 512, 28, 1, 2),
+    (2, 512, 256, 14, 1, 1),
+    (16, 16, 16, 32, 3, 1),
+    (16, 64, 16, 32, 1, 1),
+]
+# For each thread: what goes unsaid; and what is said too much, for with AMX it is a bound.
+SLACK_BYTES = 100 * 2**10
+BOUND_BYTES = SLACK_BYTES if "ONEDNN_MAX_CPU_ISA" in os.environ else 500 * 2**10
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def allocated_bytes(func, args):
+    func(*args)  # oneDNN makes its kernel
+    meter = AllocatedBytes(torch.device("cpu"))
+    with meter:
+        result = func(*args)
+    del result
+    return meter.peak_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS, ids=str)
+def test_a_convolution_allocates_what_is_said(convolution, dtype, num_threads):
+    num_images, num_in, num_out, side, kernel, stride = convolution
+    x = torch.randn(num_images, num_in, side, side).to(dtype)
+    weight = torch.randn(num_out, num_in, kernel, kernel).to(dtype)
+    how = (None, [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1)
+    gradient = torch.randn_like(FORWARD(x, weight, *how))
+    calls = [(FORWARD, (x, weight, *how))]
+    calls += [(BACKWARD, (gradient, x, weight, *how, [*mask, False])) for mask in ((1, 0), (0, 1), (1, 1))]
+    for func, args in calls:
+        over = convolution_peak_bytes(func, args) - allocated_bytes(func, args)
+        assert -SLACK_BYTES <= over / num_threads <= BOUND_BYTES, (func, args[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_unit_takes_what_is_predicted(dtype, num_threads):
+    """Of few images, so that scratch is much of it: the first two units of a stage, and those of the next."""
+    units = planned_units(build_resnet(50, dataset="imagenet"))
+    net, shape = nn.Sequential(*units[:2], *units[3:5]), (2, 64, 56, 56)
+    predicted = predict_chain(net, shape, dtype=dtype)
+    measured = measure_chain(net, shape, dtype=dtype, repeats=0)
+    for ours, theirs in zip(predicted.units, measured.units, strict=True):
+        pairs = [(ours.forward_temp_bytes, theirs.forward_temp_bytes)]
+        for a, b in zip(ours.retentions, theirs.retentions, strict=True):
+            pairs += [(a.forward_temp_bytes, b.forward_temp_bytes)]
+            pairs += [(a.backward_temp_bytes, b.backward_temp_bytes)]
+        for said, allocated in pairs:
+            assert -SLACK_BYTES <= (said - allocated) / num_threads <= BOUND_BYTES
+
+
+@pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="run by the test that sets it")
+def test_so_it_is_with_the_kernels_of_a_processor_without_amx():
+    """A process of its own, for oneDNN asks its environment once."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout

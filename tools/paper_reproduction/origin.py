@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from deepres.commit import replace_text
 from measuring.report import provenance
 from paper_reproduction.rows import ROOT, ReproductionError
@@ -28,7 +30,8 @@ def note_origin(folder: Path, command: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReproductionError(f"{folder} cannot be written: {error.strerror}") from None
-    replace_text(folder / _NAME, json.dumps({"command": portable(command), **provenance()}, indent=1) + "\n")
+    made_by = provenance("cuda" if torch.cuda.is_available() else "cpu")
+    replace_text(folder / _NAME, json.dumps({"command": portable(command), **made_by}, indent=1) + "\n")
 
 
 def forget_origin(folder: Path, results: Path) -> None:

@@ -90,6 +90,15 @@ def out_of_memory_in_step(step: int, sizes: BatchSizes, peak_bytes: int, free_by
     )
 
 
+def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
+    """Let PyTorch's allocator take no more of a GPU in this process, as if that were its size.
+
+    cuDNN then chooses among the algorithms whose workspaces fit.
+    """
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes), device)
+
+
 def free_device_bytes(device: torch.device) -> int | None:
     """What a GPU has free, PyTorch's cache included; None on a CPU."""
     if device.type != "cuda":

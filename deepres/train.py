@@ -34,7 +34,7 @@ from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
-from deepres.out_of_memory import halve_until_it_fits
+from deepres.out_of_memory import halve_until_it_fits, limit_device_memory
 from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, choose_run_folder
@@ -225,6 +225,8 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
     if process.device.type == "cpu":
         keep_freed_memory()
+    elif isinstance(config.recompute.device_memory, int):
+        limit_device_memory(process.device, config.recompute.device_memory)
 
     planned, peak = _settle(job)
     sizes = planned.sizes

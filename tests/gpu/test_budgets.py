@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from deepres import apply_plan, build_resnet, make_plan, measure_chain, predict_chain
 from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
+from deepres.out_of_memory import limit_device_memory
 from deepres.recompute import keep_all_plan, per_unit_plan, sqrt_plan
 
 pytestmark = [
@@ -95,3 +96,14 @@ def test_plans_change_no_bit(shortcut, monkeypatch):
             assert all(map(torch.equal, state, found[0]))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_device_s_memory_is_all_that_the_allocator_gets():
+    device = torch.device("cuda", 0)
+    limit_device_memory(device, 2**30)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2**30 + 2**21, dtype=torch.uint8, device=device)
+        assert torch.empty(2**29, dtype=torch.uint8, device=device).is_cuda
+    finally:
+        limit_device_memory(device, torch.cuda.get_device_properties(device).total_memory)

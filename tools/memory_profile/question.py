@@ -16,6 +16,7 @@ from deepres.load_config import load_config
 from deepres.memory.gpus import GPUS, find_gpu
 from deepres.memory.run_memory import plan_for
 from deepres.memory.subject import Subject, Target
+from deepres.out_of_memory import limit_device_memory
 from deepres.recompute import Plan
 
 DEFAULT_GPU = "RTX 3060 12GB"
@@ -159,5 +160,5 @@ def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, to
     gpu = replace(like, name=properties.name, memory_bytes=properties.total_memory)
     free_bytes = torch.cuda.mem_get_info(0)[0]
     if memory_bytes is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / properties.total_memory))
+        limit_device_memory(torch.device("cuda", 0), memory_bytes)
     return Target(properties.name, memory_bytes or free_bytes, gpu), torch.device("cuda", 0)

@@ -103,7 +103,12 @@ def profile(options: argparse.Namespace) -> None:
     for subject in subjects:
         if device is not None:
             with_measured_costs(subject, device)
-        report = make_report(subject, budget_bytes=budget_bytes, own_plan=own_plan(subject))
+        report = make_report(
+            subject,
+            budget_bytes=budget_bytes,
+            own_plan=own_plan(subject),
+            budget_must_fit=len(subjects) == 1,
+        )
         if device is not None:
             report = replace(report, rows=tuple(measured_row(subject, row, device) for row in report.rows))
         reports.append(report)

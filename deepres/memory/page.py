@@ -24,6 +24,10 @@ tr:hover td { background: #f7fafc; } img { width: 100%; max-width: 60rem; displa
 """
 
 
+MARK = '<meta name="generator" content="deepres">'
+"""What tells a page of these from another's."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page; what is empty is left out.
@@ -45,7 +49,7 @@ def page_html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page, pictures embedded as data."""
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>',
+        f'{MARK}<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>',
         f"<style>{_STYLE}</style></head><body>",
         f'<h1>{escape(title)}</h1><p class="quiet">{escape(subtitle)}</p>',
     ]

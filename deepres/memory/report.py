@@ -35,6 +35,7 @@ def make_report(
     budget_bytes: int | None = None,
     shares: Sequence[float] = SHARES,
     own_plan: Plan | None = None,
+    budget_must_fit: bool = True,
 ) -> Report:
     """Predict a net under every strategy.
 
@@ -43,12 +44,13 @@ def make_report(
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
         own_plan: one more plan, which the run's configuration asks for, priced.
+        budget_must_fit: if not, a row says that there is no plan for `budget_bytes`.
 
     Raises:
-        ValueError: there is no plan for `budget_bytes`; the message has the floor and the largest batch that fits.
+        ValueError: there is none, and there must be; the message has the floor and the largest batch that fits.
     """
     chain, frontier = subject.chain, Frontier(subject.chain)
-    if budget_bytes is not None and budget_bytes < frontier.floor_bytes:
+    if budget_bytes is not None and budget_must_fit and budget_bytes < frontier.floor_bytes:
         raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
     rows = [strategy_row(subject, name, plan) for name, plan in fixed_plans(chain)]
     if own_plan is not None:

@@ -90,7 +90,7 @@ def trade_table(report: Report) -> list[list[str]]:
         "images/s",
     ]
     if is_measured:
-        heading += ["measured", "off by", "ms", "measured ms", "off by"]
+        heading += ["measured", "peak off by", "ms", "measured ms", "time off by"]
     return [heading, *(_trade_cells(row, with_measured=is_measured) for row in report.rows)]
 
 

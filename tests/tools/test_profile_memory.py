@@ -43,6 +43,28 @@ def test_a_depth_alone_is_enough(capsys):
         assert f"\n  {strategy}" in text
 
 
+def test_of_several_depths_one_that_no_plan_fits_has_a_row_that_says_so(capsys, tmp_path):
+    out = tmp_path / "a.json"
+    assert run("--depths", "20,32", "--batch-size", "4", "--budget", "1KiB", "--json", out) == 0
+    answer = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["depth"] for row in answer["depths"]] == [20, 32]
+    assert {law["what"] for law in answer["growth"]} >= {"keep all", "√units"}
+    asked = [row for net in answer["nets"] for row in net["rows"] if row["budget_bytes"] == 2**10]
+    assert ["num_segments" in row for row in asked] == [False, False]
+    assert capsys.readouterr().out.count("plan for 0.0") == 2
+
+
+def test_a_page_of_others_is_not_overwritten(capsys, tmp_path):
+    theirs = tmp_path / "index.html"
+    theirs.write_text("<html>theirs</html>", encoding="utf-8")
+    assert run(*SMALL, "--html", tmp_path) == 2
+    assert "holds another index.html: give another folder" in capsys.readouterr().err
+    assert theirs.read_text(encoding="utf-8") == "<html>theirs</html>"
+    theirs.unlink()
+    assert run(*SMALL, "--html", tmp_path) == 0
+    assert run(*SMALL, "--html", tmp_path) == 0  # its own
+
+
 def test_everything_is_written(capsys, tmp_path):
     out = [tmp_path / name for name in ("a.json", "a.csv", "a.png")]
     page = tmp_path / "new" / "page"

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
-from deepres.memory.page import Section, page_html
+from deepres.memory.page import MARK, Section, page_html
 from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
@@ -49,6 +50,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(f"--html {options.html} cannot be written: {error.strerror}") from None
         if not os.access(options.html, os.W_OK):
             raise ValueError(f"--html {options.html} cannot be written: give a folder that is writable")
+        page_path = options.html / "index.html"
+        if page_path.exists() and MARK not in page_path.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"--html {options.html} holds another index.html: give another folder")
 
 
 def write_outputs(
@@ -60,7 +64,8 @@ def write_outputs(
     """The files that were asked for, each with a line that tells of it."""
     command = " ".join(["tools/profile_memory.py", *map(str, sys.argv[1:])])
     if options.json is not None:
-        text = report_json(reports, command=command, torch=torch.__version__)
+        more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))} if rows else {}
+        text = report_json(reports, command=command, torch=torch.__version__, **more)
         options.json.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.json}")
     if options.csv is not None:

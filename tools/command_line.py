@@ -65,6 +65,24 @@ def _writable_folder(text: str) -> Path:
     return path
 
 
+def writable_file(text: str) -> Path:
+    """A file that can be written.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot.
+    """
+    path = Path(text)
+    if (
+        path.is_dir()
+        or not path.parent.is_dir()
+        or not os.access(path if path.exists() else path.parent, os.W_OK)
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be written: give a file in a folder that exists and is writable"
+        )
+    return path
+
+
 def add_timing_options(parser: argparse.ArgumentParser, steps: int) -> None:
     """`--rounds`, `--steps` (so many by default) and `--device`."""
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")

@@ -56,7 +56,9 @@ piece overhead_164 "${COMPARE[@]}" overhead --device cuda --depth 164 --batch 12
 piece overhead_1001 "${COMPARE[@]}" overhead --device cuda --depth 1001 --batch 128 --rounds 3 --steps 1 --out "$OUT"
 piece peers_29_channels_last "${COMPARE[@]}" peers --device cuda --depth 29 --batch 128 --channels-last --compile-budget 1 \
     --compile-budget 0.5 --limit 200 --compile-limit 180 --out "$OUT"
-piece speed_164 "$PYTHON" tools/benchmark.py --device cuda --depth 164 --batch 128 --out "$OUT"
+for depth in 29 164; do
+    piece "speed_$depth" "$PYTHON" tools/benchmark.py --device cuda --depth "$depth" --batch 128 --out "$OUT"
+done
 piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
 piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
 
@@ -64,18 +66,20 @@ piece other_gpu_tests "$PYTHON" -m pytest -q -m gpu tests --ignore tests/gpu
 if [ -n "${CIFAR:-}" ]; then
     PAPER=("$PYTHON" tools/reproduce_paper.py run)
     ON=("data.root=$CIFAR" "train.save_every=5 minutes")
+    GRAPHS=("${ON[@]}" engine.cuda_graphs=true)
     for row in resnet110_original resnet110_full_preactivation resnet164_original resnet164_full_preactivation; do
-        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${ON[@]}"
+        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${GRAPHS[@]}"
     done
     piece run_1001_in_8gib "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${ON[@]}" train.epochs=4 \
         train.max_steps=null recompute.segments=none recompute.device_memory=8GiB \
         train.run_dir="$OUT/run_1001_in_8gib" train.resume=auto
     for row in bn_after_addition relu_before_addition relu_only_preactivation; do
-        piece "paper_resnet110_$row" "${PAPER[@]}" "table2/resnet110_$row" --short 0.1 --seeds 1 "${ON[@]}"
+        piece "paper_resnet110_$row" "${PAPER[@]}" "table2/resnet110_$row" --short 0.1 --seeds 1 "${GRAPHS[@]}"
     done
-    for row in constant_scaling_both shortcut_only_gating_bias0 exclusive_gating_bias-6 conv1x1 dropout; do
-        piece "paper_$row" "${PAPER[@]}" "table1/$row" --short 0.1 --seeds 1 "${ON[@]}"
+    for row in constant_scaling_both shortcut_only_gating_bias0 exclusive_gating_bias-6 conv1x1; do
+        piece "paper_$row" "${PAPER[@]}" "table1/$row" --short 0.1 --seeds 1 "${GRAPHS[@]}"
     done
+    piece paper_dropout "${PAPER[@]}" table1/dropout --short 0.1 --seeds 1 "${ON[@]}"  # its masks are drawn anew
 else
     echo "the paper's nets on real images: not without CIFAR=DIR, the folder of cifar-10-batches-py or -bin"
 fi

@@ -3,9 +3,9 @@
 python tools/predict_vs_measure.py --output results/profiler/predicted_vs_measured.md
 python tools/predict_vs_measure.py --device cuda --output results/gpu/predicted.md
 
-On a card the prediction that counts is the one that training and --measure plan with: the transients of the units are
-read off the card, one of each kind, for what cuDNN takes beside tensors depends on the algorithms that it chooses
-there. The prediction without a card stands beside it.
+On a card the prediction that counts has the transients of the units read off the card, one of each kind, as training
+and --measure read them before they plan: what cuDNN takes beside tensors depends on the algorithms that it chooses. The
+prediction without the card, on which these plans were made, stands beside it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from command_line import Parser, device, writable_file
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import aligned
-from deepres.memory.trial import run_plan, with_measured_costs
+from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 
@@ -71,24 +71,21 @@ class Result(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run every case, print a line for each, and write the table; 1 if one is off by more than 3 %."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, help="write the table here, worst case first")
-    parser.add_argument("--depths", help="only these, with commas")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=writable_file, help="write the table here, worst case first")
+    every = ",".join(str(case.depth) for case in CASES)
+    parser.add_argument("--depths", type=_cases, default=CASES, help=f"only some of {every}")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
-    depths = None if options.depths is None else {int(depth) for depth in options.depths.split(",")}
+    command = shlex.join(["python", "tools/predict_vs_measure.py", *(arguments or sys.argv[1:])])
     results = list[Result]()
-    for case in CASES:
-        if depths is not None and case.depth not in depths:
-            continue
+    for case in options.depths:
         for precision in ("fp32", "bf16"):
             for result in run_case(case, precision, torch.device(options.device)):
                 results.append(result)
                 print("  ".join(cells(result)), flush=True)
                 if options.output is not None:
-                    options.output.write_text(document(results, options.device), encoding="utf-8")
+                    options.output.write_text(document(results, options.device, command), encoding="utf-8")
     return int(any(abs(result.error) > 0.03 for result in results))
 
 
@@ -102,7 +99,8 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
     config = Config.model_validate(
         {"model": model, "data": data, "train": train, "precision": {"compute": precision}}
     )
-    subject = Subject(config, target_of(device))
+    target = card_at_hand(device) if on_cuda else Target("CPU", 2**40, None)
+    subject = Subject(config, target)
     rows = chosen(make_report(subject, shares=SHARES).rows)
     if on_cuda:
         with_measured_costs(subject, device, repeats=0)
@@ -123,17 +121,6 @@ def chosen(rows: Sequence[StrategyRow]) -> list[StrategyRow]:
     return [rows[0], rows[1], rows[2], half, plans[-1], rows[-1]]
 
 
-def target_of(device: torch.device) -> Target:
-    """The device as something to predict for; a card's rates do not matter for bytes."""
-    if device.type == "cpu":
-        return Target("CPU", 2**40, None)
-    from deepres.memory.gpus import GPUS
-
-    properties = torch.cuda.get_device_properties(device)
-    gpu = replace(GPUS[0], name=properties.name, memory_bytes=properties.total_memory)
-    return Target(gpu.name, gpu.memory_bytes, gpu)
-
-
 def cells(result: Result) -> list[str]:
     """A line of the table."""
     sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
@@ -146,7 +133,14 @@ def _threads() -> str:
     return f"{number} thread{'s' * (number > 1)}"
 
 
-def document(results: Sequence[Result], device: str) -> str:
+def _cases(text: str) -> list[Case]:
+    known = {str(case.depth): case for case in CASES}
+    if not set(text.split(",")) <= known.keys():
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(known)}, got {text}")
+    return [known[depth] for depth in text.split(",")]
+
+
+def document(results: Sequence[Result], device: str, command: str) -> str:
     """The table as Markdown, worst case first."""
     ordered = sorted(results, key=lambda result: -abs(result.error))
     heading = ["net × batch", "precision", "strategy", "predicted", "measured", "off by"]
@@ -162,7 +156,7 @@ def document(results: Sequence[Result], device: str) -> str:
         [
             "# Peak of a step's activations, predicted and measured",
             "",
-            f"    python tools/predict_vs_measure.py{' --device cuda' if device == 'cuda' else ''}",
+            f"    {command}",
             "",
             f"{today}, {where}, torch {torch.__version__}: {count}, the worst off by {100 * worst:.2f} %.",
             "",

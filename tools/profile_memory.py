@@ -58,7 +58,9 @@ def parser() -> Parser:
     where.add_argument("--gpu", help=f'a card, "list" shows all ({DEFAULT_GPU})')
     where.add_argument("--device-memory", help="what a process has of the device's memory (8GiB)")
     where.add_argument("--measure", action="store_true", help="run every plan on the device at hand too")
-    where.add_argument("--snapshot", type=Path, help="CUDA: torch's memory history of a step, for memory_viz")
+    where.add_argument(
+        "--snapshot", type=Path, help="CUDA: --measure, and torch's memory history of a step, for memory_viz"
+    )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--capacity", action="store_true", help="the largest batch on cards of 8, 12 and 24 GiB too"

@@ -83,6 +83,7 @@ def make_report(
         device=subject.target.name,
         device_bytes=subject.target.memory_bytes,
         other_bytes=subject.memory(subject.batch).without_activations_bytes,
+        workspace_bytes=subject.memory(subject.batch).workspace_bytes,
         states=states_rows(subject),
         stages=stage_rows(subject),
         ends_bytes=keep_all_bytes - sum(row.kept_bytes for row in stage_rows(subject)),

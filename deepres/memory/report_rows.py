@@ -97,6 +97,7 @@ class Report:
         engine: under which the run is.
         device, device_bytes: what is to hold it.
         other_bytes: what a process holds beside activations.
+        workspace_bytes: the part of it that is for what a card's libraries take while they compute.
         states, stages, rows: the tables.
         ends_bytes: of the peak with everything kept, what is not in the stages.
         units_per_group: how many units were planned as one, at most.
@@ -107,6 +108,7 @@ class Report:
     device: str
     device_bytes: int
     other_bytes: int
+    workspace_bytes: int
     states: tuple[StatesRow, ...]
     stages: tuple[StageRow, ...]
     ends_bytes: int

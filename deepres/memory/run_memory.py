@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
-from deepres.models import build_resnet
+from deepres.models import ResNet, build_resnet
 from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, simulate, sqrt_plan, uniform_plan
 
 if TYPE_CHECKING:
@@ -119,11 +119,9 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
     if config.recompute.device_memory == "auto" and card is None:
         raise ValueError("recompute.device_memory is auto: give gpu, or a number of bytes")
     sizes = batch_sizes(config.train, world_size)
-    data, model = config.data, config.model
-    image_size = data.image_size or (224 if data.name in ("imagenet", "image_folder") else 32)
-    num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
+    image_size = image_size_of(config)
     with FakeTensorMode():
-        net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        net = net_of(config)
     chain = predict_run_chain(config, net, sizes.micro_size, image_size, card)
 
     def memory(activations_bytes: int) -> RunMemory:
@@ -140,6 +138,22 @@ def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = Non
     device_bytes = card.memory_bytes if card is not None else 0
     plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes, device_bytes)
     return memory(simulate(chain, plan).peak_bytes)
+
+
+def image_size_of(config: Config) -> int:
+    """Height and width of a run's training images, as far as that is known without its data."""
+    return config.data.image_size or (224 if config.data.name in ("imagenet", "image_folder") else 32)
+
+
+def net_of(config: Config) -> ResNet:
+    """A run's net, with as many classes as is known without its data.
+
+    Raises:
+        ValueError: there is no such net.
+    """
+    model, data = config.model, config.data
+    num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
+    return build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
 
 
 def predict_run_chain(

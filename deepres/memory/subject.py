@@ -13,13 +13,9 @@ from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
-from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, run_memory
+from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, image_size_of, net_of, run_memory
 from deepres.memory.scaling import ScalingChain
-from deepres.models import ResNet, build_resnet
 from deepres.recompute import Chain
-
-_IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
-_CLASSES = {"cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,8 @@ class Subject:
     def __init__(self, config: Config, target: Target, world_size: int = 1) -> None:
         self.config, self.target, self.world_size = config, target, world_size
         self.batch = batch_sizes(config.train, world_size).micro_size
-        model = config.model
-        self.image_size = config.data.image_size or _IMAGE_SIZES[model.dataset]
-        num_classes = model.num_classes or config.data.num_classes or _CLASSES.get(config.data.name, 10)
-        self.net: ResNet = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        self.image_size = image_size_of(config)
+        self.net = net_of(config)
 
     @property
     def dtype(self) -> torch.dtype:

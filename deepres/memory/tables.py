@@ -77,7 +77,7 @@ def stages_table(report: Report) -> list[list[str]]:
 
 def trade_table(report: Report) -> list[list[str]]:
     """Cells, the heading first; measured columns only where something was measured."""
-    is_measured = any(row.measured_peak_bytes is not None or row.measured_note for row in report.rows)
+    is_measured = _is_measured(report)
     heading = [
         "strategy",
         "activations",
@@ -102,6 +102,14 @@ def notes(report: Report) -> list[str]:
         "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
         "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
     ]
+    if report.workspace_bytes and not _is_measured(report):
+        lines.append(
+            f"activations are tensors; of all told, {format_bytes(report.workspace_bytes)} are for cuDNN's workspaces, "
+            "which only the card tells (--measure)"
+        )
+    if not any(row.fits for row in report.rows):
+        least = format_bytes(min(row.total_bytes for row in report.rows))
+        lines.append(f"nothing fits: a run at batch {report.model.batch} takes at least {least}")
     if report.units_per_group > 1:
         gaps = [
             f"{100 * (row.extra_share - row.least_extra_share):z.1f}"
@@ -216,6 +224,10 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
         f"{row.measured_ms:,.1f}",
         f"{100 * (row.step_ms / row.measured_ms - 1):+z.1f} %" if row.measured_ms else "",
     ]
+
+
+def _is_measured(report: Report) -> bool:
+    return any(row.measured_peak_bytes is not None or row.measured_note for row in report.rows)
 
 
 def _plain(value: Any) -> Any:

@@ -10,11 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
-from deepres.memory.subject import Subject
+from deepres.memory.subject import Subject, Target
+from deepres.out_of_memory import is_out_of_memory
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan
+
+
+def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Target:
+    """A GPU as something to plan for; `with_measured_costs` must replace the times, which are another card's.
+
+    Args:
+        device: the GPU.
+        memory_bytes: what there is of it; None for what is free.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    gpu = replace(GPUS[0], name=properties.name, memory_bytes=properties.total_memory)
+    return Target(gpu.name, memory_bytes or torch.cuda.mem_get_info(device)[0], gpu)
 
 
 def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5) -> None:
@@ -24,15 +38,26 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
     cannot be predicted: it depends on the algorithms that they choose there.
 
     Args:
-        subject: the net; its chain is replaced.
+        subject: the net; its chain is replaced. At other batches it is as if both grew with the batch, which
+            algorithms need not do.
         device: where to measure.
         repeats: how often each time is taken; with 0 all times are 0.
+
+    Raises:
+        ValueError: the device does not even hold the run of a single unit.
     """
     shape = (subject.batch, 3, subject.image_size, subject.image_size)
     channels_last = subject.config.precision.channels_last
-    measured = measure_chain(
-        subject.net, shape, device, subject.dtype, channels_last=channels_last, repeats=repeats
-    )
+    try:
+        measured = measure_chain(
+            subject.net, shape, device, subject.dtype, channels_last=channels_last, repeats=repeats
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"this device has no memory to measure a single unit at batch {subject.batch}: lower the batch"
+        ) from None
     first, second = subject.scaling.chains
     ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
     with_bytes = device.type == "cuda"

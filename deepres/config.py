@@ -83,7 +83,8 @@ class DataConfig(_Section):
     """Centre crop of test images (image files only); by default `image_size`."""
     eval_shorter_side: PositiveInt | None = None
     """What their shorter side is scaled to before that crop."""
-    normalize: Literal["per_pixel_mean", "mean_std"] = "mean_std"
+    normalize: Literal["per_pixel_mean", "mean_std", "half"] = "mean_std"
+    """`half`: less 0.5, divided by 0.5, of pixels from 0 to 1."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Decoding processes a training process has (image folders only)."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0

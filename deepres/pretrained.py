@@ -9,9 +9,9 @@ NOTE [ Weights from elsewhere ]
 3. `timm`: the batch-normalised `resnetv2_50`, `_101` and `_152` (such as `resnetv2_101.a1h_in1k`). As in the
    authors' nets, units that change the shape share their activation with the projection, which has no batch norm;
    unlike there, the stride is on the 3×3 convolution, nothing is activated before the max pool, and the classifier
-   is a 1×1 convolution. They want RGB from 0 … 1, less 0.5, divided by 0.5. Not for: `_18`, `_34` (their first
-   unit's activation is the branch's own), `d`, `t` (three convolutions in the stem, average pooling in shortcuts),
-   `_bit`, `_gn`, `_evos`, `_frn` (other norms).
+   is a 1×1 convolution. They want RGB from 0 … 1, less 0.5, divided by 0.5 (`data.normalize=half`). Not for: `_18`,
+   `_34` (their first unit's activation is the branch's own), `d`, `t` (three convolutions in the stem, average pooling
+   in shortcuts), `_bit`, `_gn`, `_evos`, `_frn` (other norms).
 4. `torch7`: ResNet-200 of `fb.resnet.torch`, the one pre-activation net that was published there, with the keys of
    `convert_torch_to_pytorch` (nested `nn.Sequential`, numbered from 0). It is not quite the paper's net: units that
    change the shape project x_l itself, and batch norm follows; the first unit activates again what the stem has

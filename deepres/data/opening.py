@@ -123,7 +123,7 @@ def open_data(
             default) and `scale_and_aspect`, see `Crop`. Image files that are not scaled at random are scaled to
             `image_size` and cropped in the middle first.
         normalize: `mean_std` by channel, or `per_pixel_mean` as in the paper; both of the training set. Image
-            files take ImageNet's mean and deviation.
+            files take ImageNet's mean and deviation. `half`, of all: from −1 to 1, as `timm`'s nets want it.
         eval_image_size: of image files, the centre crop in tests; `image_size` if unset.
         eval_shorter_side: of image files, what the shorter side is scaled to before that crop. If unset: 256 for
             224 (or in proportion) if the crop is as in training; the crop itself if it is another (320 for 320),
@@ -182,6 +182,8 @@ def open_data(
         normalization = Normalization.of_constants()
     else:
         train, test, normalization = _resident(info, found, normalize, seed, device)
+    if normalize == "half":
+        normalization = Normalization.of_constants((0.5,) * 3, (0.5,) * 3)
     return DataSource(
         info,
         schedule,

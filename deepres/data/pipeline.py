@@ -8,7 +8,7 @@ from deepres.data.decode import Crop
 from deepres.data.source import DeviceAugmentation
 
 Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
-Normalize = Literal["mean_std", "per_pixel_mean"]
+Normalize = Literal["mean_std", "per_pixel_mean", "half"]
 
 _DEFAULT_AUGMENTATION: dict[str, DeviceAugmentation] = {
     "cifar10": "crop_flip",
@@ -25,12 +25,10 @@ class Pipeline:
     Attributes:
         crops: for training and test images, when they are decoded; None for sets that live on the device.
         on_device: for whole batches of training images.
-        normalize: last.
     """
 
     crops: tuple[Crop, Crop] | None
     on_device: DeviceAugmentation
-    normalize: Normalize
 
 
 def make_pipeline(
@@ -52,8 +50,10 @@ def make_pipeline(
         DataError: the options do not fit the kind of set, or one another.
     """
     if is_files:
-        if normalize != "mean_std":
-            raise DataError(f"data.normalize of image files must be mean_std (ImageNet's), got {normalize}")
+        if normalize == "per_pixel_mean":
+            raise DataError(
+                "data.normalize of image files must be mean_std (ImageNet's) or half, got per_pixel_mean"
+            )
         return _for_files(image_size, augmentation or "scale", eval_image_size, eval_shorter_side)
     if eval_image_size is not None or eval_shorter_side is not None:
         raise DataError(
@@ -64,7 +64,7 @@ def make_pipeline(
         raise DataError(
             f"data.augmentation={on_device} is for image files; {name} takes none, crop or crop_flip"
         )
-    return Pipeline(None, on_device, normalize)
+    return Pipeline(None, on_device)
 
 
 def _for_files(
@@ -83,4 +83,4 @@ def _for_files(
         raise DataError(
             f"data.eval_shorter_side must be at least the test crop's {test_size}, got {shorter_side}"
         )
-    return Pipeline((train, Crop("centre", test_size, shorter_side)), on_device, "mean_std")
+    return Pipeline((train, Crop("centre", test_size, shorter_side)), on_device)

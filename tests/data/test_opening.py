@@ -148,7 +148,7 @@ def cifar10(tiny_cifar, monkeypatch):
     return tiny_cifar
 
 
-@pytest.mark.parametrize("normalize", ["mean_std", "per_pixel_mean"])
+@pytest.mark.parametrize("normalize", ["mean_std", "per_pixel_mean", "half"])
 def test_cifars_batches_are_its_images_normalised_shuffled_padded_and_cropped(cifar10, normalize):
     name = cifar10.cifar.name
     source = open_data(name, root=cifar10.root, micro_batch_size=5, normalize=normalize, seed=3)
@@ -157,7 +157,7 @@ def test_cifars_batches_are_its_images_normalised_shuffled_padded_and_cropped(ci
         axes = (0, 2, 3)
         mean, std = pixels.mean(axes)[:, None, None], pixels.std(axes)[:, None, None]
     else:
-        mean, std = pixels.mean(0), 255.0
+        mean, std = (pixels.mean(0), 255.0) if normalize == "per_pixel_mean" else (127.5, 127.5)
     order, draws = shuffled(20, seed=3, epoch=4), uniforms(3, 4, 0, 20, 3)
     rows = [row for batch in source.train_batches(4) for row in zip(batch.images, batch.labels, strict=True)]
     for position, (image, label) in enumerate(rows):
@@ -230,6 +230,16 @@ def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
 def test_options_that_do_not_fit_image_files_are_errors(image_folder, options, message):
     with pytest.raises(DataError, match=message):
         inspect_data("image_folder", root=image_folder, **options)
+
+
+def test_image_files_from_minus_one_to_one(image_folder):
+    options = {"root": image_folder, "micro_batch_size": 2, "image_size": 32}
+    theirs, ours = (
+        next(iter(open_data("image_folder", normalize=name, **options).test_batches())).images
+        for name in ("half", "mean_std")
+    )
+    red = (ours[:, 0] * 0.229 + 0.485 - 0.5) / 0.5
+    torch.testing.assert_close(theirs[:, 0], red, rtol=1e-5, atol=1e-5)
 
 
 def test_a_set_smaller_than_one_step_is_an_error():

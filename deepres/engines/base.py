@@ -117,9 +117,10 @@ class Engine(ABC):
         """
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
-        bad_loss, bad_gradient = any_process(
-            [not sums[0].isfinite(), not self._has_finite_gradients()], self.process.device
-        )
+        is_finite = (
+            self._has_finite_gradients()
+        )  # first: the loss is waited for, with nothing left for a GPU to do
+        bad_loss, bad_gradient = any_process([not sums[0].isfinite(), not is_finite], self.process.device)
         if bad_loss or bad_gradient:
             raise NonFiniteError("loss" if bad_loss else "gradient")
         is_updated = self._update()

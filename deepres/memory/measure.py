@@ -33,8 +33,9 @@ def measure_chain(
     """The costs of each unit of a model, of its stem and its head, measured on a device.
 
     Units that are alike are measured once, so that a net of a thousand layers takes seconds; see NOTE
-    [ Reading costs ]. Bytes are the allocator's, workspaces included. The model is left as it is, on any device. To
-    time a CPU, the process keeps freed memory from then on (`keep_freed_memory`).
+    [ Reading costs ]. Bytes are what the allocator is asked for, workspaces included; on CUDA its blocks are larger, by
+    1 MiB at most. The model is left as it is, on any device. To time a CPU, the process keeps freed memory from then
+    on (`keep_freed_memory`).
 
     Args:
         model: a net `head(units(stem(x)))` or an `nn.Sequential` of units, each one tensor to one tensor.

@@ -25,6 +25,7 @@ from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError
 from deepres.data import DataError, DataInfo, inspect_data, open_data
+from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.engines.base import ComputeIn
@@ -219,8 +220,7 @@ def _open_run(job: Job) -> tuple[RunFolder, Checkpoint | None]:
 def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
     config, process = job.config, job.process
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        use_deterministic_algorithms()
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
     if process.device.type == "cpu":

@@ -74,12 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=writable_file, help="write the table here, worst case first")
     every = ",".join(str(case.depth) for case in CASES)
-    parser.add_argument("--depths", type=_cases, default=CASES, help=f"only some of {every}")
+    parser.add_argument("--depths", dest="cases", type=_cases, default=CASES, help=f"only some of {every}")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "tools/predict_vs_measure.py", *(arguments or sys.argv[1:])])
     results = list[Result]()
-    for case in options.depths:
+    for case in options.cases:
         for precision in ("fp32", "bf16"):
             for result in run_case(case, precision, torch.device(options.device)):
                 results.append(result)

@@ -88,7 +88,7 @@ def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool)
     columns = np.arange(width)[None]
     if flip:
         columns = np.where(draws[:, 2:3] < 0.5, columns[:, ::-1], columns)
-    # In one piece to the device: narrow nets are fast enough to wait for a few copies.
+    # To the device in one piece: beside the steps of a narrow net, each copy takes time that shows.
     places = np.concatenate([offsets[:, :1] + np.arange(height), offsets[:, 1:2] + columns], axis=1)
     rows, columns_there = on_device(places, images.device).split([height, width], dim=1)
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)

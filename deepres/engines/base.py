@@ -117,9 +117,8 @@ class Engine(ABC):
         """
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
-        is_finite = (
-            self._has_finite_gradients()
-        )  # first: the loss is waited for, with nothing left for a GPU to do
+        # Before the loss, which is waited for: a GPU would have nothing left to do.
+        is_finite = self._has_finite_gradients()
         bad_loss, bad_gradient = any_process([not sums[0].isfinite(), not is_finite], self.process.device)
         if bad_loss or bad_gradient:
             raise NonFiniteError("loss" if bad_loss else "gradient")

@@ -78,7 +78,7 @@ class PlainEngine(Engine):
         if self.config.optim.clip_grad_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self._parameters, self.config.optim.clip_grad_norm)
         is_updated = True
         if self._scaler is None:
             self._optimizer.step()

@@ -59,9 +59,8 @@ def measure_chain(
         _without_garbage_collection(),
         torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
     ):
-        if (
-            bench.device.type == "cuda"
-        ):  # libraries choose their algorithms, trying out what takes more than any
+        if bench.device.type == "cuda":
+            # Libraries choose their algorithms here, and what they try takes more than what they choose.
             read_chain(model, Spec.of(images), _DeviceBench(bench.device, dtype, repeats=0), loss)
         return read_chain(model, Spec.of(images), bench, loss)
 

@@ -77,13 +77,14 @@ def make_report(
             )
         )
     rows.append(strategy_row(subject, "plan at the floor", frontier.floor))
+    memory = subject.memory(subject.batch)
     return Report(
         model=_model_row(subject),
         engine=_engine_name(subject.config.engine),
         device=subject.target.name,
         device_bytes=subject.target.memory_bytes,
-        other_bytes=subject.memory(subject.batch).without_activations_bytes,
-        workspace_bytes=subject.memory(subject.batch).workspace_bytes,
+        other_bytes=memory.without_activations_bytes,
+        workspace_bytes=memory.workspace_bytes,
         states=states_rows(subject),
         stages=stage_rows(subject),
         ends_bytes=keep_all_bytes - sum(row.kept_bytes for row in stage_rows(subject)),

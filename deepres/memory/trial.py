@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +61,9 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
         ) from None
     first, second = subject.scaling.chains
     ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
-    with_bytes = device.type == "cuda"
-    chains = tuple(
-        _as_measured(chain, first, measured, factor, with_bytes=with_bytes)
-        for chain, factor in ((first, 1.0), (second, ratio))
-    )
-    subject.scaling = ScalingChain(subject.scaling.batches, (chains[0], chains[1]))
+    as_measured = partial(_as_measured, first=first, measured=measured, with_bytes=device.type == "cuda")
+    chains = as_measured(first, factor=1.0), as_measured(second, factor=ratio)
+    subject.scaling = ScalingChain(subject.scaling.batches, chains)
 
 
 def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repeats: int = 5) -> StrategyRow:

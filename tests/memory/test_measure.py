@@ -98,7 +98,8 @@ def test_an_image_takes_half_the_bytes_in_bf16():
             return net(images)
 
     # With AMX, oneDNN's scratch follows the batch in steps.
-    assert 0.5 < _bytes_per_image(net, run, tolerance=0.03) / 274_432 < 0.52
+    tolerance = 0.02 if torch.cpu._is_amx_tile_supported() else 0.0
+    assert 0.5 < _bytes_per_image(net, run, tolerance) / 274_432 < 0.51
 
 
 class _DoesNotFitError(RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 import torch._functorch.config
 
 from deepres import InfeasibleBudgetError, ResNet, apply_plan, make_plan, measure_chain
+from deepres.deterministic import use_deterministic_algorithms
 from deepres.models import compile_units
 from deepres.recompute import Chain, Plan, simulate, uniform_plan
 from measuring.child import ChildFailedError, ChildTimeoutError
@@ -153,8 +153,7 @@ def contest(
 ) -> list[dict[str, Any]]:
     """Rows of one process: everything kept, peers (or the compiler alone), and deepres at their peaks."""
     if device == "cuda":  # or bits differ from one step to the next
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        use_deterministic_algorithms()
     images, labels = make_batch(batch, device, channels_last=channels_last)
 
     def measured(net: ResNet) -> Chain:

@@ -1,0 +1,11 @@
+"""Algorithms that give the same bits each time, where PyTorch has a choice."""
+
+import os
+
+import torch
+
+
+def use_deterministic_algorithms() -> None:
+    """In this process, from now on; on CUDA before anything has been computed there, for cuBLAS asks once."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)

@@ -18,19 +18,26 @@ from deepres.distributed import sum_over_processes
 IGNORED_LABEL = -100
 
 
-def answer_sums(logits: Tensor, labels: Tensor) -> Tensor:
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of `logits: (N, num_classes)`, summed over the rows whose label is not -100."""
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+
+
+@torch.no_grad()
+def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
     """Sums over a batch, (4,) float64: cross entropy, right answers, right among the best five, images.
 
     Args:
         logits: (N, num_classes).
         labels: (N,); rows labelled -100 do not count.
+        loss: `summed_loss`, where it is there already.
     """
-    logits = logits.detach().float()
-    counted = labels != IGNORED_LABEL
-    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+    logits = logits.float()
     best = logits.topk(min(5, logits.size(1)), dim=1).indices
-    hits = (best == labels[:, None]) & counted[:, None]
-    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), counted.sum()]).double()
+    hits = best == labels[:, None]  # no class has the ignored label
+    if loss is None:
+        loss = summed_loss(logits, labels)
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels != IGNORED_LABEL).sum()]).double()
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Never, TypeVar
+from typing import Never
 
 from tqdm import tqdm
 
@@ -19,8 +18,6 @@ from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics
 from deepres.run_folder import RunFolder
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -31,7 +28,7 @@ class Summary:
         images_per_s: of all processes, in training, without evaluations, set-up and the first step after them.
         activation_peak_bytes: of one process, measured on its first micro batch.
         predicted_peak_bytes: the same, known before.
-        data_wait_share: the fraction of that time in which the first process waited for a batch.
+        data_wait_share: the fraction of that time in which the first process had no batch to compute on.
         recompute_share: the predicted fraction of a step that goes into replays.
     """
 
@@ -178,29 +175,16 @@ class Rate:
         self._images = 0
         self._seconds = 0.0
         self._waited = 0.0
-        self._waited_in_step = 0.0
         self._since: float | None = None
 
-    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of a step; how long the step waits for each is noted."""
-        iterator = iter(batches)
-        while True:
-            begin = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._waited_in_step += time.perf_counter() - begin
-            yield batch
-
-    def count(self, num_images: int) -> None:
-        """A step is done."""
+    def count(self, num_images: int, waited_s: float) -> None:
+        """A step is done, in which the device waited that long for data."""
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
             self._images += num_images
-            self._waited += self._waited_in_step
-        self._since, self._waited_in_step = now, 0.0
+            self._waited += waited_s
+        self._since = now
 
     def pause(self) -> None:
         """What follows is no training; the next step begins a new stretch."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 
 from deepres.config import Config
-from deepres.data import Batch, DataSource
+from deepres.data import BatchesAhead, DataSource
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.exit_status import ExitStatus, RunError
@@ -117,7 +116,8 @@ class Trainer:
     def _run_epoch(self) -> None:
         """Train to the end of an epoch, or of the run."""
         epoch, done = divmod(self._step, self._steps_per_epoch)
-        batches = self._data.train_batches(epoch, start=done * self._engine.sizes.accumulation)
+        num_micro = self._engine.sizes.accumulation
+        batches = BatchesAhead(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
         if done == 0:
             self._sums.zero_()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
@@ -131,12 +131,12 @@ class Trainer:
                 self._save_or_stop()
         self._rate.pause()
 
-    def _run_step(self, batches: Iterator[Batch]) -> None:
+    def _run_step(self, batches: BatchesAhead) -> None:
         learning_rate = self._schedule(self._step)
         before = generator_states(self._process.device)
         sizes = self._engine.sizes
         try:
-            result = self._engine.step(self._rate.waiting(islice(batches, sizes.accumulation)), learning_rate)
+            result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         except RuntimeError as error:
@@ -153,7 +153,7 @@ class Trainer:
         self._sums += result.sums
         self._step += 1
         self._is_evaluated = False
-        self._rate.count(sizes.micro_size * sizes.accumulation)
+        self._rate.count(sizes.micro_size * sizes.accumulation, batches.waited_s())
         if self._config.log.memory and self._folder is not None:
             memory = read_step_memory(self._process.device)
             if memory is not None:

@@ -1,5 +1,6 @@
 """Data sets, and the batches that one rank sees of them."""
 
+from deepres.data.ahead import BatchesAhead
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
 from deepres.data.opening import DATASETS, inspect_data, open_data
 from deepres.data.pipeline import Augmentation, Normalize
@@ -10,6 +11,7 @@ __all__ = [
     "IGNORED_LABEL",
     "Augmentation",
     "Batch",
+    "BatchesAhead",
     "DataError",
     "DataInfo",
     "DataSource",

@@ -65,6 +65,11 @@ class Request:
     first_position: int
     indices: npt.NDArray[np.int64]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no filler."""
+        return bool((self.indices >= 0).all())
+
 
 @dataclass(frozen=True)
 class Schedule:

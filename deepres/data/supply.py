@@ -31,7 +31,7 @@ class Fetched:
     @property
     def is_whole(self) -> bool:
         """Whether every row holds an image; known without waiting for the device."""
-        return not self.failures and bool((self.request.indices >= 0).all())
+        return not self.failures and self.request.is_whole
 
 
 class Supply(Protocol):
@@ -81,6 +81,9 @@ class ResidentSupply:
         """Serves the requests in their order."""
         for request in requests:
             indices = on_device(request.indices, self._device)
+            if request.is_whole:
+                yield Fetched(request, *self._look_up(indices))
+                continue
             images, labels = self._look_up(indices.clamp_min(0))
             yield Fetched(request, images, labels.masked_fill(indices < 0, IGNORED_LABEL))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,12 @@ from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, any_process, average_over_processes
-from deepres.metrics import IGNORED_LABEL, answer_sums
+from deepres.metrics import answer_sums, summed_loss
 from deepres.models import synchronize_batch_norm
 
 
@@ -117,9 +117,11 @@ class Engine(ABC):
         """
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
-        # Before the loss, which is waited for: a GPU would have nothing left to do.
-        is_finite = self._has_finite_gradients()
-        bad_loss, bad_gradient = any_process([not sums[0].isfinite(), not is_finite], self.process.device)
+        # The only wait for the device.
+        loss, gradient = torch.stack([sums[0], self._gradient_norm(2.0)]).tolist()
+        # Squares overflow before the numbers do, but are several times as fast as their largest.
+        is_finite = math.isfinite(gradient) or math.isfinite(self._gradient_norm(math.inf).item())
+        bad_loss, bad_gradient = any_process([not math.isfinite(loss), not is_finite], self.process.device)
         if bad_loss or bad_gradient:
             raise NonFiniteError("loss" if bad_loss else "gradient")
         is_updated = self._update()
@@ -130,18 +132,19 @@ class Engine(ABC):
         return StepResult(sums)
 
     def run_passes(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
-        """Forward and backward passes of a step, without its update; its sums, see `StepResult`."""
+        """Forward and backward passes of a step, without its update; its sums, see `StepResult`.
+
+        `micro_batches` is asked for one more than there are, before anything waits for the device.
+        """
         self.has_averaged_buffers = False
         if not self.net.training:  # to visit thousands of modules takes milliseconds
             self.net.train()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
+        sums: list[Tensor] = []
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
             with self._accumulating(is_last=is_last):
-                logits = self._pass(batch.images, batch.labels, is_last=is_last)
-            sums += answer_sums(logits, batch.labels)
-            del logits
-        return sums
+                sums.append(self._pass(batch.images, batch.labels, is_last=is_last))
+        return torch.stack(sums).sum(0)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -207,12 +210,13 @@ class Engine(ABC):
         return
 
     def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
-        """The forward and backward pass of a micro batch; its logits."""
+        """The forward and backward pass of a micro batch; its `answer_sums`."""
         logits = self._run(images)
-        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED_LABEL)
+        loss = summed_loss(logits, labels)
+        sums = answer_sums(logits, labels, loss)
         # Engines average gradients over processes.
-        self._backward(total * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
-        return logits.detach()
+        self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+        return sums
 
     @contextmanager
     def _accumulating(self, *, is_last: bool) -> Iterator[None]:  # noqa: ARG002
@@ -229,17 +233,18 @@ class Engine(ABC):
     def _update(self) -> bool:
         """Change the parameters; False if that was skipped because gradients are not finite."""
 
-    def _has_finite_gradients(self) -> bool:
-        """Whether this process's share of the gradients is; True if `_update` or fp16's loss scaler finds out."""
-        if self.loss_scaler is not None:
-            return True
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+    def _gradient_norm(self, order: float) -> Tensor:
+        """The largest norm of this process's gradients, on the device: finite if they are.
+
+        Zero if `_update` or fp16's loss scaler finds out.
+        """
+        gradients = [] if self.loss_scaler is not None else self._gradients()
         if not gradients:
-            return True
-        # The Euclidean norm is several times as fast, but overflows before its numbers do.
-        return any(
-            bool(nn.utils.get_total_norm(gradients, order).isfinite()) for order in (2.0, float("inf"))
-        )
+            return torch.zeros((), device=self.process.device)
+        return torch.stack(torch._foreach_norm(gradients, order)).max()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     @cached_property
     def _parameters(self) -> tuple[nn.Parameter, ...]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 Pass = Callable[[Tensor, Tensor], Tensor]
-"""Takes images and labels, adds to the gradients, and gives logits."""
+"""Takes images and labels, adds to the gradients, and gives the batch's sums."""
 
 NUM_EAGER = 3
 """Passes before the one that is recorded."""
@@ -84,7 +84,7 @@ class RecordedPass:
         self._images, self._labels = torch.empty(0), torch.empty(0)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run or replay the pass; the logits (N, num_classes) hold until the next one."""
+        """Run or replay the pass; its result holds until the next one."""
         if self._replay is None and self._num_eager < NUM_EAGER:
             self._num_eager += 1
             with self._recorder.aside():

@@ -95,9 +95,9 @@ class DeepSpeedEngine(Engine):
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def _has_finite_gradients(self) -> bool:
+    def _gradients(self) -> list[Tensor]:
         # ZeRO looks at the norm of the whole gradient and skips a step by itself.
-        return self.config.engine.zero_stage > 0 or super()._has_finite_gradients()
+        return [] if self.config.engine.zero_stage > 0 else super()._gradients()
 
     def _update(self) -> bool:
         scaler = self.loss_scaler

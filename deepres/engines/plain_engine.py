@@ -87,7 +87,7 @@ class PlainEngine(Engine):
         if self._recorded is None:
             self._optimizer.zero_grad(set_to_none=True)
         else:  # the recorded pass adds to the gradients where they are
-            torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
+            torch._foreach_zero_(self._gradients())
         return is_updated
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:

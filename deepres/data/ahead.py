@@ -1,0 +1,60 @@
+"""The next batch, made while the device computes on the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from deepres.data.batch import Batch, DataError
+
+
+class BatchesAhead:
+    """Batches of which one is made ahead: when a step has launched its work on the device, not when it needs one.
+
+    At that time the step's activations are gone, so the batch takes no memory that the step would need.
+
+    Args:
+        batches: where they come from.
+        device: where the steps are computed.
+    """
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._next: Batch | None = None
+        self._error: DataError | None = None
+        self._waited_s = 0.0
+
+    def take(self, num: int) -> Iterator[Batch]:
+        """The next `num` batches; the one after them is made when more than these are asked for.
+
+        Raises:
+            DataError: of the batch that is due, never of one made ahead.
+        """
+        for _ in range(num):
+            self._make()
+            if self._error is not None:
+                raise self._error
+            batch, self._next = self._next, None
+            assert batch is not None
+            yield batch
+            del batch
+        self._make()
+
+    def waited_s(self) -> float:
+        """Seconds since the last call in which a batch was made and the device had nothing to do."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
+
+    def _make(self) -> None:
+        if self._next is not None or self._error is not None:
+            return
+        begin = time.perf_counter()
+        try:
+            self._next = next(self._batches, None)
+        except DataError as error:
+            self._error = error
+        # If there is still work from before, the device has not noticed.
+        if self._device.type == "cpu" or torch.cuda.current_stream(self._device).query():
+            self._waited_s += time.perf_counter() - begin

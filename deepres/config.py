@@ -138,7 +138,7 @@ class TrainConfig(_Section):
     """Images a process tests at once; by default the micro batch."""
     eval_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     deterministic: bool = False
     """Only algorithms whose results are the same in every run."""
     output: Path = Path("runs")

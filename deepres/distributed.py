@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -77,12 +76,11 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
 
 
-def start_process_group(process: Process, store: Store | None = None, timeout_s: float = 1800.0) -> None:
+def start_process_group(process: Process, store: Store | None = None) -> None:
     """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own.
 
     Args:
         store: where they have met; by default they meet at `MASTER_ADDR:MASTER_PORT`.
-        timeout_s: seconds that a collective may take.
     """
     if dist.is_initialized():
         return
@@ -98,7 +96,6 @@ def start_process_group(process: Process, store: Store | None = None, timeout_s:
         store=store,
         rank=process.rank,
         world_size=process.world_size,
-        timeout=timedelta(seconds=timeout_s),
     )
 
 
@@ -130,7 +127,7 @@ def to_first_process(x: Tensor) -> list[Tensor]:
         return [x.detach().to("cpu", copy=True)]
     # Gathered by adding up, as NCCL has no gather to one, and exactly: but for one process all add zero bits.
     gathered = torch.zeros(
-        dist.get_world_size(), x.nbytes // x.element_size(), dtype=x.dtype, device=x.device
+        dist.get_world_size(), x.numel(), dtype=x.dtype, device=x.device
     )
     bits = gathered.view({1: torch.uint8, 4: torch.int32, 8: torch.int64}[x.element_size()])
     gathered[dist.get_rank()] = x.detach().reshape(-1)

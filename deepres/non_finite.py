@@ -34,7 +34,7 @@ def where_first(engine: Engine, batches: Sequence[Batch]) -> str:
     (batch norm spreads them over all rows of a micro batch). Buffers and gradients are of no use afterwards.
 
     Args:
-        engine: its net must be a `ResNet`, or have `stem`, `units` and `head`.
+        engine: its net must be a `ResNet`.
         batches: the micro batches of the step.
     """
     net = engine.net

@@ -66,12 +66,12 @@ def halve_until_it_fits(
         sizes = replace(sizes, micro_size=sizes.micro_size // 2, accumulation=sizes.accumulation * 2)
 
 
-def out_of_memory_in_step(step: int, sizes: BatchSizes, peak_bytes: int, free_bytes: int | None) -> RunError:
-    """The error of a step that ran out of memory, with what would have fitted.
+def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int | None) -> RunError:
+    """The error of a micro batch that ran out of memory, with what would have fitted.
 
     Args:
-        step: its number.
-        sizes: how its images were divided.
+        when: such as `in step 3`.
+        sizes: how a step's images are divided.
         peak_bytes: the most activations that a micro batch holds.
         free_bytes: what is free without them, if that is known.
     """
@@ -84,7 +84,7 @@ def out_of_memory_in_step(step: int, sizes: BatchSizes, peak_bytes: int, free_by
     fitting = max(fitting, 1)
     accumulation = sizes.micro_size * sizes.accumulation // fitting
     return RunError(
-        f"out of memory in step {step} with a micro batch of {sizes.micro_size}: train.micro_batch_size={fitting} "
+        f"out of memory {when} with a micro batch of {sizes.micro_size}: train.micro_batch_size={fitting} "
         f"train.accumulation={accumulation} should fit, and trains the same global batch of {sizes.global_size}",
         ExitStatus.OUT_OF_MEMORY,
     )

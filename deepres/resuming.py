@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,9 +100,20 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
                 "train.resume=auto, or choose another train.run_dir"
             )
         for damaged in newer:
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+            _put_aside(damaged)
     say(f"goes on from {found.path}: step {step}, epoch {step / found.progress.steps_per_epoch:.2f}")
     return found
+
+
+def _put_aside(damaged: Path) -> None:
+    """Rename a checkpoint, so that the run may come past its step again."""
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        damaged.rename(aside)
+    except OSError as error:
+        raise ConfigError(f"{damaged} is damaged and cannot be renamed: {error.strerror}") from None
 
 
 def share_start(found: Checkpoint | None, config: Config, process: Process) -> Checkpoint | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +20,87 @@ from deepres.config import Config, ConfigError
 from deepres.metrics import MetricsFile
 
 METRICS, WEIGHTS, FINISHED = "metrics.jsonl", "model.safetensors", "finished.json"
+NOT_FINITE = "not_finite"
+"""The kind of the line of metrics that tells where a run ended in a number that is not finite."""
+_LOCK_WAIT_S = 15.0
 _OF_A_RUN = ("config.yaml", METRICS, WEIGHTS, FINISHED, "curves.png")
 
 
-def choose_run_folder(config: Config, config_path: Path, checkpoints: str) -> Path:
-    """`train.run_dir`, or a new folder under `train.output` named after the config and the time.
+def run_folder_path(config: Config, config_path: Path) -> Path:
+    """`train.run_dir`, or a new folder under `train.output` named after the config and the time."""
+    if config.train.run_dir is not None:
+        return config.train.run_dir
+    return config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextmanager
+def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+    """Make a folder and keep other runs out of it; if it is still empty in the end, it goes.
+
+    The lock is the system's (flock): it ends with the process, however that ends, and with the processes that decode
+    its images, which notice a few seconds later; hence the wait. Where a file system has no such lock, there is none.
+
+    Raises:
+        ConfigError: another run holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
+    try:
+        if not _lock(descriptor, wait_s):
+            raise ConfigError(
+                f"another process is writing a run to {folder}: wait for its end, stop it, or choose another "
+                "train.run_dir"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is being written to a folder."""
+    if not folder.is_dir():
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(descriptor, wait_s=0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
+        else:
+            return True
+
+
+def prepare_run_folder(config: Config, folder: Path, checkpoints: str) -> None:
+    """See that an existing folder may take the run, and write its configuration.
 
     Args:
         config: the configuration.
-        config_path: where it came from.
+        folder: the run's.
         checkpoints: the name of the folder's own folder of checkpoints.
 
     Raises:
         ConfigError: the folder holds a run already and is neither to be resumed nor overwritten, or it cannot be
             written.
     """
-    folder = config.train.run_dir
-    if folder is None:
-        folder = config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     resume = config.train.resume
     is_resumed = resume == "auto" or (isinstance(resume, Path) and _is_inside(resume, folder))
     try:
@@ -44,7 +110,6 @@ def choose_run_folder(config: Config, config_path: Path, checkpoints: str) -> Pa
                 f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, "
                 "or choose another train.run_dir"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         if holds_run and config.train.overwrite:
             _remove_run(folder, checkpoints)
         replace_text(folder / "config.yaml", config.to_yaml())
@@ -52,7 +117,6 @@ def choose_run_folder(config: Config, config_path: Path, checkpoints: str) -> Pa
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
     except SaveError as error:
         raise ConfigError(str(error)) from None
-    return folder
 
 
 class RunFolder:

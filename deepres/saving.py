@@ -242,6 +242,9 @@ class Saver:
             commit_snapshot(snapshot, folder, self._keep)
         except SaveError as error:
             self._error = error
+        except Exception as error:  # noqa: BLE001  # of a thread, which nobody would hear of
+            self._error = SaveError(f"a checkpoint could not be written to {folder}: {error!r}")
+            self._error.__cause__ = error
         self.commit_s = time.monotonic() - begin
 
 
@@ -258,9 +261,8 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     replace_text(folder / LATEST, target.name + "\n")
     for old in checkpoints_in(folder)[keep:]:
         if old != target:
-            disposable = old.with_name(
-                old.name + UNFINISHED
-            )  # never half a checkpoint under a whole one's name
+            # Never half a checkpoint under a whole one's name.
+            disposable = old.with_name(old.name + UNFINISHED)
             try:
                 old.rename(disposable)
             except OSError as error:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,10 +35,16 @@ from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
-from deepres.out_of_memory import halve_until_it_fits, limit_device_memory
+from deepres.out_of_memory import (
+    free_device_bytes,
+    halve_until_it_fits,
+    is_out_of_memory,
+    limit_device_memory,
+    out_of_memory,
+)
 from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
-from deepres.run_folder import RunFolder, choose_run_folder
+from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
 from deepres.run_log import Summary
 from deepres.saving import FOLDER
 from deepres.stopping import PeerWatch, StopRequest
@@ -171,9 +177,13 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
         RunError: the run ended before its end.
         SaveError: a checkpoint could not be written.
     """
-    folder, found = _open_run(job) if job.process.is_first else (None, None)
-    with nullcontext() if folder is None else closing(folder.metrics):
-        return _run_together(job, folder, found, stop)
+    if not job.process.is_first:
+        return _run_together(job, None, None, stop)
+    path = run_folder_path(job.config, job.config_path)
+    with hold_run_folder(path):
+        folder, found = _open_run(job, path)
+        with closing(folder.metrics):
+            return _run_together(job, folder, found, stop)
 
 
 def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
@@ -208,11 +218,11 @@ def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
         raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
 
 
-def _open_run(job: Job) -> tuple[RunFolder, Checkpoint | None]:
-    """The run's folder and the checkpoint that it goes on from."""
+def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
+    """The run's folder, at `path`, and the checkpoint that it goes on from."""
     config = job.config
     start = choose_start(config, run_identity(config, job.sizes, job.info), print)
-    path = choose_run_folder(config, job.config_path, FOLDER)
+    prepare_run_folder(config, path, FOLDER)
     is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
     return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
 
@@ -284,7 +294,14 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
     if job.config.train.micro_batch_size == "auto":
         sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
         return replace(planned, sizes=sizes), peak_bytes
-    return planned, attempt(planned.sizes.micro_size)
+    try:
+        return planned, attempt(planned.sizes.micro_size)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        error.__traceback__ = None  # it holds on to the activations
+        peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
+        raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes) from None
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

@@ -17,9 +17,9 @@ from deepres.memory.step_log import read_step_memory, start_memory_history, writ
 from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
-from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory_in_step
+from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory
 from deepres.resuming import Checkpoint, own_sums
-from deepres.run_folder import RunFolder
+from deepres.run_folder import NOT_FINITE, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
 from deepres.stopping import StopRequest
@@ -139,7 +139,7 @@ class Trainer:
             result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None  # it holds on to the activations
@@ -147,9 +147,8 @@ class Trainer:
                 write_memory_snapshot(self._folder.path / "out_of_memory.pickle", self._process.device)
             self._engine.run_eagerly()  # a recorded pass would not give its activations back
             free_bytes = free_device_bytes(self._process.device)
-            raise out_of_memory_in_step(
-                self._step + 1, sizes, self._activation_peak_bytes, free_bytes
-            ) from None
+            when = f"in step {self._step + 1}"
+            raise out_of_memory(when, sizes, self._activation_peak_bytes, free_bytes) from None
         self._sums += result.sums
         self._step += 1
         self._is_evaluated = False
@@ -171,6 +170,8 @@ class Trainer:
         num_batches = self._engine.sizes.accumulation
         batches = self._data.train_batches(epoch, start=done * num_batches)
         where = where_first(self._engine, list(islice(batches, num_batches)))
+        if self._folder is not None:
+            self._folder.metrics.write(NOT_FINITE, step=self._step + 1, what=error.what, where=where)
         return RunError(
             f"the {error.what} of step {self._step + 1} is not finite: {where}; nothing of it was saved",
             ExitStatus.NOT_FINITE,

@@ -12,8 +12,8 @@ from deepres.batch_sizes import BatchSizes
 from deepres.exit_status import ExitStatus, RunError
 from deepres.memory import measure_activation_peak
 from deepres.models import build_resnet
-from deepres.out_of_memory import halve_until_it_fits, is_out_of_memory, out_of_memory_in_step
-from tests.processes import environment, free_port
+from deepres.out_of_memory import halve_until_it_fits, is_out_of_memory, out_of_memory
+from tests.processes import ROOT, environment, free_port, run
 
 CPU = torch.device("cpu")
 SCRIPT = """
@@ -84,6 +84,35 @@ def test_the_micro_batch_is_halved_in_all_processes_until_it_fits_and_nothing_el
     assert total == 1024 * num_processes
 
 
+TRAIN = """
+    import resource, sys
+    from deepres.train import main
+
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.multi_process
+def test_a_run_whose_first_micro_batch_does_not_fit_says_what_would(tmp_path):
+    settings = [
+        "data.name=synthetic",
+        "data.num_images=4096",
+        "train.global_batch_size=4096",
+        "recompute.segments=none",
+    ]
+    done = run(
+        sys.executable, "-c", textwrap.dedent(TRAIN), "--config", ROOT / "configs" / "quickstart.yaml",
+        "data.image_size=32", f"train.run_dir={tmp_path}/run", *settings, MALLOC_ARENA_MAX="1", MKL_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == ExitStatus.OUT_OF_MEMORY, done.stderr
+    assert done.stderr == (
+        "error: out of memory before the first step with a micro batch of 4096: train.micro_batch_size=2048 "
+        "train.accumulation=2 should fit, and trains the same global batch of 4096\n"
+    )
+
+
 def attempt_up_to(most):
     tried = []
 
@@ -140,7 +169,7 @@ def test_a_failed_allocation_is_known_whatever_it_is_called():
     [(6400, None, 32, 2), (6400, 1700, 16, 4), (6400, 100, 1, 64), (6400, 10**9, 32, 2)],
 )
 def test_a_step_out_of_memory_tells_what_would_have_fitted(peak, free, fitting, accumulation):
-    error = out_of_memory_in_step(7, BatchSizes(64, 64, 1, 1), peak, free)
+    error = out_of_memory("in step 7", BatchSizes(64, 64, 1, 1), peak, free)
     assert error.exit_status is ExitStatus.OUT_OF_MEMORY
     text = f"out of memory in step 7 with a micro batch of 64: train.micro_batch_size={fitting} train.accumulation={accumulation}"  # noqa: E501
     assert str(error).startswith(text)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from command_line import Parser
-from deepres.commit import SaveError
+from deepres.commit import SaveError, replace_text
 from deepres.config import ConfigError
 from paper_reproduction.launch import Order, train
 from paper_reproduction.length import FULL, Length
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, ReproductionError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _list(arguments: list[str]) -> int:
@@ -46,7 +49,9 @@ def _list(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     parser = _Parser("run", "train a row, or all rows of a table; what is trained already is left alone")
     parser.add_argument("target", metavar="TABLE[/ROW]", help="see list")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root=DIR")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="such as data.root=DIR"
+    )
     parser.add_argument(
         "--seeds", type=_seeds, metavar="1,2,3", help="by default 1 to 5 on CIFAR, 1 on ImageNet"
     )
@@ -56,11 +61,19 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], help='such as "deepspeed --num_gpus 2"'
     )
+    parser.add_argument(
+        "--note",
+        default="",
+        metavar="TEXT",
+        help="for the tables' remarks, such as: CIFAR-10 re-encoded as JPEG",
+    )
     options = parser.parse_intermixed_args(arguments)
     rows = find_rows(all_rows(), options.target)
     if not options.launcher:
         parser.error('argument --launcher: must be a command such as "deepspeed --num_gpus 2", got nothing')
-    order = Order(rows, options.seeds, options.short, options.results, options.overrides, options.launcher)
+    order = Order(
+        rows, options.seeds, options.short, options.results, options.overrides, options.launcher, options.note
+    )
     return train(order)
 
 
@@ -84,7 +97,7 @@ def _table(arguments: list[str]) -> int:
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            replace_text(path, text)
         except OSError as error:
             raise ReproductionError(f"{path} cannot be written: {error.strerror}") from None
     return 0
@@ -101,7 +114,13 @@ class _Parser(Parser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if command:
-            self.add_argument("--results", type=_folder, default=RESULTS, metavar="DIR", help="(%(default)s)")
+            self.add_argument(
+                "--results",
+                type=_folder,
+                default=RESULTS,
+                metavar="DIR",
+                help="(the project's results/paper)",
+            )
 
 
 def _folder(text: str) -> Path:
@@ -112,7 +131,7 @@ def _folder(text: str) -> Path:
 
 def _seeds(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) != len(parts):
+    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) != len(parts):
         raise argparse.ArgumentTypeError(f"must be different whole numbers such as 1,2,3, got {text!r}")
     return tuple(map(int, parts))
 

@@ -91,7 +91,7 @@ class Engine(ABC):
     Args:
         net: the net, on the CPU, with parameters that are the same in every process.
         config: the run's configuration.
-        process: this process; its group must have been started.
+        process: this process.
         sizes: how the global batch is divided.
     """
 
@@ -139,12 +139,13 @@ class Engine(ABC):
         self.has_averaged_buffers = False
         if not self.net.training:  # to visit thousands of modules takes milliseconds
             self.net.train()
-        sums: list[Tensor] = []
+        sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
             with self._accumulating(is_last=is_last):
-                sums.append(self._pass(batch.images, batch.labels, is_last=is_last))
-        return torch.stack(sums).sum(0)
+                # At once: a recorded pass has its sums in the same place each time.
+                sums += self._pass(batch.images, batch.labels, is_last=is_last)
+        return sums
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -37,9 +37,8 @@ class PlainEngine(Engine):
             self._recorded = RecordedPass(partial(super()._pass, is_last=True), OnCuda())
         if process.world_size > 1:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # of `broadcast_buffers`, which is still the way
+                # Of `broadcast_buffers`, which is still the way.
+                warnings.simplefilter("ignore", FutureWarning)
                 self.module = DistributedDataParallel(
                     self.module,
                     broadcast_buffers=False,

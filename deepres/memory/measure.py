@@ -79,7 +79,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 class _DeviceBench:
-    """See `deepres.memory.passes.Bench`."""
+    """See `deepres.memory.bench.Bench`."""
 
     cache_bytes = 2**26
 

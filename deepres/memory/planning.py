@@ -25,6 +25,7 @@ from deepres.memory.run_memory import (
     predict_run_chain,
     run_memory,
 )
+from deepres.out_of_memory import is_out_of_memory
 from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate
 from deepres.recompute.planner import smallest_budget
 
@@ -123,8 +124,10 @@ class Planner:
         found = json.loads(answer[0])
         if "error" in found:
             raise ConfigError(found["error"])
-        matching = next(s for s in self._candidates(sizes) if s.micro_size == found["micro_size"])
-        return self._planned(Plan.from_json(found["plan"]), matching, self._free_bytes())
+        micro_size = found["micro_size"]
+        accumulation = sizes.micro_size * sizes.accumulation // micro_size
+        agreed = replace(sizes, micro_size=micro_size, accumulation=accumulation)
+        return self._planned(Plan.from_json(found["plan"]), agreed, self._free_bytes())
 
     def _settle(self, sizes: BatchSizes) -> PlannedRun:
         device_bytes = self._free_bytes()
@@ -132,12 +135,20 @@ class Planner:
         error: ConfigError | None = None
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
             chain = self._predicted(candidate)
-            if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
-                chain = self._measured(candidate)
             try:
+                if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
+                    chain = self._measured(candidate)
                 plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
                 error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
+                continue
+            except (RuntimeError, MemoryError) as failure:
+                if not is_out_of_memory(failure):
+                    raise
+                error = ConfigError(
+                    f"{self._process.device} has no memory to measure a single unit with a micro batch of "
+                    f"{candidate.micro_size}: lower train.micro_batch_size"
+                )
                 continue
             planned = self._planned(plan, candidate, device_bytes)
             if self._is_auto and planned.extra_share > recompute.max_extra:

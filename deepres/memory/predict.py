@@ -60,7 +60,7 @@ def predict_chain(
 
 
 class _FakeBench:
-    """See `deepres.memory.passes.Bench`: tensors here have shapes and storages' sizes, and no values."""
+    """See `deepres.memory.bench.Bench`: tensors here have shapes and storages' sizes, and no values."""
 
     cache_bytes = 0
 

@@ -81,7 +81,9 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
         return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
     try:
         peak_bytes, ms = run_plan(subject, row.plan, device, repeats)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return replace(row, measured_note="does not fit")
     finally:
         if device.type == "cuda":

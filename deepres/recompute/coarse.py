@@ -104,7 +104,7 @@ def _group(chain: Chain) -> tuple[UnitCost, dict[str, Plan]]:
     if num_units == 1:
         unit = chain.units[0]
         return unit, {retention.name: keep_all_plan(1, retention.name) for retention in unit.retentions}
-    priced = {(_retention("plan", chain, plan), plan) for plan in _inner_plans(chain)}
+    priced = [(_retention("plan", chain, plan), plan) for plan in dict.fromkeys(_inner_plans(chain))]
     retentions, plans = list[Retention](), dict[str, Plan]()
     for retention, plan in sorted(priced, key=lambda pair: (pair[0].kept_bytes, pair[0].replay_ms)):
         if not any(_is_worse(retention, other) for other, _ in priced if other != retention):
@@ -129,7 +129,7 @@ def _inner_plans(chain: Chain) -> Iterator[Plan]:
     num_units = len(chain.units)
     for retention in chain.units[0].retentions:
         nums = {*range(1, min(num_units, 8) + 1), *(2**k for k in range(3, num_units.bit_length()))}
-        for num_segments in nums:
+        for num_segments in sorted(nums):
             yield uniform_plan(num_units, num_segments, retention.name)
     if num_units <= _MOST_PLANNED:
         smallest = smallest_plan(chain).priced(chain)

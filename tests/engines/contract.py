@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 contract.py OUTPUT_FOLDER CASE…
 
-A case is `NAME:accumulation:plan`; its losses and final state go to OUTPUT_FOLDER/CASE.safetensors.
+A case is `NAME:accumulation:extra`; its losses and final state go to OUTPUT_FOLDER/CASE.safetensors.
 """
 
 import sys
@@ -32,7 +32,7 @@ ENGINES = {
     },
     "fairscale": {"name": "fairscale"},
 }
-NUM_STEPS, MICRO_BATCH, LEARNING_RATE = 20, 4, 1e-3
+MICRO_BATCH, LEARNING_RATE = 4, 1e-3
 
 
 @dataclass
@@ -67,7 +67,7 @@ def train(case: str, folder: Path) -> None:
     generator = torch.Generator().manual_seed(7 + process.rank)
     torch.manual_seed(11 + process.rank)
     losses = []
-    for _ in range(NUM_STEPS):
+    for _ in range(20 if extra in ("none", "plan") and sizes.accumulation == 1 else 6):
         images = torch.randn(sizes.accumulation, MICRO_BATCH, 3, 8, 8, generator=generator)
         labels = torch.randint(0, 10, (sizes.accumulation, MICRO_BATCH), generator=generator)
         batches = [Batch(*pair) for pair in zip(images, labels, strict=True)]

@@ -2,18 +2,26 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deepres import apply_plan, build_resnet
+from deepres.batch_sizes import BatchSizes
+from deepres.config import Config
+from deepres.data import Batch
+from deepres.distributed import this_process
+from deepres.engines import Engine
 from deepres.engines.cuda_graph import NUM_EAGER, RecordedPass
+from deepres.engines.plain_engine import PlainEngine
+from deepres.memory.bench import allocate_gradients
 from deepres.recompute import sqrt_plan
 
 
 class _Recorder:
-    """Runs the work at each replay, and counts."""
+    """Runs the work at each replay, with its result in one place as a graph's, and counts."""
 
     def __init__(self):
         self.num_recorded = self.num_replayed = 0
@@ -23,10 +31,14 @@ class _Recorder:
 
     def record(self, run):
         self.num_recorded += 1
+        place = None
 
         def replay():
+            nonlocal place
             self.num_replayed += 1
-            return run()
+            result = run()
+            place = torch.empty_like(result) if place is None else place
+            return place.copy_(result)
 
         return replay
 
@@ -65,6 +77,26 @@ def test_recorded_passes_are_the_passes(under_plan):
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
     for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_adds_up_what_its_recorded_micro_batches_gave():
+    config = Config(
+        model={"depth": 20}, data={"name": "synthetic"}, train={"max_steps": 9, "global_batch_size": 8}
+    )
+    engines = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        engines.append(PlainEngine(build_resnet(20), config, this_process("cpu"), BatchSizes(8, 4, 2, 1)))
+    recorder = _Recorder()
+    allocate_gradients(engines[1].net)
+    engines[1]._recorded = RecordedPass(partial(Engine._pass, engines[1], is_last=True), recorder)
+    for k in range(4):
+        batches = [Batch(*pair, torch.arange(4)) for pair in _batches([4, 4])]
+        sums = [engine.step([batches[k % 2], batches[1 - k % 2]], 0.1).sums for engine in engines]
+        assert torch.equal(*sums)
+    assert recorder.num_replayed == 8 - NUM_EAGER
+    for a, b in zip(*(engine.net.parameters() for engine in engines), strict=True):
         assert torch.equal(a, b)
 
 

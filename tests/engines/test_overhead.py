@@ -1,4 +1,4 @@
-"""What the trainer's step does beside a bare loop's: narrow nets spend a GPU's time on launches, so they are counted."""
+"""What the trainer's step does beside a bare loop's: narrow nets spend a GPU's time on launches, which are counted."""
 
 from collections import Counter
 

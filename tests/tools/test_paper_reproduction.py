@@ -84,17 +84,17 @@ def _leave_run(results, name, seed, top1, *overrides, length=FULL, top5=0.99, en
     config = _config(name, length, f"train.seed={seed}", "data.root=/elsewhere", *overrides)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     lines = [
-        {"kind": "plan", "micro_batch_size": config.train.global_batch_size},
+        {"kind": "plan", "micro_batch_size": config.train.micro_batch_size, "accumulation": 2},
         {"kind": "train", "step": 100, "loss": 1.0},
     ]
+    if end == "diverged":
+        lines.append({"kind": "not_finite", "step": 103, "what": "loss"})
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8"
     )
     if end == "finished":
         marker = {"step": FINAL_STEP, "top1": top1, "top5": top5}
         (folder / "finished.json").write_text(json.dumps(marker) + "\n", encoding="utf-8")
-    if end == "diverged":
-        (folder / "diverged.json").write_text('{"exit_status": 3}\n', encoding="utf-8")
     if made_by:
         (folder / "made_by.json").write_text(json.dumps(made_by), encoding="utf-8")
     return folder
@@ -122,12 +122,14 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     short = Length.parse("0.0244375")
     for seed, top1 in ((1, 0.8100), (2, 0.8234), (3, 0.7999)):
         _leave_run(
-            tmp_path, "resnet20/full_preactivation", seed, top1, length=short, machine="a CPU", versions={"torch": "2"}
+            tmp_path, "resnet20/full_preactivation", seed, top1, length=short, machine="a CPU", versions={"torch": "2"},
+            note="JPEG" if seed == 2 else "",
         )  # fmt: skip
     _leave_run(tmp_path, "resnet20/original", 1, 0.5, "precision.compute=bf16", length=short)
     _leave_run(tmp_path, "resnet20/original", 2, None, length=short, end="unfinished")
     _leave_run(tmp_path, "table1/original", 1, 0.93)
-    _leave_run(tmp_path, "table1/original", 2, 0.94, "train.global_batch_size=64")
+    _leave_run(tmp_path, "table1/original", 3, 0.92)
+    _leave_run(tmp_path, "table1/original", 2, 0.94, "train.global_batch_size=64", "train.max_steps=640")
     _leave_run(tmp_path, "table1/original", 5, 0.9, length=Length.parse("0.5"))
     _leave_run(tmp_path, "table1/dropout", 1, None, end="diverged")
     _leave_run(tmp_path, "table1/dropout", 2, 0.4)
@@ -136,21 +138,25 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     out = _table(capsys, tmp_path)
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert _cells(text, "Not in the paper", "ResNet-20, full pre-activation") == [
-        ["ResNet-20, full pre-activation", "–", "19.00", "17.66–20.01", "3", "1,564 of 64,000 steps (0.0244375)", ""]
+        ["ResNet-20, full pre-activation", "–", "19.00", "17.66–20.01", "3", "1,564 of 64,000 steps (0.0244375)",
+         "seed 2: JPEG"]
     ]  # fmt: skip
-    ((_, _, here, span, seeds, _, remarks),) = _cells(text, "Not in the paper", "ResNet-20, original")
-    assert (here, span, seeds) == ("50.00", "", "1")
-    assert remarks == "seed 1: precision.compute is bf16, not fp32; seed 2: unfinished at step 100"
-    full, half = _cells(text, "Table 1", "original")
-    assert full[1:] == [
-        "6.61", "6.50", "6.00–7.00", "2", "64,000 steps", "seed 2: train.global_batch_size is 64, not 128"
+    bf16, begun = _cells(text, "Not in the paper", "ResNet-20, original")
+    steps = "1,564 of 64,000 steps (0.0244375)"
+    assert bf16[2:] == ["50.00", "", "1", steps, "precision.compute is bf16, not fp32"]
+    assert begun[2:] == ["unfinished", "", "", steps, "unfinished at step 100"]
+    full, other, half = _cells(text, "Table 1", "original")
+    assert full[1:] == ["6.61", "7.50", "7.00–8.00", "2", "64,000 steps", ""]
+    assert other[1:] == [
+        "6.61", "6.00", "", "1", "640 of 64,000 steps (0.01)",
+        "train.max_steps is 640, not 64000; train.global_batch_size is 64, not 128",
     ]  # fmt: skip
     assert half[1:] == ["6.61", "10.00", "", "1", "32,000 of 64,000 steps (0.5)", ""]
-    (twin,) = _cells(text, "Table 2", "ResNet-110, original")[:1]
-    assert twin[1:] == [*full[1:-1], f"= table1/original; {full[-1]}"]
+    (twin, *_) = _cells(text, "Table 2", "ResNet-110, original")
+    assert twin[1:] == [*full[1:-1], "= table1/original"]
     (dropout,) = _cells(text, "Table 1", "dropout shortcut, 0.5")
     assert dropout[1:5] == ["fail (> 20)", "fail", "60.00–fail", "2"]
-    assert dropout[6] == "seed 1: diverged after step 100"
+    assert dropout[6] == "seed 1: diverged in step 103"
     (conv,) = _cells(text, "Table 1", "1×1 conv shortcut")
     assert conv[1:5] == ["12.22", "fail", "", "1"]
     (imagenet,) = _cells(text, "Table 5", "200, original, 320 crop")
@@ -159,7 +165,7 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     assert missing[1:] == ["4.92", "not run", "", "", "", ""]
     for file in (text, out):
         assert "3 runs were trained on a CPU, torch 2." in file
-        assert "9 runs were trained on a machine that is not noted." in file
+        assert "10 runs were trained on a machine that is not noted." in file
     assert text.count("\n## ") == 7
     page = (tmp_path / "tables.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
@@ -171,19 +177,20 @@ def test_files_are_written_where_they_are_wanted(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     markdown, html = tmp_path / "a" / "b.md", tmp_path / "c.html"
     _table(capsys, tmp_path / "results", "--markdown", str(markdown), "--html", str(html))
-    assert markdown.read_text(encoding="utf-8").count("not run") == 53
+    assert markdown.read_text(encoding="utf-8").count("not run") == 57
     assert html.exists()
     assert not list((tmp_path / "results").iterdir())
 
 
-def test_a_run_with_part_of_the_batch_at_once_says_so(tmp_path, capsys):
-    folder = _leave_run(tmp_path, "table1/original", 1, 0.9)
+@pytest.mark.parametrize(("synchronised", "size"), [("false", 32), ("true", 128)])
+def test_batch_norm_over_another_number_of_images_is_told(tmp_path, capsys, synchronised, size):
+    folder = _leave_run(tmp_path, "table1/original", 1, 0.9, f"engine.sync_batch_norm={synchronised}")
     (folder / "metrics.jsonl").write_text(
-        '{"kind": "plan", "micro_batch_size": 32}\n{"kind"', encoding="utf-8"
+        '{"kind": "plan", "micro_batch_size": 32, "accumulation": 1}\n{"kind"', encoding="utf-8"
     )
     _table(capsys, tmp_path)
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
-    assert _cells(text, "Table 1", "original")[0][-1] == "batch norm over 32 images"
+    assert _cells(text, "Table 1", "original")[0][-1] == f"batch norm over {size} images, not 64"
 
 
 def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
@@ -205,24 +212,27 @@ def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
         ([], "the following arguments are required: command"),
         (["tabel"], "invalid choice: 'tabel'"),
         (["run"], "the following arguments are required: TABLE[/ROW]"),
-        (["run", "table9"], "there is no table 'table9'; known: table1, table2, table3, table4, table5, text"),
+        (["run", "nothing"], "there is no table 'nothing'; known: table1, table2, table3, table4, table5, text"),
         (["run", "table1/orignal"], "there is no row 'table1/orignal'; did you mean table1/original?"),
-        (["run", "table1", "--short", "0"], "--short: must be a number above 0 and at most 1 (0.1 trains a"),
-        (["run", "table1", "--short", "2"], "at most 1 (0.1 trains a tenth as long), got '2'"),
+        (["run", "table1", "--short", "0"], "--short: must be a number from 0.000001 to 1 (0.1 trains a"),
+        (["run", "table1", "--short", "2"], "to 1 (0.1 trains a tenth as long), got '2'"),
         (["run", "table1", "--short", "nan"], "got 'nan'"),
         (["run", "table1", "--short", "a tenth"], "got 'a tenth'"),
+        (["run", "table1", "--short", "1e-999999999"], "got '1e-999999999'"),
+        (["run", "table1", "--short", "0.1234567890123"], "got '0.1234567890123'"),
+        (["run", "table1", "--seeds", "99999999999999999999"], "train.seed must be less than 4611"),
         (["run", "table1", "--seeds", "1,x"], "--seeds: must be different whole numbers such as 1,2,3, got '1,x'"),
         (["run", "table1", "--seeds", "1,1"], "must be different whole numbers such as 1,2,3, got '1,1'"),
         (["run", "table1", "--seeds", ""], "must be different whole numbers such as 1,2,3, got ''"),
         (["run", "table1", "--launcher", ""], '--launcher: must be a command such as "deepspeed --num_gpus 2"'),
-        (["run", "table1", "--launcher", "./nowhere"], "--launcher: ./nowhere cannot be started: No such file"),
+        (["run", "table1", "--launcher", "./nowhere", "--results", "."], "--launcher: ./nowhere cannot be started: No"),
         (["run", "table1", "train.seed=3"], "train.seed is set for each run: use --seeds"),
         (["run", "table1", "train.run_dir=x"], "train.run_dir is set for each run: use --results"),
         (["run", "table1", "model.depth=20"], "that would not be table1/original: model.depth is 20, not 110"),
         (["run", "table1", "data.name=cifar100"], "that would not be table1/original: data.name is cifar100, not"),
         (["run", "table1", "--short", "0.1", "optim.lr=1"], "unknown key optim.lr"),
         (["run", "table1", "nonsense"], "expected section.key=value"),
-        (["table", "--results", "nowhere"], "there is no folder nowhere; results are in results/paper"),
+        (["table", "--results", "nowhere"], "there is no folder nowhere; results are in "),
         (["list", "--results", str(ROOT / "README.md")], "--results: must be a folder, got"),
     ],
 )  # fmt: skip
@@ -255,6 +265,9 @@ def _spoil_depth(folder):
         (lambda run: run.rename(run.with_name("seed-2")), "train.seed is 1, not 2"),
         (lambda run: run.rename(run.with_name("first")), "first must be called seed-1 for the run with train.seed=1"),
         (lambda run: run.parent.rename(run.parents[1] / "short-5"), "short-5 must be called full, or short-0.1 for"),
+        (lambda run: run.rename(run.with_name("seed-01")), "seed-01 must be called seed-1 for the run with train.se"),
+        (lambda run: (run / "config.yaml").unlink(), "seed-1 lacks config.yaml, which says what was trained: move"),
+        (lambda run: run.parents[2].rename(run.parents[3] / "tabel1"), "tabel1 is of no table; did you mean table1?"),
         (
             lambda run: run.parents[1].rename(run.parents[2] / "orignal"),
             "table1/orignal is of no row; did you mean table1/original?",
@@ -262,6 +275,10 @@ def _spoil_depth(folder):
         (lambda run: (run / "config.yaml").write_text("modle: 1"), "config.yaml:1: unknown key modle"),
         (lambda run: (run / "finished.json").write_text("{}\n"), "finished.json is damaged: it must say step, top1"),
         (lambda run: (run / "finished.json").write_text('{"step"'), "finished.json is damaged"),
+        (
+            lambda run: (run / "finished.json").write_text('{"step": 1, "top1": NaN, "top5": NaN}'),
+            "finished.json is damaged: it must say step, top1 and top5, which are fractions",
+        ),
         (lambda run: (run / "metrics.jsonl").write_text("]\n"), "metrics.jsonl cannot be read"),
         (lambda run: (run / "metrics.jsonl").write_text("3\n"), "metrics.jsonl cannot be read: expected JSON objects"),
         (lambda run: (run / "made_by.json").write_text("{}"), "made_by.json is damaged: it must say machine"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.processes import ROOT, environment, free_port, metrics, run
 TOOL = ROOT / "tools" / "reproduce_paper.py"
 SMALL = (
     "data.name=synthetic", "data.image_size=8", "data.num_images=32", "train.global_batch_size=8",
-    "train.eval_batch_size=6", "log.plots=false", "log.every=1",
+    "train.micro_batch_size=null", "train.eval_batch_size=6", "log.plots=false", "log.every=1",
 )  # fmt: skip
 pytestmark = pytest.mark.multi_process
 
@@ -90,15 +91,21 @@ def test_an_interrupted_row_goes_on_when_the_command_is_repeated(tmp_path, numbe
     assert json.loads((run_dir / "finished.json").read_text(encoding="utf-8"))["step"] == 192
 
 
-def test_a_row_that_diverges_is_recorded_and_the_next_one_trained(tmp_path):
+@pytest.mark.parametrize("launcher", ["", "-m torch.distributed.run --standalone --nproc_per_node 1"])
+def test_a_row_that_diverges_is_recorded_and_the_next_one_trained(tmp_path, launcher):
+    """Also where a launcher makes another status of the run's."""
     wild = ("optim.learning_rate=1e30", "optim.warmup_learning_rate=1e30")
-    arguments = ("resnet20", "--seeds", "1", "--short", "0.0005", *wild)
+    arguments = (
+        "resnet20", "--seeds", "1", "--short", "0.0005", "--launcher", f"{sys.executable} {launcher}", *wild
+    )  # fmt: skip
     done = _run(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is not finite") == 2
+    assert len(re.findall("^error: .* is not finite", done.stderr, re.MULTILINE)) == 2
     for name in ("original", "full_preactivation"):
         folder = tmp_path / "resnet20" / name / "short-0.0005" / "seed-1"
-        assert (folder / "diverged.json").exists()
+        (end,) = metrics(folder, "not_finite")
+        assert end["what"] in ("loss", "gradient")
+        assert "it first shows in" in end["where"]
         assert not (folder / "finished.json").exists()
     again = _run(tmp_path, *arguments)
     assert again.returncode == 0
@@ -112,7 +119,33 @@ def test_a_launcher_starts_the_processes(tmp_path):
     (plan,) = metrics(tmp_path / "resnet20" / "original" / "short-0.00002" / "seed-1", "plan")
     assert plan["micro_batch_size"] == 4
     shown = run(sys.executable, TOOL, "table", "--results", tmp_path)
-    assert "batch norm over 4 images" in shown.stdout
+    assert "batch norm over 4 images, not 64" in shown.stdout
+
+
+def test_what_another_process_trains_is_left_to_it(tmp_path):
+    arguments = ("resnet20/original", "--seeds", "1", "--short", "0.1", "--note", "made-up images")
+    command = [sys.executable, TOOL, "run", *arguments, "--results", tmp_path, *SMALL]
+    run_dir = tmp_path / "resnet20" / "original" / "short-0.1" / "seed-1"
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as first:
+        limit = time.monotonic() + 60
+        while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        second = _run(tmp_path, *arguments)
+        config = ROOT / "configs" / "paper" / "resnet20" / "original.yaml"
+        by_itself = run(
+            sys.executable, ROOT / "deepres" / "train.py", "--config", config, *SMALL, f"train.run_dir={run_dir}",
+            "train.overwrite=true",
+        )  # fmt: skip
+        assert first.poll() is None, "the first run ended too soon to tell anything"
+        first.terminate()
+    assert second.returncode == 0
+    assert f"seed 1: another process is training it, in {run_dir}" in second.stdout
+    assert by_itself.returncode == 2
+    assert by_itself.stderr.startswith(
+        f"error: another process is writing a run to {run_dir}: wait for its end, "
+    )
+    shown = run(sys.executable, TOOL, "table", "--results", tmp_path)
+    assert "; made-up images; unfinished at step " in shown.stdout
 
 
 def test_data_that_is_not_there_is_told_in_one_line(tmp_path):

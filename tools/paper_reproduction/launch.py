@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import subprocess
@@ -13,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from deepres.commit import replace_text
-from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
+from deepres.run_folder import is_held
 from paper_reproduction.length import Length
 from paper_reproduction.origin import forget_origin, note_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
-from paper_reproduction.runs import CONFIG, DIVERGED, differences, read_run, seed_folder
+from paper_reproduction.runs import CONFIG, differences, read_run, seed_folder
 
 _TRAIN = ROOT / "deepres" / "train.py"
 _SET_HERE = {
@@ -42,6 +40,7 @@ class Order:
         results: the folder of all results.
         overrides: `section.key=value` on top of the rows' configs.
         launcher: what starts `deepres/train.py`.
+        note: told in the tables' remarks on each of these runs.
     """
 
     rows: Sequence[Row]
@@ -50,6 +49,7 @@ class Order:
     results: Path
     overrides: Sequence[str]
     launcher: Sequence[str] = (sys.executable,)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class _Run:
 def train(order: Order) -> int:
     """Train what is not trained yet, one run after the other; everything that can be checked is checked first.
 
+    What another process is training is left to it, so that several can share the work.
+
     Returns:
         0, or the status of the run that ended before its end.
 
@@ -82,23 +84,24 @@ def train(order: Order) -> int:
         if state in ("finished", "diverged"):
             _say(f"{run}: {state} already, in {run.folder}")
             continue
+        if is_held(run.folder):
+            _say(f"{run}: another process is training it, in {run.folder}")
+            continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
         _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
         if not state:
-            note_origin(run.folder, command)
-        status = _call(command)
-        if status == ExitStatus.REFUSED:
+            note_origin(run.folder, command, order.note)
+        try:
+            status = _call(command)
+        finally:
+            state = run.state()
             if not state:
                 forget_origin(run.folder, order.results)
-            return status
-        if status == ExitStatus.NOT_FINITE:
-            replace_text(run.folder / DIVERGED, json.dumps({"exit_status": status}) + "\n")
-        elif status != 0:
-            _say(f"{run}: ended with status {status}; the same command goes on")
-            return status
-        elif run.state() != "finished":
-            _say(f"{run}: ended before its end; the same command goes on")
-            return 1
+        # What a launcher makes of a status is its own; the folder tells.
+        if state not in ("finished", "diverged"):
+            if state:
+                _say(f"{run}: ended with status {status} before its end; the same command goes on")
+            return status or 1
     return 0
 
 
@@ -128,6 +131,7 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
                         "remove it"
                     )
             where = (f"train.seed={seed}", f"train.run_dir={folder}", "train.resume=auto")
+            load_config(row.config_path, (*recipe, *where))
             yield _Run(row, seed, folder, (*recipe, *where))
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from deepres.config import Config
 
+SHORTEST = Decimal("0.000001")
 _SHORT = "short-"
 
 
@@ -16,7 +17,7 @@ class Length:
     """A fraction of a recipe's length, exact.
 
     Attributes:
-        fraction: above 0, at most 1.
+        fraction: from `SHORTEST` to 1, of at most 12 decimals.
     """
 
     fraction: Fraction
@@ -32,9 +33,9 @@ class Length:
             number = Decimal(text)
         except InvalidOperation:
             number = Decimal("NaN")
-        if not number.is_finite() or not 0 < number <= 1:
+        if not number.is_finite() or not SHORTEST <= number <= 1 or number != round(number, 12):
             raise ValueError(
-                f"must be a number above 0 and at most 1 (0.1 trains a tenth as long), got {text!r}"
+                f"must be a number from {SHORTEST} to 1 (0.1 trains a tenth as long), got {text!r:.60}"
             )
         return cls(Fraction(number))
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +20,21 @@ from paper_reproduction.rows import ROOT, ReproductionError
 _NAME = "made_by.json"
 
 
-def note_origin(folder: Path, command: Sequence[str]) -> None:
-    """Note the command (see `portable`), date, machine and versions of a run that begins.
+@dataclass(frozen=True)
+class Origin:
+    """What `made_by.json` says.
+
+    Attributes:
+        machine: machine and versions in words; empty if it does not say.
+        note: what the tables are to remark; may be empty.
+    """
+
+    machine: str = ""
+    note: str = ""
+
+
+def note_origin(folder: Path, command: Sequence[str], note: str = "") -> None:
+    """Note the command (see `portable`), date, machine and versions of a run that begins, and what is to be remarked.
 
     Raises:
         ReproductionError: the folder cannot be made.
@@ -31,7 +45,9 @@ def note_origin(folder: Path, command: Sequence[str]) -> None:
     except OSError as error:
         raise ReproductionError(f"{folder} cannot be written: {error.strerror}") from None
     made_by = provenance("cuda" if torch.cuda.is_available() else "cpu")
-    replace_text(folder / _NAME, json.dumps({"command": portable(command), **made_by}, indent=1) + "\n")
+    replace_text(
+        folder / _NAME, json.dumps({"command": portable(command), "note": note, **made_by}, indent=1) + "\n"
+    )
 
 
 def forget_origin(folder: Path, results: Path) -> None:
@@ -60,19 +76,19 @@ def portable(command: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def read_origin(folder: Path) -> str:
-    """Machine and versions in words; empty if the folder does not say.
+def read_origin(folder: Path) -> Origin:
+    """Where a run was trained, and what its maker remarks.
 
     Raises:
         ReproductionError: the note is damaged.
     """
     path = folder / _NAME
     if not path.exists():
-        return ""
+        return Origin()
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
-        return f"{note['machine']}, {versions}"
+        return Origin(f"{note['machine']}, {versions}", str(note.get("note", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ReproductionError(f"{path} is damaged: it must say machine and versions") from None
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from deepres.config import Config
 from deepres.load_config import load_config
 from deepres.memory.page import Section, page_html
 from deepres.memory.tables import aligned
 from paper_reproduction.claims import TABLES, Table
 from paper_reproduction.length import Length
-from paper_reproduction.origin import origins_text, read_origin
+from paper_reproduction.origin import Origin, origins_text, read_origin
 from paper_reproduction.rows import ROOT, Row
 from paper_reproduction.runs import SeedRun, differences, runs_of
 
@@ -70,15 +71,16 @@ def read_results(rows: Sequence[Row], results: Path) -> Results:
         ReproductionError, ConfigError: it cannot be read.
     """
     tables = []
-    origins: dict[Path, str] = {}
+    origins: dict[Path, Origin] = {}
     for table in TABLES:
         lines = [_HEADING]
         for row in (row for row in rows if row.table == table):
             found = runs_of(row, results)
-            lines += [_line(row, length, runs) for length, runs in found.items()] or [_not_run(row)]
             origins |= {run.folder: read_origin(run.folder) for runs in found.values() for run in runs}
+            groups = [group for length, runs in found.items() for group in _of_one_recipe(row, length, runs)]
+            lines += [_line(row, group, origins) for group in groups] or [_not_run(row)]
         tables.append((table, lines))
-    return Results(tables, [*_NOTES, *origins_text(origins.values())])
+    return Results(tables, [*_NOTES, *origins_text(origin.machine for origin in origins.values())])
 
 
 def results_text(results: Results) -> str:
@@ -113,7 +115,29 @@ def _not_run(row: Row) -> list[str]:
     return [row.claim.label, row.figure, "not run", "", "", "", _twin(row)]
 
 
-def _line(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
+@dataclass(frozen=True)
+class _Group:
+    """Runs of one recipe, and in what it differs from the row's at a length."""
+
+    differences: tuple[str, ...]
+    runs: Sequence[SeedRun]
+
+
+def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_Group]:
+    """The runs by what they were trained with, so that a median is of one thing."""
+    wanted = load_config(row.config_path, length.settings(row.config))
+    groups: dict[tuple[str, ...], list[SeedRun]] = {}
+    for run in runs:
+        remarks = [str(each) for each in differences(wanted, run.config)]
+        of_row = row.config.train.micro_batch_size
+        if run.batch_norm_size not in (None, of_row):
+            remarks.append(f"batch norm over {run.batch_norm_size} images, not {of_row}")
+        groups.setdefault(tuple(remarks), []).append(run)
+    return [_Group(remarks, of_one) for remarks, of_one in groups.items()]
+
+
+def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
+    runs = group.runs
     ended = [run for run in runs if run.state != "unfinished"]
     columns = [[run.error for run in ended]]
     if row.claim.top5_error is not None:
@@ -126,21 +150,18 @@ def _line(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
         here or "unfinished",
         " / ".join(spans),
         str(len(ended)) if ended else "",
-        _trained_for(row, length),
-        "; ".join(filter(None, [_twin(row), *_remarks(row, length, runs)])),
+        _trained_for(row.config, runs[0].config),
+        "; ".join(filter(None, [_twin(row), *group.differences, *_remarks(runs, origins)])),
     ]
 
 
-def _remarks(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
-    """What differs from the recipe, and in which seeds if not in all; what is not finished, and what diverged."""
-    wanted = load_config(row.config_path, length.settings(row.config))
+def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[str]:
+    """What is to be said of runs, and of which seeds if not of all: notes, what is not finished, what diverged."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
-        remarks = [str(each) for each in differences(wanted, run.config)]
-        if run.micro_batch_size not in (None, run.config.train.global_batch_size):
-            remarks.append(f"batch norm over {run.micro_batch_size} images")
+        remarks = [origins[run.folder].note] if origins[run.folder].note else []
         if run.state == "diverged":
-            remarks.append(f"diverged after step {run.step}")
+            remarks.append(f"diverged in step {run.step}")
         if run.state == "unfinished":
             remarks.append(f"unfinished at step {run.step}")
         for remark in remarks:
@@ -151,14 +172,21 @@ def _remarks(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[str]:
     ]
 
 
-def _trained_for(row: Row, length: Length) -> str:
-    train = row.config.train
+def _trained_for(wanted: Config, found: Config) -> str:
+    """As the run's own configuration has it, of the row's."""
+    (whole, unit), (count, own_unit) = _length(wanted), _length(found)
+    if (count, own_unit) == (whole, unit):
+        return f"{count:,} {unit}"
+    if own_unit != unit:
+        return f"{count:,} {own_unit}, not {whole:,} {unit}"
+    return f"{count:,} of {whole:,} {unit} ({count / whole:.6g})"
+
+
+def _length(config: Config) -> tuple[int, str]:
+    train = config.train
     count, unit = (train.epochs, "epochs") if train.max_steps is None else (train.max_steps, "steps")
     assert count is not None
-    if length.fraction == 1:
-        return f"{count:,} {unit}"
-    shortened = load_config(row.config_path, length.settings(row.config)).train
-    return f"{shortened.epochs if unit == 'epochs' else shortened.max_steps:,} of {count:,} {unit} ({length})"
+    return count, unit
 
 
 def _what_was_run(row: Row, results: Path) -> str:
@@ -166,7 +194,8 @@ def _what_was_run(row: Row, results: Path) -> str:
     for length, runs in runs_of(row, results).items():
         ended = sum(run.state != "unfinished" for run in runs)
         open_ = f", {len(runs) - ended} unfinished" if ended < len(runs) else ""
-        parts.append(f"{length.folder}: {ended} seed{'s' * (ended != 1)}{open_}")
+        other = ", by another recipe" if any(g.differences for g in _of_one_recipe(row, length, runs)) else ""
+        parts.append(f"{length.folder}: {ended} seed{'s' * (ended != 1)}{open_}{other}")
     return "; ".join(parts) or (_twin(row) if row.twins[0] != row.name else "–")
 
 

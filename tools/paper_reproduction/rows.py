@@ -17,7 +17,7 @@ from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "paper"
-RESULTS = Path("results/paper")
+RESULTS = ROOT / "results" / "paper"
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
@@ -98,17 +98,21 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
     Raises:
         ReproductionError: there is none; the message has those that there are, or the nearest.
     """
-    table, slash, _ = target.partition("/")
-    tables = [each.name for each in TABLES]
-    if table not in tables:
-        raise ReproductionError(f"there is no table {table!r}; known: {listed(tables)}")
-    of_table = [row for row in rows if row.table.name == table]
-    if not slash:
-        return of_table
-    found = [row for row in of_table if row.name == target]
+    target = target.rstrip("/")
+    table, slash, name = target.partition("/")
+    if not slash and table not in [each.name for each in TABLES]:
+        namesakes = [row.name for row in rows if row.claim.name == table]
+        hint = (
+            f"did you mean {listed(namesakes)}?" if namesakes else _nearest(table, [t.name for t in TABLES])
+        )
+        raise ReproductionError(f"there is no table {table!r}; {hint}")
+    found = [row for row in rows if target in (row.name, row.table.name)]
     if not found:
+        of_table = [row.name for row in rows if row.table.name == table]
+        alike = [row for row in of_table if name in row]
+        hint = _nearest(target, of_table or [row.name for row in rows])
         raise ReproductionError(
-            f"there is no row {target!r}; {_nearest(target, [row.name for row in of_table])}"
+            f"there is no row {target!r}; {f'did you mean {listed(alike)}?' if alike else hint}"
         )
     return found
 
@@ -117,18 +121,34 @@ def check_results(rows: Sequence[Row], results: Path) -> None:
     """See that there is a folder of results, and that what lies in it is found by a row.
 
     Raises:
-        ReproductionError: there is none (only `RESULTS` may be missing), or a folder bears no row's name.
+        ReproductionError: there is none (only `RESULTS` may be missing), or a folder bears no table's or row's name.
     """
     if results != RESULTS and not results.is_dir():
         raise ReproductionError(
             f"there is no folder {results}; results are in {RESULTS} unless --results says so"
         )
-    names = [row.name for row in rows]
-    for table in TABLES:
-        for folder in sorted((results / table.name).glob("*/")):
-            name = f"{table.name}/{folder.name}"
+    tables, names = [table.name for table in TABLES], [row.name for row in rows]
+    for of_table in folders_in(results):
+        if of_table.name not in tables:
+            raise ReproductionError(f"{of_table} is of no table; {_nearest(of_table.name, tables)}")
+        for folder in folders_in(of_table):
+            name = f"{of_table.name}/{folder.name}"
             if name not in names:
                 raise ReproductionError(f"{folder} is of no row; {_nearest(name, names)}")
+
+
+def folders_in(path: Path) -> list[Path]:
+    """The folders in a folder by name, without hidden ones; none if there is no such folder.
+
+    Raises:
+        ReproductionError: it cannot be read.
+    """
+    try:
+        return sorted(each for each in path.iterdir() if each.is_dir() and each.name[0] != ".")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ReproductionError(f"{path} cannot be read: {error.strerror}") from None
 
 
 @cache
@@ -148,5 +168,5 @@ def _config_path(name: str) -> Path:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     begun = [each for each in known if each.startswith(name)]
-    close = begun if len(begun) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = begun if len(begun) == 1 else difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"known: {listed(known)}"

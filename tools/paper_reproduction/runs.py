@@ -11,12 +11,11 @@ from typing import Any, Literal
 from deepres.config import Config
 from deepres.load_config import load_config
 from deepres.models import default_block
-from deepres.run_folder import FINISHED, METRICS
+from deepres.run_folder import FINISHED, METRICS, NOT_FINITE
 from paper_reproduction.length import Length
-from paper_reproduction.rows import ReproductionError, Row
+from paper_reproduction.rows import ReproductionError, Row, folders_in
 
-CONFIG, DIVERGED = "config.yaml", "diverged.json"
-"""`diverged.json` marks a run that ended in a number that is not finite: it is the row's result."""
+CONFIG = "config.yaml"
 
 # Settings that say where, on what and how a run is computed, and not what is trained.
 _NOT_OF_THE_RECIPE = (
@@ -25,6 +24,7 @@ _NOT_OF_THE_RECIPE = (
     "train.deterministic", "train.output", "train.run_dir", "train.overwrite", "train.resume", "train.save_every",
     "train.save_in_background", "train.keep_checkpoints", "engine.name", "engine.device", "engine.zero_stage",
     "engine.offload_optimizer", "engine.offload_parameters", "engine.bucket_mb", "engine.cuda_graphs",
+    "engine.sync_batch_norm", "engine.meeting_timeout_s",
     "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"
@@ -62,10 +62,10 @@ class SeedRun:
         seed: its seed.
         folder: its folder.
         config: its resolved configuration.
-        state: whether it reached its end, or ended in a number that is not finite.
+        state: whether it reached its end, or ended in a number that is not finite (which is the row's result).
         step: the last step that it logged.
         error, top5_error: test error in % at its end; infinite if it diverged, NaN if it is unfinished.
-        micro_batch_size: images that batch norm saw together; None if it is not known.
+        batch_norm_size: images that batch norm saw together; None if it is not known.
     """
 
     seed: int
@@ -75,7 +75,7 @@ class SeedRun:
     step: int
     error: float
     top5_error: float
-    micro_batch_size: int | None
+    batch_norm_size: int | None
 
 
 def seed_folder(row: Row, results: Path, length: Length, seed: int) -> Path:
@@ -116,33 +116,46 @@ def read_run(row: Row, folder: Path, seed: int) -> SeedRun:
         raise ReproductionError(f"{folder} is no run of {row.name}: {'; '.join(wrong)}: move it away")
     metrics = _json_lines(folder / METRICS)
     step = max(_whole_numbers(metrics, "step"), default=0)
-    micro = next(iter(_whole_numbers(metrics, "micro_batch_size")), None)
-    state: State = "diverged" if (folder / DIVERGED).exists() else "unfinished"
+    state: State = "diverged" if metrics and metrics[-1].get("kind") == NOT_FINITE else "unfinished"
     error = top5_error = float("inf") if state == "diverged" else float("nan")
     if (folder / FINISHED).exists():
         state = "finished"
         try:
-            (end,) = _json_lines(folder / FINISHED)
+            (end,) = json.loads(f"[{_text(folder / FINISHED)}]")
             step = int(end["step"])
             error, top5_error = (100 * (1 - float(end[name])) for name in ("top1", "top5"))
-        except (KeyError, TypeError, ValueError):
+            is_error = 0 <= top5_error <= error <= 100
+        except (KeyError, TypeError, json.JSONDecodeError):
+            is_error = False
+        if not is_error:
             raise ReproductionError(
-                f"{folder / FINISHED} is damaged: it must say step, top1 and top5"
-            ) from None
-    return SeedRun(seed, folder, config, state, step, error, top5_error, micro)
+                f"{folder / FINISHED} is damaged: it must say step, top1 and top5, which are fractions"
+            )
+    return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_size(config, metrics))
+
+
+def _batch_norm_size(config: Config, metrics: list[dict[str, Any]]) -> int | None:
+    micro = next(iter(_whole_numbers(metrics, "micro_batch_size")), None)
+    accumulation = next(iter(_whole_numbers(metrics, "accumulation")), None)
+    if config.engine.sync_batch_norm and accumulation is not None:
+        assert config.train.global_batch_size is not None
+        return config.train.global_batch_size // accumulation
+    return micro
 
 
 def _seed_folders(row_folder: Path) -> Iterator[tuple[Length, int, Path]]:
-    for folder in sorted(row_folder.glob("*/")):
+    for folder in folders_in(row_folder):
         length = Length.of_folder(folder.name)
         if length is None:
             raise ReproductionError(f"{folder} must be called full, or short-0.1 for a tenth of the length")
-        for run in sorted(folder.glob("*/")):
-            prefix, _, number = run.name.partition("-")
-            if prefix != "seed" or not number.isdecimal():
+        for run in folders_in(folder):
+            number = run.name.removeprefix("seed-")
+            if not number.isdecimal() or run.name != f"seed-{int(number)}":
                 raise ReproductionError(f"{run} must be called seed-1 for the run with train.seed=1")
             if (run / CONFIG).exists():
                 yield length, int(number), run
+            elif (run / FINISHED).exists():
+                raise ReproductionError(f"{run} lacks {CONFIG}, which says what was trained: move it away")
 
 
 def _whole_numbers(lines: list[dict[str, Any]], key: str) -> list[int]:
@@ -159,11 +172,18 @@ def _recipe(config: Config) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; a last line that was cut off is left out, a missing file is empty."""
+    lines = _text(path).splitlines(keepends=True) if path.exists() else []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         values = [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ReproductionError(f"{path} cannot be read: {error}") from None
     if not all(isinstance(value, dict) for value in values):
         raise ReproductionError(f"{path} cannot be read: expected JSON objects, a line each")
     return values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReproductionError(f"{path} cannot be read: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,47 @@ from torch import Tensor, nn
 
 from deepres.config import Config, ConfigError
 from deepres.data import open_data
+from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
+from deepres.saving import CONFIG, FOLDER
 from deepres.weights import load_weights
 
 Crop = Literal["config", "224", "320", "ten"]
 _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
+_RUN_CONFIG = "config.yaml"
+
+
+def find_config(weights: Path, given: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of the net whose weights are at a path.
+
+    Args:
+        weights: a run's folder, a checkpoint, or a file of weights.
+        given: the configuration's file; by default what the run or the checkpoint that holds the weights has.
+        overrides: `section.key=value`.
+
+    Raises:
+        ConfigError: there is none, or it is wrong.
+    """
+    if given is not None:
+        return load_config(given, overrides)
+    if not weights.exists():
+        raise ConfigError(f"there is no {weights}")
+    folder = weights if weights.is_dir() else weights.parent
+    for path in (folder / _RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / _RUN_CONFIG):
+        if path.is_file():
+            return load_config(path, overrides)  # a checkpoint's JSON is YAML too
+    raise ConfigError(
+        f"nothing tells of the net of {weights}: {folder} has no {_RUN_CONFIG} of a run and no {CONFIG} of a "
+        "checkpoint; name one with --config FILE"
+    )
+
+
+def run_folder_of(weights: Path) -> Path:
+    """The folder of the run that weights are from; of weights of no run, their own."""
+    folder = weights if weights.is_dir() else weights.parent
+    around = folder.absolute().parent
+    return around.parent if around.name == FOLDER else folder
 
 
 def load_net(path: Path, config: Config) -> ResNet:
@@ -45,7 +81,7 @@ def load_net(path: Path, config: Config) -> ResNet:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, config: Config, crop: Crop, device: torch.device) -> Metrics:
+def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> Metrics:
     """Test a net on the test images of a configuration's data set.
 
     Args:
@@ -57,7 +93,7 @@ def evaluate(net: nn.Module, config: Config, crop: Crop, device: torch.device) -
         device: where to compute.
 
     Raises:
-        ConfigError: the crop is for image files only.
+        ConfigError: the crop is for image files only, or the data has more classes than the net.
         deepres.data.DataError: the data cannot be used.
     """
     settings = config.data.model_dump(exclude={"name"})
@@ -71,9 +107,14 @@ def evaluate(net: nn.Module, config: Config, crop: Crop, device: torch.device) -
     data = open_data(
         config.data.name, **settings, micro_batch_size=1, eval_batch_size=batch_size, device=device
     )
-    net.to(device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:
+        num_classes = len(net.get_parameter("head.linear.weight"))
+        if data.info.num_classes > num_classes:
+            raise ConfigError(
+                f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
+            )
+        net.to(device)
         for batch in data.test_batches():
             logits = ten_crop_logits(net, batch.images) if crop == "ten" else net(batch.images)
             sums += answer_sums(logits, batch.labels)

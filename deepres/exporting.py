@@ -15,10 +15,19 @@ from torch import Tensor, nn
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
+from deepres.evaluating import run_folder_of
 
 ExportFormat = Literal["safetensors", "torchscript", "onnx"]
 SUFFIXES: dict[ExportFormat, str] = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}
 _MOST_DIFFERENCE = 1e-4
+
+
+def export_path(weights: Path, kind: ExportFormat) -> Path:
+    """Where an export goes unless told: into the run's folder, under the checkpoint's name if it is of one."""
+    folder = weights if weights.is_dir() else weights.parent
+    run_folder = run_folder_of(weights)
+    stem = "export" if folder == run_folder else f"export-{folder.absolute().name}"
+    return run_folder / f"{stem}{SUFFIXES[kind]}"
 
 
 def export(net: nn.Module, target: Path, kind: ExportFormat, image_size: int) -> float:

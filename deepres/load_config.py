@@ -14,6 +14,12 @@ from deepres.config import Config, ConfigError, listed
 from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 
 _BASE = "base"
+_PLAINLY = {
+    "model_type": "be a section of lines `key: value`",
+    "path_type": "be a path",
+    "tuple_type": "be a list",
+}
+"""What pydantic says in Python's terms, by the type of the complaint."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +113,16 @@ def _one_line(error: ValidationError, source: _Source) -> str:
         return f"{where}: {name} is missing"
     # Of a union's complaints (none | sqrt | N) tell all that it would have taken.
     same_key = [d for d in details if tuple(_config_keys(d["loc"])) == keys]
-    problems = [d["msg"].removeprefix("Value error, ").removeprefix("Input should ") for d in same_key]
+    problems = [
+        _PLAINLY.get(d["type"]) or d["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+        for d in same_key
+    ]
     problem = " or ".join(
         dict.fromkeys(p if k == 0 else p.removeprefix("be ") for k, p in enumerate(problems))
     )
-    if first["msg"].startswith("Input should "):
-        return f"{where}: {name} must {problem}, got {first['input']!r}"
+    if first["msg"].startswith("Input should ") or first["type"] in _PLAINLY:
+        got = "nothing" if first["input"] is None else repr(first["input"])
+        return f"{where}: {name} must {problem}, got {got}"
     return f"{where}: {name}: {problem}"
 
 

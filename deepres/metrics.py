@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +68,15 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def force_to_disk(self) -> int:
-        """Make what was written survive a loss of power; its length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        """Make what was written survive a loss of power; its length in bytes.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        with self._errors_told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
 
     def write(self, kind: str, **values: Any) -> None:
         """Append `{"kind": kind, …}`; numbers that are not finite become null.
@@ -76,10 +84,15 @@ class MetricsFile:
         Raises:
             SaveError: it cannot be written.
         """
-        finite = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
-        try:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with self._errors_told():
             self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
             self._file.flush()
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise SaveError(f"{self._file.name} cannot be written: {error.strerror}") from error
 

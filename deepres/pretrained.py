@@ -4,8 +4,9 @@ NOTE [ Weights from elsewhere ]
 1. A source is a map of names, as data (`SOURCES`), and the arguments of `build_resnet` that make its function. Names
    and shapes alone do not: a net with the stride on another convolution takes the same file and computes something
    else. So the model is compared, module by module, with the net that the arguments make, before the file is.
-2. Every key of the file is used, every parameter and buffer of the model is set, every shape is right: or nothing
-   changes and all differences are told, in the file's names. Only `num_batches_tracked` may be missing (old files).
+2. Every key of the file is used, every parameter and buffer of the model is set, every shape is right, every number
+   is real and finite: or nothing changes and all differences are told, in the file's names. Only
+   `num_batches_tracked` may be missing (old files).
 3. `timm`: the batch-normalised `resnetv2_50`, `_101` and `_152` (such as `resnetv2_101.a1h_in1k`). As in the
    authors' nets, units that change the shape share their activation with the projection, which has no batch norm;
    unlike there, the stride is on the 3×3 convolution, nothing is activated before the max pool, and the classifier
@@ -22,7 +23,9 @@ NOTE [ Weights from elsewhere ]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -38,6 +41,8 @@ _DEPTHS: dict[tuple[int, ...], int] = {
     (3, 8, 36, 3): 152,
     (3, 24, 36, 3): 200,
 }
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_LISTED = 8
 
 
@@ -48,6 +53,7 @@ class PretrainedError(ValueError):
         missing: keys that the model needs and the file lacks.
         unexpected: keys of the file that the model has no place for.
         wrong_shape: keys whose tensors have another shape.
+        unusable: keys whose tensors hold what no net can compute with.
     """
 
     def __init__(
@@ -56,13 +62,11 @@ class PretrainedError(ValueError):
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         wrong_shape: Sequence[str] = (),
+        unusable: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
-        self.missing, self.unexpected, self.wrong_shape = (
-            tuple(missing),
-            tuple(unexpected),
-            tuple(wrong_shape),
-        )
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
+        self.wrong_shape, self.unusable = tuple(wrong_shape), tuple(unusable)
 
 
 def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
@@ -83,7 +87,8 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
         source: whose names the file has.
 
     Raises:
-        PretrainedError: model or file is another net's; the message lists the differences.
+        PretrainedError: model or file is another net's, the file's numbers are of no use (NaN, say), or the model is
+            on the meta device, which holds none; the message lists the differences.
         deepres.config.ConfigError: there is no such file, or it is damaged or refused.
     """
     from deepres.weights import load_weights  # needs more than torch, which `import deepres` must not
@@ -105,7 +110,14 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
         if key_map.has_biases and isinstance(model.get_submodule(ours), nn.Conv2d)
     }
     state = model.state_dict()
-    _check_file(path, given, {theirs: state[ours] for theirs, ours in needed.items()}, biases, model, key_map)
+    needed_tensors = {theirs: state[ours] for theirs, ours in needed.items()}
+    _check_plain(path, given)
+    _check_file(path, given, needed_tensors, biases, model, key_map)
+    _check_numbers(path, given, needed_tensors)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise PretrainedError(
+            "the model is on the meta device and holds no numbers: build it on another, such as cpu"
+        )
 
     weights = {ours: given[theirs] for theirs, ours in (needed | biases).items() if theirs in given}
     if key_map.has_biases:
@@ -136,11 +148,11 @@ def _check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
         raise TypeError(f"the model must be a deepres.ResNet, got {type(model).__name__}")
     depth = _DEPTHS.get(model.units_per_stage, 0)
     linear = getattr(model.head, "linear", None)
-    if depth == 0 or not isinstance(linear, nn.Linear):
-        known = ", ".join(map(str, _DEPTHS.values()))
+    block = _block(model)
+    if depth == 0 or block != "bottleneck" or not isinstance(linear, nn.Linear):
         raise PretrainedError(
-            f"{source} has weights of ImageNet nets of bottleneck units (depths {known}); this model has "
-            f"{'-'.join(map(str, model.units_per_stage))} units"
+            f"{source} has weights of ImageNet nets of bottleneck units (depth "
+            f"{', '.join(map(str, key_map.depths))}); this model has {_dashed(model.units_per_stage)} {block} units"
         )
     with torch.device("meta"):
         meant = build_resnet(
@@ -171,7 +183,7 @@ def _check_file(
     model: ResNet,
     key_map: KeyMap,
 ) -> None:
-    """Compare keys and shapes; a classifier may be a 1×1 convolution."""
+    """Compare numbers of units, keys and shapes; a classifier may be a 1×1 convolution."""
     missing = [key for key in needed if key not in given and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in given if key not in needed and key not in biases]
     wrong_shape = [
@@ -192,12 +204,69 @@ def _check_file(
             if keys
         ]
         depth, num_classes = _DEPTHS[model.units_per_stage], model.get_parameter("head.linear.bias").numel()
+        message = f"{path} is not of {key_map.arguments(depth, num_classes)}: {'; '.join(parts)}"
+        units = _units_per_stage(given, key_map)
+        if units in _DEPTHS and units != model.units_per_stage:
+            message = (
+                f"{path} has {_dashed(units)} units (depth {_DEPTHS[units]}), this model "
+                f"{_dashed(model.units_per_stage)} (depth {depth})"
+            )
+        raise PretrainedError(message, missing, unexpected, wrong_shape)
+
+
+def _check_plain(path: str | Path, given: dict[str, Tensor]) -> None:
+    """Tensors that have values, all of them, in memory."""
+    unusable = dict[str, str]()
+    for key, tensor in given.items():
+        if tensor.layout != torch.strided:
+            unusable[key] = "sparse"
+        elif tensor.is_nested or tensor.is_meta:
+            unusable[key] = "nested" if tensor.is_nested else "without values"
+    _refuse_unusable(path, unusable)
+
+
+def _check_numbers(path: str | Path, given: dict[str, Tensor], needed: dict[str, Tensor]) -> None:
+    """Compare what kind the numbers are, and whether the model can compute with them."""
+    unusable = dict[str, str]()
+    for key, tensor in given.items():
+        is_count = key.endswith(".num_batches_tracked")
+        if tensor.dtype not in (_INTEGERS if is_count else _FLOATS):
+            unusable[key] = str(tensor.dtype).removeprefix("torch.")
+            continue
+        dtype = needed[key].dtype if key in needed else torch.float32
+        values = tensor.to(dtype)
+        if not values.isfinite().all():
+            unusable[key] = f"not finite as {str(dtype).removeprefix('torch.')}"
+        elif (is_count or key.endswith(".running_var")) and (values < 0).any():
+            unusable[key] = "negative"
+    _refuse_unusable(path, unusable)
+
+
+def _refuse_unusable(path: str | Path, unusable: dict[str, str]) -> None:
+    if unusable:
+        told = _some([f"{key} ({why})" for key, why in unusable.items()])
         raise PretrainedError(
-            f"{path} is not of {key_map.arguments(depth, num_classes)}: {'; '.join(parts)}",
-            missing,
-            unexpected,
-            wrong_shape,
+            f"{path} is no file of weights, which are plain, real, finite numbers: {told}",
+            unusable=list(unusable),
         )
+
+
+def _units_per_stage(keys: Iterable[str], key_map: KeyMap) -> tuple[int, ...]:
+    """How many units each stage has whose tensors have those names."""
+    pattern = (
+        re.escape(key_map.unit[0][0]).replace(r"\{stage\}", r"(\d+)").replace(r"\{unit\}", r"\d+") + r"\."
+    )
+    found = {match[0]: int(match[1]) for match in map(re.compile(pattern).match, keys) if match}
+    return tuple(number for _, number in sorted(Counter(found.values()).items()))
+
+
+def _block(model: ResNet) -> str:
+    num_convs = {len(unit.convs) if isinstance(unit, ResidualUnit) else 0 for unit in model.units}
+    return {1: "single", 2: "basic", 3: "bottleneck"}.get(max(num_convs), "other")
+
+
+def _dashed(units: Sequence[int]) -> str:
+    return "-".join(map(str, units))
 
 
 def _as_convolution(weight: Tensor) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ class KeyMap:
         projection: of units that change the shape.
         first_stage: the number of the first stage.
         has_biases: whether convolutions may have biases.
+        depths: of the nets that were published.
         stem_activation, preactivation: arguments of `build_resnet` that the weights fit, beside
             `dataset="imagenet", stride_on="3x3"`.
     """
@@ -29,6 +30,7 @@ class KeyMap:
     projection: Names
     first_stage: int
     has_biases: bool
+    depths: tuple[int, ...]
     stem_activation: bool
     preactivation: Literal["shared", "own"]
 
@@ -52,6 +54,7 @@ SOURCES: dict[Source, KeyMap] = {
         projection=(("stages.{stage}.blocks.{unit}.downsample.conv", "shortcut.conv"),),
         first_stage=0,
         has_biases=False,
+        depths=(50, 101, 152),
         stem_activation=False,
         preactivation="shared",
     ),
@@ -68,6 +71,7 @@ SOURCES: dict[Source, KeyMap] = {
         projection=((f"{_T7}.1.0", "shortcut.conv"), (f"{_T7}.1.1", "shortcut.norm")),
         first_stage=4,
         has_biases=True,
+        depths=(200,),
         stem_activation=True,
         preactivation="own",
     ),

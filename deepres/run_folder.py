@@ -20,10 +20,11 @@ from deepres.config import Config, ConfigError
 from deepres.metrics import MetricsFile
 
 METRICS, WEIGHTS, FINISHED = "metrics.jsonl", "model.safetensors", "finished.json"
+PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
 NOT_FINITE = "not_finite"
 """The kind of the line of metrics that tells where a run ended in a number that is not finite."""
 _LOCK_WAIT_S = 15.0
-_OF_A_RUN = ("config.yaml", METRICS, WEIGHTS, FINISHED, "curves.png")
+_OF_A_RUN = ("config.yaml", METRICS, WEIGHTS, FINISHED, PLAN, CURVES, OUT_OF_MEMORY, "events.out.tfevents.*")
 
 
 def run_folder_path(config: Config, config_path: Path) -> Path:
@@ -161,7 +162,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _remove_run(folder: Path, checkpoints: str) -> None:
-    for name in _OF_A_RUN:
-        (folder / name).unlink(missing_ok=True)
+    for path in (path for pattern in _OF_A_RUN for path in folder.glob(pattern)):
+        path.unlink()
     if (folder / checkpoints).is_dir():
         shutil.rmtree(folder / checkpoints)

@@ -11,12 +11,13 @@ from typing import Never
 from tqdm import tqdm
 
 from deepres.bytesize import format_bytes
+from deepres.commit import replace_text
 from deepres.config import LogConfig
 from deepres.curves import plot_curves
 from deepres.distributed import Process
 from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics
-from deepres.run_folder import RunFolder
+from deepres.run_folder import CURVES, METRICS, PLAN, RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class RunLog:
         folder: where the first process writes; None in the others.
         num_steps: of the run.
         steps_per_epoch: optimizer steps.
+        first_step: what the run begins or goes on with, from 0.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class RunLog:
         folder: RunFolder | None,
         num_steps: int,
         steps_per_epoch: int,
+        first_step: int,
     ) -> None:
         self._config, self._process, self._folder = config, process, folder
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
@@ -78,7 +81,7 @@ class RunLog:
         if folder is not None and config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder.path))
+            self._tensorboard = SummaryWriter(str(folder.path), purge_step=first_step + 1)
 
     def bar(self, epoch: int, num_steps: int) -> tqdm[Never]:
         """A bar for the steps of an epoch, on a terminal."""
@@ -95,7 +98,7 @@ class RunLog:
         plan = planned.plan
         self.say(str(planned))
         if self._folder is not None:
-            plan.save(self._folder.path / "plan.json")
+            replace_text(self._folder.path / PLAN, plan.to_json() + "\n")
             self._folder.metrics.write(
                 "plan",
                 budget_bytes=planned.budget_bytes,
@@ -109,19 +112,22 @@ class RunLog:
             )
 
     def training(self, step: int, learning_rate: float, metrics: Metrics, images_per_s: float) -> None:
-        """The training since the last such line."""
+        """The training since the last such line; `images_per_s` may be NaN, where it is not known yet."""
         epoch = step / self._steps_per_epoch
+        speed = "" if math.isnan(images_per_s) else f"  {images_per_s:.1f} images/s"
         self.say(
             f"epoch {epoch:.2f}/{self._num_epochs}  step {step}/{self._num_steps}  rate {learning_rate:g}  "
-            f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %  {images_per_s:.1f} images/s"
+            f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %{speed}"
         )
         self._record("train", step, metrics, learning_rate=learning_rate, images_per_s=images_per_s)
 
     def test(self, step: int, metrics: Metrics) -> None:
         """An evaluation."""
+        epoch, rest = divmod(step, self._steps_per_epoch)
+        done = f"{step / self._steps_per_epoch:.2f}" if rest else f"{epoch}"
         self.say(
-            f"epoch {-(-step // self._steps_per_epoch)}/{self._num_epochs}  test on {metrics.num_images} "
-            f"images: loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
+            f"epoch {done}/{self._num_epochs}  test on {metrics.num_images} images: loss {metrics.loss:.4f}  "
+            f"top-1 {100 * metrics.top1:.2f} %  top-5 {100 * metrics.top5:.2f} %"
         )
         self._record("test", step, metrics, num_images=metrics.num_images)
 
@@ -144,9 +150,12 @@ class RunLog:
         self._folder.metrics.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._config.plots:
-            plot_curves(self._folder.path / "metrics.jsonl", self._folder.path / "curves.png")
         self._folder.mark_finished(step=step, top1=summary.test.top1, top5=summary.test.top5)
+        if self._config.plots:
+            try:
+                plot_curves(self._folder.path / METRICS, self._folder.path / CURVES)
+            except OSError as error:
+                self.say(f"{CURVES} could not be drawn: {error.strerror}")
         if num_bad_images:
             self.say(f"{num_bad_images} images could not be read and were skipped")
         self.say(f"{summary}   run folder {self._folder.path}")

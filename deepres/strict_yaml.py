@@ -19,8 +19,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """The mapping that the file holds, and the line (from 1) of each key, by its path.
 
     Raises:
-        YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key, or asks for
-            anything but plain data (`!!python/object`).
+        YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key or one that is no
+            text, or asks for anything but plain data (`!!python/object`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[KeyPath, int] = {}
         if node is not None:
-            _note_lines(node, (), lines, path)
+            _note_lines(node, (), lines, path, ())
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -57,14 +57,23 @@ def parse_value(text: str) -> Any:
         raise YamlError(f"{text!r} is not a YAML value") from None
 
 
-def _note_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
+def _note_lines(
+    node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path, around: tuple[yaml.Node, ...]
+) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
+    if node in around:
+        raise YamlError(
+            f"{path}:{node.start_mark.line + 1}: a section may not hold itself (an alias, `*name`, does)"
+        )
     seen: set[Hashable] = set()
     for key, value in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            kind = "list" if isinstance(key, yaml.SequenceNode) else "mapping"
+            raise YamlError(f"{path}:{line}: a key must be text, such as `model`, got a {kind}")
         if key.value in seen:
             raise YamlError(f"{path}:{line}: duplicate key {'.'.join((*prefix, str(key.value)))!r}")
         seen.add(key.value)
         lines[*prefix, str(key.value)] = line
-        _note_lines(value, (*prefix, str(key.value)), lines, path)
+        _note_lines(value, (*prefix, str(key.value)), lines, path, (*around, node))

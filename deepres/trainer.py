@@ -19,7 +19,7 @@ from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory
 from deepres.resuming import Checkpoint, own_sums
-from deepres.run_folder import NOT_FINITE, RunFolder
+from deepres.run_folder import NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
 from deepres.stopping import StopRequest
@@ -66,13 +66,13 @@ class Trainer:
         limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
         self._num_steps = min(limit for limit in limits if limit is not None)
         self._rate = Rate()
-        self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch)
         self._stop = stop
         self._identity = identity
         self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
         self._save_schedule = SaveSchedule(config.train.save_every, self._steps_per_epoch)
         self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
         self._step = start.progress.step if start else 0
+        self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch, self._step)
         self._saved_step = self._step if start else None
         self._is_evaluated = start.progress.is_evaluated if start else False
         self._test = Metrics(*start.progress.test) if start and start.progress.test else None
@@ -118,8 +118,6 @@ class Trainer:
         epoch, done = divmod(self._step, self._steps_per_epoch)
         num_micro = self._engine.sizes.accumulation
         batches = BatchesAhead(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
-        if done == 0:
-            self._sums.zero_()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
@@ -144,7 +142,7 @@ class Trainer:
                 raise
             error.__traceback__ = None  # it holds on to the activations
             if self._config.log.memory and self._folder is not None:
-                write_memory_snapshot(self._folder.path / "out_of_memory.pickle", self._process.device)
+                write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
             self._engine.run_eagerly()  # a recorded pass would not give its activations back
             free_bytes = free_device_bytes(self._process.device)
             when = f"in step {self._step + 1}"

@@ -1,5 +1,6 @@
 """Nets out of their training: exported, evaluated, loaded by others."""
 
+import shutil
 import sys
 import warnings
 
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import evaluate
+import export
 from deepres.config import ConfigError
-from deepres.evaluating import load_net, ten_crop_logits
-from deepres.load_config import load_config
+from deepres.evaluating import find_config, load_net, ten_crop_logits
 from deepres.train import main
 from tests.processes import ROOT, metrics, run
 
@@ -20,6 +22,7 @@ SMALL = (
     "model.depth=11",
     "train.epochs=1",
     "train.global_batch_size=8",
+    "train.save_every=4 steps",
     "log.plots=false",
 )
 CONFIG = ROOT / "configs" / "quickstart.yaml"
@@ -35,27 +38,34 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Ten classes of one colour each, larger than a crop."""
+    """Three classes of one colour each, larger than a crop."""
     root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
-        for label in range(10):
+        for label in range(3):
             (root / split / f"c{label}").mkdir(parents=True)
             pixels = np.full((40, 50, 3), 25 * label, np.uint8)
             Image.fromarray(pixels).save(root / split / f"c{label}" / "0.png")
     return root
 
 
+def status(tool, *arguments):
+    """The exit status of a command line in this process."""
+    try:
+        return tool.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's
+        return stop.code
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "torchscript", "onnx"])
-def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, kind):
+def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, kind, capsys):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
-    done = run(sys.executable, "tools/export.py", run_dir, "--format", kind)
-    assert done.returncode == 0, done.stderr
-    assert "logits differ by" in done.stdout
+    assert status(export, run_dir, "--format", kind) == 0
+    assert "logits differ by" in capsys.readouterr().out
     suffix = {"safetensors": "safetensors", "torchscript": "pt", "onnx": "onnx"}[kind]
     assert (run_dir / f"export.{suffix}").stat().st_size > 100_000
     if kind == "torchscript":
-        net = load_net(run_dir, load_config(run_dir / "config.yaml"))
+        net = load_net(run_dir, find_config(run_dir))
         x = torch.randn(5, 3, 8, 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's own
@@ -63,22 +73,66 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
             torch.testing.assert_close(loaded(x), net(x))
 
 
-def test_evaluating_a_run_repeats_its_own_last_evaluation(run_dir):
+def last_test(run_dir):
     (test,) = metrics(run_dir, "test")
-    expected = f"test on 12 images: loss {test['loss']:.4f}  top-1 {100 * test['top1']:.2f} %"
-    for arguments in ([run_dir], [run_dir / "model.safetensors", "--config", run_dir / "config.yaml"]):
-        done = run(sys.executable, "tools/evaluate.py", *arguments)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(expected)
+    return f"test on 12 images: loss {test['loss']:.4f}  top-1 {100 * test['top1']:.2f} %"
+
+
+def test_the_tools_are_started_as_programs(run_dir, tmp_path):
+    done = run(sys.executable, "tools/evaluate.py", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(last_test(run_dir))
+    target = tmp_path / "net.safetensors"
+    done = run(sys.executable, "tools/export.py", run_dir, "--format", "safetensors", "--output", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{target}: {target.stat().st_size} bytes; logits differ by 0 ")
+
+
+def test_evaluating_a_run_or_a_part_of_it_repeats_its_own_last_evaluation(
+    run_dir, tmp_path, capsys, monkeypatch
+):
+    last = run_dir / "checkpoints" / "step-00000008"
+    alone, elsewhere = tmp_path / "step", tmp_path / "weights.safetensors"
+    shutil.copytree(last, alone)
+    shutil.copy(run_dir / "model.safetensors", elsewhere)
+    of_run = tmp_path / "run" / "checkpoints" / "step-00000008"  # whose own configuration is gone
+    shutil.copytree(last, of_run)
+    (of_run / "config.json").unlink()
+    shutil.copy(run_dir / "config.yaml", tmp_path / "run")
+    monkeypatch.chdir(last.parent)
+    for arguments in (
+        [run_dir / "model.safetensors"],
+        [last],
+        [last / "model.safetensors"],
+        [last.name],
+        [alone],
+        [of_run],
+        [elsewhere, "--config", run_dir / "config.yaml"],
+        [last, "--crop", "config", "train.eval_batch_size=5"],
+    ):
+        assert status(evaluate, *arguments) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.startswith(last_test(run_dir)), arguments
+
+
+def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):
+    first = run_dir / "checkpoints" / "step-00000004"
+    assert status(evaluate, first) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("test on 12 images: loss ")
+    assert not told.startswith(last_test(run_dir))
+    assert status(export, first, "--format", "safetensors") == 0
+    exported = run_dir / "export-step-00000004.safetensors"
+    assert capsys.readouterr().out.startswith(f"{exported}: ")
+    ours, theirs = load_file(exported), load_file(first / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("crop", ["224", "320", "ten"])
-def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, crop):
+def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, crop, capsys):
     overrides = ["data.name=image_folder", f"data.root={images}", "data.image_size=8", "data.num_images=null"]
-    command = ["tools/evaluate.py", run_dir, "--crop", crop, *overrides, "train.eval_batch_size=2"]
-    done = run(sys.executable, *command)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("test on 10 images: loss ")
+    assert status(evaluate, run_dir, "--crop", crop, *overrides, "train.eval_batch_size=2") == 0
+    assert capsys.readouterr().out.startswith("test on 3 images: loss ")
 
 
 def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
@@ -99,14 +153,39 @@ def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
     torch.testing.assert_close(logits.exp(), mean)
 
 
-def test_weights_of_another_net_are_refused_in_one_line(run_dir, tmp_path):
-    done = run(sys.executable, "tools/evaluate.py", run_dir, "model.depth=20")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the weights at")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        (evaluate, ["RUN", "model.depth=20"], "the weights at"),
+        (evaluate, ["RUN", "data.num_classes=11"], "synthetic has 11 classes, and the net tells 10 apart"),
+        (evaluate, ["RUN", "--crop", "ten"], "crop ten is for image files, not for synthetic: use config"),
+        (evaluate, ["RUN", "--crop", "9"], "argument --crop: invalid choice: '9'"),
+        (evaluate, ["RUN", "depth=20"], "expected section.key=value (e.g. train.epochs=3), got 'depth=20'"),
+        (evaluate, ["RUN", "--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read: No such file"),
+        (evaluate, ["/nowhere"], "there is no /nowhere"),
+        (evaluate, ["/usr"], "nothing tells of the net of /usr: /usr has no config.yaml of a run and no "),
+        (evaluate, [], "the following arguments are required: weights"),
+        (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
+        (export, ["RUN", "--format", "onnx", "--image-size", "0"], "must be a whole number of at least 1"),
+        (export, ["RUN", "--format", "gguf"], "argument --format: invalid choice: 'gguf'"),
+        (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
+        (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
+)
+def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments, message, capsys):
+    assert status(tool, *[run_dir if argument == "RUN" else argument for argument in arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert message in told.err
+
+
+def test_weights_of_no_net_are_refused(run_dir, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"head\.linear\.weight is missing"):
-        load_net(tmp_path / "other.safetensors", load_config(run_dir / "config.yaml"))
+        load_net(tmp_path / "other.safetensors", find_config(run_dir))
 
 
 def test_torch_hub_loads_a_net_with_the_weights_of_a_run(tmp_path):

@@ -99,6 +99,26 @@ def test_a_mistake_beside_a_base_is_told_with_the_line_of_the_own_file(folder):
         load_config(_row(folder, "optim: {momentum: 2}"))
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("optim:\n", [], "rows/row.yaml:3: optim must be a section of lines `key: value`, got nothing"),
+        ("optim: 3\n", [], "rows/row.yaml:3: optim must be a section of lines `key: value`, got 3"),
+        ("", ["data.root="], "rows/row.yaml: data.root must be a path, got nothing"),
+        (
+            "",
+            ["train.resume="],
+            "rows/row.yaml: train.resume must be 'auto' or 'never' or a path, got nothing",
+        ),
+        ("", ["optim.milestones=3"], "rows/row.yaml: optim.milestones must be a list, got 3"),
+    ],
+)
+def test_what_should_be_a_section_a_path_or_a_list_is_told_plainly(folder, text, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(_row(folder, text), overrides)
+    assert str(caught.value) == f"{folder}/{message}"
+
+
 def test_an_own_value_takes_the_place_of_a_bad_one_in_the_base(folder):
     (folder / "recipe.yaml").write_text(BASE.replace("epochs: 6", "epochs: 0"), encoding="utf-8")
     assert load_config(_row(folder, "train: {epochs: 2}")).train.epochs == 2

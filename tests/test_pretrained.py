@@ -283,8 +283,13 @@ def test_all_differences_are_told_in_the_files_names_and_nothing_is_changed(tmp_
         ("timm", {"preactivation": "own"}, "units.0 is ResidualUnit(before_split=None, branch=BRWBRWBRW"),
         ("timm", {"activation": "original"}, "units.0 is ResidualUnit(before_split=None, branch=WBRWBRWB"),
         ("timm", {"shortcut": "constant_scaling"}, "units.0.shortcut is Shortcut(constant_scaling"),
-        ("timm", {"depth": 34}, "units.0 is ResidualUnit(before_split=BR, branch=WBRW"),
-        ("timm", {"depth": 20, "dataset": "cifar"}, "(depths 50, 101, 152, 200); this model has 3-3-3 units"),
+        ("timm", {"depth": 34}, "(depth 50, 101, 152); this model has 3-4-6-3 basic units"),
+        (
+            "timm",
+            {"depth": 20, "dataset": "cifar"},
+            "(depth 50, 101, 152); this model has 3-3-3 basic units",
+        ),
+        ("torch7", {"depth": 18}, "(depth 200); this model has 2-2-2-2 basic units"),
         ("torch7", {"preactivation": "shared"}, "units.0 is ResidualUnit(before_split=None, branch=WBRWBRW"),
         ("torch7", {"stem_activation": False}, "stem.norm is missing instead of BatchNorm2d(64"),
     ],
@@ -293,6 +298,63 @@ def test_a_model_that_would_compute_something_else_is_refused(source, others, pa
     with torch.device("meta"), pytest.raises(PretrainedError) as caught:
         deepres.load_pretrained(_ours(source, **others), tmp_path / "none.pt", source=source)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("source", NETS)
+def test_a_file_of_another_depth_is_told_by_its_units(source, tmp_path):
+    path = _file(tmp_path, source)
+    with torch.device("meta"), pytest.raises(PretrainedError) as caught:
+        deepres.load_pretrained(_ours(source, 101), path, source=source)
+    message = f"{path} has 3-4-6-3 units (depth 50), this model 3-4-23-3 (depth 101)"
+    assert str(caught.value) == message
+    assert len(caught.value.missing) > 100
+
+
+@pytest.mark.parametrize(
+    ("key", "spoil", "why"),
+    [
+        (
+            "stem.conv.weight",
+            lambda t: t.index_fill(0, torch.tensor(3), float("nan")),
+            "not finite as float32",
+        ),
+        ("norm.bias", lambda t: t.double().fill_(1e200), "not finite as float32"),
+        ("stem.conv.weight", lambda t: t.to(torch.int64), "int64"),
+        ("stem.conv.weight", lambda t: t.to(torch.complex64), "complex64"),
+        ("stem.conv.weight", lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        ("stem.conv.weight", lambda t: t.to_sparse(), "sparse"),
+        ("stem.conv.weight", lambda t: t.to("meta"), "without values"),
+        ("norm.running_var", lambda t: -t, "negative"),
+        ("norm.num_batches_tracked", lambda t: t.float(), "float32"),
+        ("norm.num_batches_tracked", lambda t: -t, "negative"),
+    ],
+)
+def test_what_no_net_can_compute_with_is_refused_and_nothing_is_changed(key, spoil, why, tmp_path):
+    weights = dict(_theirs("timm").state_dict())
+    weights[key] = spoil(weights[key])
+    path = tmp_path / "theirs.pt"
+    torch.save(weights, path)
+    net = _ours("timm")
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(PretrainedError) as caught:
+        deepres.load_pretrained(net, path)
+    assert caught.value.unusable == (key,)
+    assert str(caught.value).endswith(f": {key} ({why})")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_weights_that_overflow_the_model_s_own_numbers_are_refused(tmp_path):
+    weights = dict(_theirs("timm").state_dict())
+    weights["norm.bias"] = torch.full((2048,), 1e5)
+    with pytest.raises(PretrainedError, match=r"norm.bias \(not finite as float16\)"):
+        deepres.load_pretrained(_ours("timm").half(), _file(tmp_path, "timm", weights))
+
+
+def test_a_model_without_numbers_is_refused(tmp_path):
+    with torch.device("meta"):
+        net = _ours("timm")
+    with pytest.raises(PretrainedError, match="the model is on the meta device"):
+        deepres.load_pretrained(net, _file(tmp_path, "timm"))
 
 
 def test_a_bias_of_another_length_is_told(tmp_path):

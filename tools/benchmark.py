@@ -42,8 +42,9 @@ def _report(options: argparse.Namespace) -> Report:
     note = (
         f"{BARE}: zero_grad, forward, cross entropy, backward, torch.optim.SGD, over the same net, fp32, one batch. "
         "Whole trainer: deepres/train.py in one process with CIFAR's augmentation, metrics, checks and log, without "
-        "its first step and evaluation. The others are the trainer's step alone, with its check that all gradients "
-        f"are finite. Time is {clock}, in alternating blocks of {options.steps} steps after one that is not timed; "
+        "its first step and evaluation, and in a process of its own: its ratio is to the bare loop beside it there. "
+        "The others are the trainer's step alone, with its check that all gradients are finite. "
+        f"Time is {clock}, in alternating blocks of {options.steps} steps after one that is not timed; "
         f"a ratio is of blocks of the same round, the median of {options.rounds}."
     )
     return Report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -17,14 +18,16 @@ from recompute_benchmark.budgets import budgets_report
 from recompute_benchmark.contest import contest_report
 from recompute_benchmark.frontier import frontier_report
 from recompute_benchmark.overhead import overhead_report
-from recompute_benchmark.picture import draw_frontier
 from recompute_benchmark.retentions import retentions_report
 
 
 def main(arguments: list[str]) -> int:
     """Run a command line; returns the exit status."""
     options = _parser().parse_args(arguments)
+    draws = options.out is not None and options.command == "frontier"
     try:
+        if draws and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("the picture of --out needs matplotlib: pip install 'deepres[quickstart]'")
         build_resnet(options.depth, block="bottleneck")
         report: Report = options.run(options)
     except ValueError as error:
@@ -34,7 +37,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: a process that measures ended early: {error}", file=sys.stderr)
         return 1
     report.publish(options.out, "compare_recompute.py", arguments)
-    if options.out is not None and options.command == "frontier":
+    if draws:
+        from recompute_benchmark.picture import draw_frontier  # needs matplotlib, of an extra
+
         draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
     return 0
 

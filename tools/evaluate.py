@@ -1,6 +1,7 @@
 """Test a net on the test images of its data set.
 
 python tools/evaluate.py RUN [--crop config|224|320|ten] [section.key=value ...]
+python tools/evaluate.py RUN/checkpoints/step-00064000
 python tools/evaluate.py FILE --config configs/imagenet200.yaml data.root=DIR
 """
 
@@ -11,29 +12,40 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from command_line import Parser
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process
-from deepres.evaluating import Crop, evaluate, load_net
-from deepres.load_config import load_config
+from deepres.evaluating import Crop, evaluate, find_config, load_net
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
-    parser.add_argument("--config", type=Path, help="by default RUN/config.yaml")
-    parser.add_argument("--crop", choices=get_args(Crop), default="config")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_intermixed_args()
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; 0 if it tested, 2 if the question has a mistake."""
+    options = _parser().parse_intermixed_args(arguments)
     try:
-        config = load_config(options.config or options.weights / "config.yaml", options.overrides)
+        config = find_config(options.weights, options.config, options.overrides)
         device = this_process(config.engine.device).device
         found = evaluate(load_net(options.weights, config), config, options.crop, device)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     print(
         f"test on {found.num_images} images: loss {found.loss:.4f}  top-1 {100 * found.top1:.2f} %  "
         f"top-5 {100 * found.top5:.2f} %"
     )
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
+    parser.add_argument("--crop", choices=get_args(Crop), default="config")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -11,31 +11,46 @@ import argparse
 import sys
 from pathlib import Path
 
+from command_line import Parser, positive, writable_file
 from deepres.commit import SaveError
 from deepres.config import ConfigError
-from deepres.evaluating import load_net
-from deepres.exporting import SUFFIXES, export
-from deepres.load_config import load_config
+from deepres.evaluating import find_config, load_net
+from deepres.exporting import SUFFIXES, export, export_path
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="a run's folder, or a file of weights (then give --config)")
-    parser.add_argument("--format", choices=list(SUFFIXES), required=True)
-    parser.add_argument("--config", type=Path, help="by default RUN/config.yaml")
-    parser.add_argument("--output", type=Path, help="by default RUN/export.SUFFIX")
-    parser.add_argument("--image-size", type=int, help="by default the data set's")
-    options = parser.parse_args()
-    folder = options.run if options.run.is_dir() else options.run.parent
+
+def main(arguments: list[str]) -> int:
+    """Run a command line; 0 if it wrote the file, 2 if it could not."""
+    options = _parser().parse_args(arguments)
     try:
-        config = load_config(options.config or folder / "config.yaml")
-        net = load_net(options.run, config)
-        target = options.output or folder / f"export{SUFFIXES[options.format]}"
+        config = find_config(options.weights, options.config)
+        net = load_net(options.weights, config)
+        target = options.output or export_path(options.weights, options.format)
         default_size = 32 if config.model.dataset == "cifar" else 224
         image_size = options.image_size or config.data.image_size or default_size
         difference = export(net, target, options.format, image_size)
     except (ConfigError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     print(f"{target}: {target.stat().st_size} bytes; logits differ by {difference:.2g} of the largest")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("--format", choices=list(SUFFIXES), required=True)
+    parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
+    parser.add_argument(
+        "--output",
+        type=writable_file,
+        metavar="FILE",
+        help="by default RUN/export.SUFFIX, of a checkpoint RUN/export-step-N.SUFFIX",
+    )
+    parser.add_argument("--image-size", type=positive, help="height and width (the data set's)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 python tools/propagation.py --depth 110
 python tools/propagation.py --depth 110 --variants identity,constant_scaling+shortcut_scale=0.5 --activation original
 python tools/propagation.py --depth 164 --variants activations --data DIR --json numbers.json --out pictures
-python tools/propagation.py --checkpoint RUN
+python tools/propagation.py --checkpoint RUN [--data DIR | --data noise]
 python tools/propagation.py --checkpoint FILE --depth 164 --variants identity
 
 A variant is a shortcut, an activation and `setting=value`s (of build_resnet), joined by `+`; `shortcuts` and
@@ -38,12 +38,16 @@ def parser() -> Parser:
     parser.add_argument("--depth", type=int, help="layers; taken from the run if --checkpoint names one")
     parser.add_argument("--variants", help="with commas (all shortcuts; for a checkpoint's file: identity)")
     parser.add_argument(
-        "--activation", choices=ACTIVATIONS, default="full_preactivation", help="of variants that name none"
+        "--activation", choices=ACTIVATIONS, help="of variants that name none (full_preactivation)"
     )
     parser.add_argument("--checkpoint", type=Path, help="a run's folder, a checkpoint, or a file of weights")
-    parser.add_argument("--dataset", choices=("cifar", "imagenet"), default="cifar", help="kind of net")
+    parser.add_argument("--dataset", choices=("cifar", "imagenet"), help="kind of net (cifar)")
     parser.add_argument("--batch-size", type=positive, default=16)
-    parser.add_argument("--data", type=Path, help="CIFAR's or an image folder's place; by default noise")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="CIFAR's or an image folder's place, or `noise`; by default a run's own data, noise for other nets",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and dropout")
     parser.add_argument(
         "--dtype",
@@ -84,7 +88,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give --depth (e.g. 110), or --checkpoint with the folder of a run")
     else:
         subjects = fresh_subjects(
-            options.depth, options.variants or "shortcuts", options.activation, options.dataset
+            options.depth,
+            "shortcuts" if options.variants is None else options.variants,
+            options.activation,
+            options.dataset or "cifar",
         )
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     images, labels, data = batch_of(subjects[0], options.data, options.batch_size, options.seed)

@@ -19,6 +19,8 @@ _STYLES = (
 )  # fmt: skip
 _SIZE, _DPI = (11.0, 5.0), 150
 _FONT = 13
+_NAMES_SHARE = 0.1
+"""Of an axis' height, above the curves, for the stages' names."""
 _PREDICTED = "product of λ (Equation 8)"
 _LEAST = 1e-20
 """Where the axis ends; smaller values are drawn on it, and it says so."""
@@ -98,7 +100,7 @@ def _limits(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
     most = max(values, default=1.0)
     has_zeros = min(values, default=1.0) < least or least < _LEAST
     bottom = _LEAST if has_zeros else least / 2
-    axes.set_ylim(bottom, 5 * max(most, bottom))  # with room for the stages' names
+    axes.set_ylim(bottom, bottom * max(most / bottom, 2) ** (1 / (1 - _NAMES_SHARE)))
     if has_zeros:
         axes.annotate(
             "0, or less than $10^{-20}$",
@@ -134,7 +136,11 @@ def _legend(figure: Figure, axes: Axes) -> None:
     unique = dict(zip(labels, handles, strict=True))
     if _PREDICTED in unique:
         unique[_PREDICTED] = unique.pop(_PREDICTED)  # last
-    figure.legend(
-        list(unique.values()), [str(label).replace("_", " ") for label in unique], loc="outside lower center",
-        ncols=4, frameon=False, fontsize=_FONT - 1,
-    )  # fmt: skip
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(
+            list(unique.values()), [str(label).replace("_", " ") for label in unique],
+            loc="outside lower center", ncols=columns, frameon=False, fontsize=_FONT - 1,
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()

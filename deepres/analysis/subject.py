@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import Config, ConfigError, DataConfig
-from deepres.data import open_data
+from deepres.data import DataError, open_data
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.models.residual_unit import Activation
@@ -22,6 +22,7 @@ from deepres.weights import load_weights
 _NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
 _DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
 _PLACELESS = ("digits", "synthetic")
+NOISE = "noise"
 _IMAGE_SIZE: dict[Family, int] = {"cifar": 32, "imagenet": 224}
 
 
@@ -44,7 +45,9 @@ class Subject:
     net: Callable[[int], ResNet]
 
 
-def fresh_subjects(depth: int, variants: str, activation: Activation, dataset: Family) -> tuple[Subject, ...]:
+def fresh_subjects(
+    depth: int, variants: str, activation: Activation | None, dataset: Family
+) -> tuple[Subject, ...]:
     """Nets at initialisation, each drawn from the same seed.
 
     Raises:
@@ -58,16 +61,20 @@ def fresh_subjects(depth: int, variants: str, activation: Activation, dataset: F
 
 
 def checkpoint_subjects(
-    path: Path, depth: int | None, variants: str | None, activation: Activation, dataset: Family
+    path: Path,
+    depth: int | None,
+    variants: str | None,
+    activation: Activation | None,
+    dataset: Family | None,
 ) -> tuple[Subject, ...]:
     """A trained net, after its like at initialisation.
 
     Args:
         path: a run's folder or a checkpoint, which know their net, or a file of weights, which needs the rest.
-        depth, variants, activation, dataset: of a file's net.
+        depth, variants, activation, dataset: of a file's net (`identity` and `cifar` if unset).
 
     Raises:
-        ConfigError: there are no weights, or they are another net's.
+        ConfigError: there are no weights, or they are another net's, or a run is told what it knows.
         VariantError, ValueError: there is no such net.
     """
     weights = load_weights(path)
@@ -76,8 +83,12 @@ def checkpoint_subjects(
         raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
     config, num_classes = _config_at(path), last.shape[0]
     if config is not None:
-        if depth is not None or variants is not None:
-            raise ConfigError(f"{path} knows its net: leave --depth and --variants out")
+        options = {
+            "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
+        }  # fmt: skip
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{path} knows its net: leave {' and '.join(given)} out")
         model = config.model
         arguments = model.model_dump(exclude={"num_classes"})
 
@@ -90,10 +101,10 @@ def checkpoint_subjects(
     else:
         if depth is None:
             raise ConfigError(f"{path} is a file of weights alone: give its net's --depth")
-        parsed = parse_variants(variants or "identity", activation)
+        parsed = parse_variants("identity" if variants is None else variants, activation)
         if len(parsed) > 1:
             raise VariantError(f"{path} is one net: give one variant, not {len(parsed)}")
-        fresh = _fresh(parsed[0], depth, dataset, num_classes)
+        fresh = _fresh(parsed[0], depth, dataset or "cifar", num_classes)
 
     def trained(seed: int) -> ResNet:
         net = fresh.net(seed)
@@ -110,32 +121,46 @@ def checkpoint_subjects(
     )
 
 
-def batch_of(subject: Subject, root: Path | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
+def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
     """Images (N, 3, H, W) and labels (N,) that a net can take, and what they are.
 
     Args:
         subject: the net.
-        root: where CIFAR or the image folder is; None: the data of the net's run if that needs no place, else
-            normal noise with labels at random.
+        where: the place of CIFAR or of an image folder; or `noise`: normal noise with labels at random. None: the
+            training images of the net's run, noise for a net of no run.
         size: N.
         seed: of noise, order and augmentation.
 
     Raises:
         deepres.data.DataError: the data cannot be used.
+        ConfigError: the data has no place, or more classes than the net.
     """
-    of_run = None if subject.data is None else subject.data.name
-    if root is None and of_run not in _PLACELESS:
+    run = subject.data
+    if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
-        side = _IMAGE_SIZE[subject.dataset]
+        side = (run and run.image_size) or _IMAGE_SIZE[subject.dataset]
         images = torch.randn(size, 3, side, side, generator=generator)
-        return images, torch.randint(subject.num_classes, (size,), generator=generator), "noise"
-    settings = {} if subject.data is None else subject.data.model_dump(exclude={"name", "root"})
-    name = of_run or _DATA_NAMES[subject.dataset]
-    source = open_data(name, root=root, **settings, micro_batch_size=size, seed=seed)
+        return images, torch.randint(subject.num_classes, (size,), generator=generator), NOISE
+    name, root, settings = _DATA_NAMES[subject.dataset], where, {}
+    if run is not None:
+        name, settings = run.name, run.model_dump(exclude={"name", "root"})
+        if where is not None and name in _PLACELESS:
+            raise ConfigError(
+                f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
+            )
+        root = str(run.root) if where is None else where
     try:
-        batch = next(iter(source.train_batches(0)))
-    finally:
-        source.close()
+        source = open_data(name, root=root, **settings, micro_batch_size=size, seed=seed)
+        try:
+            batch = next(iter(source.train_batches(0)))
+        finally:
+            source.close()
+    except DataError as error:
+        if where is not None:
+            raise
+        raise DataError(
+            f"the run's own data, {name}, cannot be used: {error}; give its place, --data DIR, or --data {NOISE}"
+        ) from None
     if source.info.num_classes > subject.num_classes:
         raise ConfigError(f"{root} has {source.info.num_classes} classes, the net {subject.num_classes}")
     return batch.images, batch.labels, name

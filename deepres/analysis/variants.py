@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepres.models import ResNet, build_resnet
-from deepres.models.residual_unit import ACTIVATIONS, Activation
+from deepres.models.residual_unit import ACTIVATIONS, Activation, leading_activation
 from deepres.models.resnet import Family
 from deepres.models.shortcut import SHORTCUTS, ShortcutName
 
 NUMBERS = ("shortcut_scale", "residual_scale", "gate_bias", "dropout")
 CHOICES = {"preactivation": ("shared", "own"), "matching": ("projection", "zero_padding")}
 SETTINGS = (*NUMBERS, *CHOICES)
+ACTING_ON: dict[str, tuple[str, ...]] = {
+    "shortcut_scale": ("constant_scaling",),
+    "residual_scale": ("constant_scaling",),
+    "gate_bias": ("exclusive_gating", "shortcut_only_gating"),
+    "dropout": ("dropout",),
+    "preactivation": tuple(name for name in ACTIVATIONS if leading_activation(name)),
+    "matching": tuple(name for name in SHORTCUTS if name != "conv1x1"),
+}
+"""The shortcuts, or activations, that have a setting."""
 GROUPS = {"shortcuts": SHORTCUTS, "activations": ACTIVATIONS}
 
 
@@ -54,7 +63,7 @@ class Variant:
         )
 
 
-def parse_variants(text: str, activation: Activation = "full_preactivation") -> tuple[Variant, ...]:
+def parse_variants(text: str, activation: Activation | None = None) -> tuple[Variant, ...]:
     """Read a list of variants, separated by commas.
 
     A variant is a shortcut, an activation and `setting=value`s, joined by `+`, each of which may be left out:
@@ -63,21 +72,26 @@ def parse_variants(text: str, activation: Activation = "full_preactivation") -> 
 
     Args:
         text: the list.
-        activation: of the variants that name none.
+        activation: of the variants that name none (`full_preactivation` if unset).
 
     Raises:
-        VariantError: a part is unknown (the message has the nearest that is known), given twice, or no number.
+        VariantError: a part is unknown (the message has the nearest that is known), given twice, no number, or
+            without effect.
     """
     variants = list[Variant]()
     for item in filter(None, (item.strip() for item in text.split(","))):
         for name in GROUPS.get(item, (item,)):
-            variants.append(_parse(name, activation))
+            variants.append(_parse(name, activation or "full_preactivation"))
     if not variants:
         raise VariantError("no variant is given; for example: identity,constant_scaling")
     names = [variant.name for variant in variants]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise VariantError(f"variant {twice!r} is given twice")
+    if activation is not None and all(set(name.split("+")) & set(ACTIVATIONS) for name in names):
+        raise VariantError(
+            f"activation {activation} has no effect: every variant names its own; leave it out"
+        )
     return tuple(variants)
 
 
@@ -102,12 +116,18 @@ def _parse(name: str, activation: Activation) -> Variant:
     for what, given in (("shortcut", shortcuts), ("activation", activations)):
         if len(given) > 1:
             raise VariantError(f"variant {name!r} has more than one {what}: {', '.join(given)}")
-    return Variant(
+    variant = Variant(
         name,
         shortcuts[0] if shortcuts else "identity",
         activations[0] if activations else activation,
         tuple(settings.items()),
     )
+    for key in settings:
+        if not {variant.shortcut, variant.activation} & set(ACTING_ON[key]):
+            raise VariantError(
+                f"variant {name!r}: {key} has no effect there; it is for {' or '.join(ACTING_ON[key])}"
+            )
+    return variant
 
 
 def _number(name: str, key: str, text: str) -> float:

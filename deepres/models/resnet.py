@@ -102,7 +102,8 @@ def build_resnet(
         matching: how shortcuts match shapes; by default zero padding in CIFAR's basic nets, else projection.
         stem_activation: in a pre-activation net, activate once in the stem ("right after conv1", before
             ImageNet's max pool) instead of at the start of the first unit. By default in ImageNet nets, as in
-            the authors' code; without a max pool between, as in CIFAR nets, both are the same function.
+            `fb.resnet.torch`, on which the authors' code builds; without a max pool between, as in CIFAR nets,
+            both are the same function.
         preactivation: in a pre-activation net, where the first activation of the first unit, and of those that
             change the shape, stands: `shared` by branch and shortcut, as in the paper's appendix and the
             authors' code; or in the branch's `own`, with a projection of x_l itself that batch norm follows, as

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+import benchmark
 from tests.processes import ROOT, run
+from training_speed import OPTIONS, steps_of_options
 
 TOOL = ROOT / "tools" / "benchmark.py"
 
@@ -29,12 +31,31 @@ def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
         assert row["ratio"] == sorted(row.get("ratios", [1]))[len(row["ratios"]) // 2]
     assert 0 < rows["whole trainer"]["data_wait_percent"] < 100
     assert rows["trainer's step"]["ratio"] < 3  # not a loop that does something else
+    trainer = rows["whole trainer"]  # with the rate that its ratio is to
+    rounds = sorted(
+        ratio * trainer["images_per_s"] / trainer["bare_images_per_s"] for ratio in trainer["ratios"]
+    )
+    assert rounds[0] <= 1 <= rounds[-1]
+    assert trainer["note"] == f"bare loop beside it: {trainer['bare_images_per_s']:,.0f} images/s"
     markdown = (tmp_path / "training_11.md").read_text(encoding="utf-8")
     assert done.stdout.partition("\n\n")[0] in markdown
+    assert f"| {trainer['note']} |" in markdown
     assert document["command"].startswith("python tools/benchmark.py --depth 11")
 
 
-def test_an_option_that_fails_is_a_row_that_says_so(tmp_path):
+def test_an_option_that_fails_is_a_row_that_says_so(monkeypatch):
+    monkeypatch.setitem(OPTIONS, "refused", ("precision.compute=fp16",))
+    monkeypatch.setitem(OPTIONS, "fails in a step", ("data.num_classes=5",))  # the batch has labels up to 9
+    rows = {row["name"]: row for row in steps_of_options(11, 16, 1, 1, "cpu", with_compiler=False)}
+    failed = [name for name, row in rows.items() if row.get("note", "").startswith("failed: ")]
+    assert failed == ["refused", "fails in a step"]
+    assert "needs a GPU" in rows["refused"]["note"]
+    assert "is out of bounds" in rows["fails in a step"]["note"]
+    assert all("ratio" in row for name, row in rows.items() if name not in failed)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_leaves_the_other_rows(tmp_path):
     done = run(
         sys.executable, TOOL, "--depth", "11", "--batch", "8", "--rounds", "1", "--steps", "1", "--out", tmp_path,
         CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
@@ -53,8 +74,10 @@ def test_a_depth_that_does_not_exist_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path):
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path, capsys):
     (tmp_path / "file").touch()
-    done = run(sys.executable, TOOL, "--depth", "11", "--out", tmp_path / "file" / "folder")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "cannot be made: Not a directory" in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["--depth", "11", "--out", str(tmp_path / "file" / "folder")])
+    told = capsys.readouterr()
+    assert (stop.value.code, told.out) == (2, "")
+    assert "cannot be made: Not a directory" in told.err

@@ -8,25 +8,42 @@ from typing import Any
 import pytest
 import torch
 
+import compare_recompute
 from tests.processes import ROOT, run
 
 TOOL = ROOT / "tools" / "compare_recompute.py"
 
 
-def _run(folder: Path, command: str, *options: str) -> dict[str, Any]:
-    result = run(sys.executable, TOOL, command, "--depth", "29", *options, "--out", folder)
-    assert result.returncode == 0, result.stderr
+def _document(folder: Path, printed: str) -> dict[str, Any]:
+    """What was written to a folder, as it was printed."""
     (path,) = folder.glob("*.json")
     markdown = path.with_suffix(".md").read_text(encoding="utf-8")
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["command"] in markdown
-    assert result.stdout.partition("\n\n")[0] in markdown
+    assert printed.partition("\n\n")[0] in markdown
     return document
+
+
+@pytest.fixture
+def measure(tmp_path, capsys):
+    """Runs a command line in this process; what measures is in processes of its own."""
+
+    def run_command(command: str, *options: str) -> dict[str, Any]:
+        arguments = [command, "--depth", "29", *options, "--out", str(tmp_path)]
+        assert compare_recompute.main(arguments) == 0, capsys.readouterr().err
+        return _document(tmp_path, capsys.readouterr().out)
+
+    return run_command
 
 
 @pytest.mark.multi_process
 def test_budgets_are_kept_and_peaks_are_those_predicted(tmp_path):
-    rows = _run(tmp_path, "budgets", "--batch", "16", "--budgets", "2")["rows"]
+    """As a user would start it, on a machine without matplotlib."""
+    options = ("budgets", "--depth", "29", "--batch", "16", "--budgets", "2", "--out", tmp_path)
+    hide = f"import sys, runpy; sys.modules['matplotlib'] = None; runpy.run_path({str(TOOL)!r}, run_name='__main__')"
+    done = run(sys.executable, "-c", hide, *options, PYTHONPATH=f"{ROOT}:{ROOT / 'tools'}")
+    assert done.returncode == 0, done.stderr
+    rows = _document(tmp_path, done.stdout)["rows"]
     assert len(rows) == 2
     for row in rows:
         assert row["predicted_mib"] <= row["budget_mib"]
@@ -38,20 +55,9 @@ def test_budgets_are_kept_and_peaks_are_those_predicted(tmp_path):
 
 
 @pytest.mark.multi_process
-def test_step_times_stand_beside_their_predictions(tmp_path):
-    document = _run(
-        tmp_path,
-        "overhead",
-        "--batch",
-        "4",
-        "--budgets",
-        "2",
-        "--rounds",
-        "3",
-        "--steps",
-        "1",
-        "--processor-time",
-    )
+def test_step_times_stand_beside_their_predictions(measure):
+    options = ("--batch", "4", "--budgets", "2", "--rounds", "3", "--steps", "1", "--processor-time")
+    document = measure("overhead", *options)
     keep_all, *plans = document["rows"]
     assert keep_all["ratios"] == [1, 1, 1]
     assert keep_all["predicted_ratio"] == 1
@@ -63,10 +69,10 @@ def test_step_times_stand_beside_their_predictions(tmp_path):
 
 
 @pytest.mark.multi_process
-@pytest.mark.parametrize("layout", [(), ("--channels-last",)])
-def test_deepres_is_exact_at_its_peers_peaks_and_a_peer_without_time_says_so(tmp_path, layout):
+@pytest.mark.parametrize("layout", [(), pytest.param(("--channels-last",), marks=pytest.mark.slow)])
+def test_deepres_is_exact_at_its_peers_peaks_and_a_peer_without_time_says_so(measure, layout):
     options = ("--batch", "8", "--rounds", "1", "--steps", "1", "--compile-limit", "1", *layout)
-    rows = {row["name"]: row for row in _run(tmp_path, "peers", *options)["rows"]}
+    rows = {row["name"]: row for row in measure("peers", *options)["rows"]}
     compiled = rows.pop("torch.compile, budget 0.5")
     assert compiled["remark"] == "compilation and steps: not within 1 s"
     assert "peak_mib" not in compiled
@@ -87,8 +93,8 @@ def test_deepres_is_exact_at_its_peers_peaks_and_a_peer_without_time_says_so(tmp
 
 
 @pytest.mark.multi_process
-def test_the_frontier_falls_with_the_budget_and_with_choice(tmp_path):
-    rows = _run(tmp_path, "frontier", "--batch", "4")["rows"]
+def test_the_frontier_falls_with_the_budget_and_with_choice(measure, tmp_path):
+    rows = measure("frontier", "--batch", "4")["rows"]
     assert (tmp_path / "frontier_29.png").stat().st_size > 10_000
     assert rows == sorted(rows, key=lambda row: -row["budget_mib"])
     num_compared = 0
@@ -106,43 +112,52 @@ def test_the_frontier_falls_with_the_budget_and_with_choice(tmp_path):
     assert num_compared > 3
 
 
+NET = ("--depth", "29", "--batch", "4")
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "message"),
     [
-        (("--depth", "30", "--batch", "4"), "depth must be 9n+2 for bottleneck units"),
+        (("frontier", "--depth", "30", "--batch", "4"), "depth must be 9n+2 for bottleneck units"),
         (
-            ("--depth", "29", "--batch", "0"),
+            ("frontier", "--depth", "29", "--batch", "0"),
             "argument --batch: must be a whole number of at least 1, got '0'",
         ),
-        (("--depth", "29", "--batch", "4", "--measured", "nowhere.json"), "cannot read nowhere.json"),
+        (("frontier", *NET, "--measured", "nowhere.json"), "cannot read nowhere.json"),
         (
-            ("--depth", "29", "--batch", "4", "--measured", "pyproject.toml"),
+            ("frontier", *NET, "--measured", str(ROOT / "pyproject.toml")),
             "pyproject.toml holds no step times",
         ),
-        (("--depth", "29"), "the following arguments are required: --batch"),
-    ],
-)
-def test_what_cannot_be_run_ends_with_one_line_and_status_2(options, message):
-    result = run(sys.executable, TOOL, "frontier", *options)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-
-
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        ("tpu", "argument --device: must be cpu or cuda, got 'tpu'"),
+        (("frontier", "--depth", "29"), "the following arguments are required: --batch"),
+        (("peers", *NET, "--device", "tpu"), "argument --device: must be cpu or cuda, got 'tpu'"),
+        (("peers", *NET, "--compile-budget", "2"), "must be a number from 0 to 1, got '2'"),
         pytest.param(
-            "cuda",
+            ("peers", *NET, "--device", "cuda"),
             "argument --device: cuda: there is no GPU here",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(device, message):
-    result = run(sys.executable, TOOL, "peers", "--depth", "29", "--batch", "4", "--device", device)
-    assert result.returncode == 2
-    assert result.stderr == f"error: {message}\n"
+def test_what_cannot_be_run_ends_with_one_line_and_status_2(arguments, message, capsys):
+    try:
+        status = compare_recompute.main(list(arguments))
+    except SystemExit as stop:  # argparse's
+        status = stop.code
+    told = capsys.readouterr()
+    assert (status, told.out) == (2, "")
+    (line,) = told.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_line_too():
+    done = run(sys.executable, TOOL, "peers", "--depth", "30", "--batch", "4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: depth must be 9n+2")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_matplotlib_the_picture_is_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert compare_recompute.main(["frontier", *NET, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: the picture of --out needs matplotlib: pip install")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 import deepres
@@ -22,15 +23,31 @@ def run(*arguments: object) -> int:
         return stop.code
 
 
+def trained(folder, *settings):
+    settings = (
+        "data.image_size=8", "model.depth=8", "model.block=basic", "train.epochs=1", "train.global_batch_size=8",
+        "log.plots=false", "engine.name=plain", "engine.zero_stage=0", f"train.run_dir={folder}", *settings,
+    )  # fmt: skip
+    assert train(["--config", str(ROOT / "configs" / "quickstart.yaml"), *settings]) == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    settings = (
-        "data.image_size=8", "data.name=synthetic", "data.num_images=64", "model.depth=8", "model.block=basic",
-        "train.epochs=1", "train.global_batch_size=8", "log.plots=false", "engine.name=plain",
-        "engine.zero_stage=0", f"train.run_dir={folder}",
-    )  # fmt: skip
-    assert train(["--config", str(ROOT / "configs" / "quickstart.yaml"), *settings]) == 0
+    return trained(folder, "data.name=synthetic", "data.num_images=64")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Cats and dogs that a net can tell apart, and no noise."""
+    folder = tmp_path / "animals"
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for k in range(8):
+                colour = (20 * k, 200 if label == "dog" else 30, 60)
+                Image.new("RGB", (40, 40), colour).save(folder / split / label / f"{k}.png")
     return folder
 
 
@@ -90,30 +107,46 @@ def test_a_checkpoint_and_a_file_of_weights_are_the_same_net(run_dir, capsys, tm
     capsys.readouterr()
 
 
-def test_images_from_a_folder_are_used(tmp_path, capsys):
-    from PIL import Image
-
-    for split in ("train", "val"):
-        for label in ("cat", "dog"):
-            (tmp_path / split / label).mkdir(parents=True)
-            for k in range(2):
-                Image.new("RGB", (40, 40), (90 * k, 30, 60)).save(tmp_path / split / label / f"{k}.png")
-    assert (
-        run(
-            "--depth",
-            18,
-            "--dataset",
-            "imagenet",
-            "--variants",
-            "identity",
-            "--batch-size",
-            2,
-            "--data",
-            tmp_path,
-        )
-        == 0
-    )
+def test_images_from_a_folder_are_used(image_folder, capsys):
+    net = ("--depth", 18, "--dataset", "imagenet", "--variants", "identity", "--batch-size", 2)
+    assert run(*net, "--data", image_folder) == 0
     assert "batch 2 of image_folder" in capsys.readouterr().out
+
+
+def test_a_run_is_measured_on_its_own_data_and_refused_without_it(image_folder, capsys, tmp_path):
+    own = trained(tmp_path / "run", "data.name=image_folder", f"data.root={image_folder}")
+    net = ("--checkpoint", own, "--batch-size", 4)
+    numbers = tmp_path / "numbers.json"
+
+    def signal(*options):
+        capsys.readouterr()
+        assert run(*net, "--json", numbers, *options) == 0
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+        assert f"batch 4 of {found['data']}" in capsys.readouterr().out
+        return found["data"], found["nets"][1]["signal_rms"]
+
+    of_run = signal()
+    assert of_run[0] == "image_folder"
+    elsewhere = image_folder.rename(tmp_path / "elsewhere")
+    assert signal("--data", elsewhere) == of_run
+    noise = signal("--data", "noise")
+    assert noise[0] == "noise"
+    assert noise[1] != of_run[1]
+    assert run(*net) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the run's own data, image_folder, cannot be used: ")
+    assert str(image_folder) in error
+    assert error.endswith("; give its place, --data DIR, or --data noise\n")
+    assert error.count("\n") == 1
+
+
+def test_a_place_is_refused_where_the_run_s_data_have_none(run_dir, capsys):
+    assert run("--checkpoint", run_dir, "--data", "somewhere") == 2
+    error = (
+        "error: the run's data, synthetic, has no place: leave --data somewhere out, or give --data noise\n"
+    )
+    assert capsys.readouterr().err == error
+    assert run("--checkpoint", run_dir, "--data", "noise") == 0
 
 
 @pytest.mark.parametrize(
@@ -128,6 +161,9 @@ def test_images_from_a_folder_are_used(tmp_path, capsys):
             (*SMALL, "--variants", "identity,dropot"),
             "no shortcut or activation 'dropot'; did you mean dropout?",
         ),
+        ((*SMALL, "--variants", ""), "no variant is given"),
+        ((*SMALL, "--variants", "identity+shortcut_scale=0.1"), "it is for constant_scaling"),
+        ((*SMALL, "--variants", "activations", "--activation", "original"), "every variant names its own"),
         ((*SMALL, "--activation", "orginal"), "invalid choice: 'orginal'"),
         ((*SMALL, "--batch-size", "0"), "must be a whole number of at least 1, got '0'"),
         ((*SMALL, "--checkpoint", "nowhere"), "there is no file nowhere"),
@@ -160,7 +196,13 @@ def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
     headless = tmp_path / "headless.safetensors"
     save_file({"a": deepres.build_resnet(8).head.linear.bias.detach()}, headless)
     for arguments, message in (
-        (("--checkpoint", run_dir, "--depth", 8), "knows its net: leave --depth and --variants out"),
+        (("--checkpoint", run_dir, "--depth", 8), "knows its net: leave --depth out"),
+        (
+            ("--checkpoint", run_dir, "--activation", "original", "--dataset", "cifar"),
+            "knows its net: leave --activation and --dataset out",
+        ),
+        (("--checkpoint", run_dir, "--variants", ""), "knows its net: leave --variants out"),
+        (("--checkpoint", weights, "--depth", 8, "--variants", ""), "no variant is given"),
         (("--checkpoint", weights), "is a file of weights alone: give its net's --depth"),
         (("--checkpoint", weights, "--depth", 8, "--variants", "shortcuts"), "give one variant, not 6"),
         (("--checkpoint", other, "--depth", 8), "are of another net"),

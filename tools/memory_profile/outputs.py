@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from command_line import writable_file
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.page import MARK, Section, page_html
-from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
 from deepres.memory.subject import Subject
 from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
 from deepres.memory.trial import run_plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # for pictures alone, from an extra
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -38,6 +42,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             writable_file(str(path))
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"--{name} {error}") from None
+    wants_pictures = options.plot is not None or options.html is not None
+    if wants_pictures and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot and --html need matplotlib: pip install 'deepres[quickstart]'")
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot must be a .png file, got {options.plot}")
     if options.html is not None:
@@ -57,9 +64,17 @@ def write_outputs(
     subjects: Sequence[Subject],
     reports: Sequence[Report],
     rows: Sequence[DepthRow],
+    arguments: Sequence[str] | None = None,
 ) -> None:
-    """The files that were asked for, each with a line that tells of it."""
-    command = " ".join(["tools/profile_memory.py", *map(str, sys.argv[1:])])
+    """The files that were asked for, each with a line that tells of it.
+
+    Args:
+        options: the command line, read.
+        subjects, reports: of each net.
+        rows: of several depths.
+        arguments: the command line; None: this process's.
+    """
+    command = shlex.join(["tools/profile_memory.py", *(sys.argv[1:] if arguments is None else arguments)])
     if options.json is not None:
         more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))} if rows else {}
         text = report_json(reports, command=command, torch=torch.__version__, **more)
@@ -75,11 +90,8 @@ def write_outputs(
         print(
             f"wrote {options.snapshot}: a step under the {row.strategy}; drop it on https://pytorch.org/memory_viz"
         )
-    if options.plot is None and options.html is None:
-        return
-    pictures = {name: figure for name, (_, figure) in draw(subjects[-1], reports[-1], rows).items()}
     if options.plot is not None:
-        for name, figure in pictures.items():
+        for name, (_, figure) in draw(subjects[-1], reports[-1], rows).items():
             path = options.plot.with_stem(options.plot.stem + name)
             figure.savefig(path)
             print(f"wrote {path}")
@@ -91,6 +103,8 @@ def write_outputs(
 
 def draw(subject: Subject, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
     """The pictures of a net: what to append to a file's name, a description, and the picture."""
+    from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
+
     row = typical_row(report)
     pictures = {
         "": ("extra time against the peak of activations", frontier_figure(subject, report)),
@@ -116,6 +130,8 @@ def page(
     depths = ", ".join(str(report.model.depth) for report in reports)
     sections = []
     if rows:
+        from deepres.memory.plots import depths_figure
+
         tables = [("", depths_table(rows)), ("Fitted growth", laws_table(rows, growth(rows)))]
         sections.append(Section("How it grows with depth", (), tables, [("growth", depths_figure(rows))]))
     for subject, report in zip(subjects, reports, strict=True):

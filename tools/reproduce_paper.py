@@ -17,6 +17,7 @@ from pathlib import Path
 from command_line import Parser
 from deepres.commit import SaveError, replace_text
 from deepres.config import ConfigError
+from deepres.data import DataError
 from paper_reproduction.launch import Order, train
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.report import listing, read_results, results_html, results_markdown, results_text
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     command = parser.parse_args(arguments[:1]).command
     try:
         return _COMMANDS[command](arguments[1:])
-    except (ConfigError, ReproductionError, SaveError) as error:
+    except (ConfigError, DataError, ReproductionError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

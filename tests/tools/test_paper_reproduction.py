@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import save_file
 
 import paper_reproduction.rows
 import reproduce_paper
+from deepres import build_resnet
 from deepres.load_config import load_config
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
@@ -308,6 +310,44 @@ def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]
     assert reproduce_paper.main(arguments) == 0
     assert f"finished already, in {folder}" in capsys.readouterr().out
+
+
+def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_again(tmp_path, capsys):
+    at_320, at_224 = "table5/resnet152_original", "table5/resnet152_original_at224"
+    made_up = (
+        "data.name=synthetic",
+        "data.augmentation=none",
+        "data.image_size=32",
+        "data.num_images=256",
+        "train.eval_batch_size=4",
+    )
+    folder = _leave_run(tmp_path, at_320, 1, 0.6, *made_up, top5=0.8)
+    arguments = ["run", at_224, "--results", str(tmp_path), *made_up]
+    assert reproduce_paper.main(arguments) == 2
+    assert "holds no model.safetensors" in capsys.readouterr().err
+    before = _cells(
+        _table(capsys, tmp_path) and (tmp_path / "tables.md").read_text(),
+        "Table 5",
+        "152, original, 224 crop",
+    )
+    assert before[0][2] == "untested"
+    assert before[0][6].endswith("trained, but not tested at this crop")
+
+    config = ROWS[at_320].config.model
+    net = build_resnet(**config.model_dump(exclude={"num_classes"}), num_classes=10)
+    save_file(net.state_dict(), folder / "model.safetensors")
+    assert reproduce_paper.main(arguments) == 0
+    assert f"is tested at this row's crop, in {folder}" in capsys.readouterr().out
+    assert reproduce_paper.main(arguments) == 0
+    assert f"finished already, in {folder}" in capsys.readouterr().out
+    outcome = json.loads((folder / "test-224.json").read_text(encoding="utf-8"))
+    _table(capsys, tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    here = {label: _cells(text, "Table 5", f"152, original, {label} crop")[0][2] for label in ("224", "320")}
+    assert here == {
+        "224": f"{100 - 100 * outcome['top1']:.2f} / {100 - 100 * outcome['top5']:.2f}",
+        "320": "40.00 / 20.00",
+    }
 
 
 def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, monkeypatch, capsys):

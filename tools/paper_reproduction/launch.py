@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import subprocess
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from deepres.commit import replace_text
+from deepres.config import Config
+from deepres.distributed import this_process
+from deepres.evaluating import evaluate, load_net
 from deepres.load_config import load_config
-from deepres.run_folder import is_held
+from deepres.run_folder import FINISHED, is_held
 from paper_reproduction.length import Length
 from paper_reproduction.origin import forget_origin, note_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
-from paper_reproduction.runs import CONFIG, differences, read_run, seed_folder
+from paper_reproduction.runs import CONFIG, differences, outcome_file, read_run, seed_folder
 
 _TRAIN = ROOT / "deepres" / "train.py"
 _SET_HERE = {
@@ -55,6 +60,7 @@ class Order:
 @dataclass(frozen=True)
 class _Run:
     row: Row
+    asked: Config
     seed: int
     folder: Path
     settings: tuple[str, ...]
@@ -64,7 +70,9 @@ class _Run:
 
     def state(self) -> str:
         """Of what its folder holds; empty if it holds nothing."""
-        return read_run(self.row, self.folder, self.seed).state if (self.folder / CONFIG).exists() else ""
+        if not (self.folder / CONFIG).exists():
+            return ""
+        return read_run(self.row, self.asked, self.folder, self.seed).state
 
 
 def train(order: Order) -> int:
@@ -77,12 +85,16 @@ def train(order: Order) -> int:
 
     Raises:
         ReproductionError: a run's folder holds another run, or the launcher cannot be started.
-        ConfigError: an override is none.
+        ConfigError: an override is none, or a trained net's weights are gone.
+        deepres.data.DataError: its test images cannot be used.
     """
     for run in list(_checked_runs(order)):
         state = run.state()
         if state in ("finished", "diverged"):
             _say(f"{run}: {state} already, in {run.folder}")
+            continue
+        if state == "untested":
+            _test(run)
             continue
         if is_held(run.folder):
             _say(f"{run}: another process is training it, in {run.folder}")
@@ -123,7 +135,7 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
                 continue
             seen.add(folder)
             if (folder / CONFIG).exists():
-                found = read_run(row, folder, seed)
+                found = read_run(row, asked, folder, seed)
                 others = [str(each) for each in differences(asked, found.config)]
                 if others:
                     raise ReproductionError(
@@ -132,7 +144,21 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
                     )
             where = (f"train.seed={seed}", f"train.run_dir={folder}", "train.resume=auto")
             load_config(row.config_path, (*recipe, *where))
-            yield _Run(row, seed, folder, (*recipe, *where))
+            yield _Run(row, asked, seed, folder, (*recipe, *where))
+
+
+def _test(run: _Run) -> None:
+    """Test a trained net at another crop than its training did."""
+    _say(f"{run}: is tested at this row's crop, in {run.folder}")
+    trained = load_config(run.folder / CONFIG)
+    root = run.asked.data.root or trained.data.root
+    config = run.asked.model_copy(update={"data": run.asked.data.model_copy(update={"root": root})})
+    found = evaluate(
+        load_net(run.folder, config), config, "config", this_process(config.engine.device).device
+    )
+    step = json.loads((run.folder / FINISHED).read_text(encoding="utf-8"))["step"]
+    outcome = {"step": step, "top1": found.top1, "top5": found.top5}
+    replace_text(run.folder / outcome_file(config, trained), json.dumps(outcome) + "\n")
 
 
 def _call(command: Sequence[str]) -> int:

@@ -138,7 +138,7 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
 
 def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
     runs = group.runs
-    ended = [run for run in runs if run.state != "unfinished"]
+    ended = [run for run in runs if run.has_result]
     columns = [[run.error for run in ended]]
     if row.claim.top5_error is not None:
         columns.append([run.top5_error for run in ended])
@@ -147,7 +147,7 @@ def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
     return [
         row.claim.label,
         row.figure,
-        here or "unfinished",
+        here or runs[0].state,
         " / ".join(spans),
         str(len(ended)) if ended else "",
         _trained_for(row.config, runs[0].config),
@@ -164,6 +164,8 @@ def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[st
             remarks.append(f"diverged in step {run.step}")
         if run.state == "unfinished":
             remarks.append(f"unfinished at step {run.step}")
+        if run.state == "untested":
+            remarks.append("trained, but not tested at this crop")
         for remark in remarks:
             seeds.setdefault(remark, []).append(run.seed)
     return [
@@ -192,7 +194,7 @@ def _length(config: Config) -> tuple[int, str]:
 def _what_was_run(row: Row, results: Path) -> str:
     parts = []
     for length, runs in runs_of(row, results).items():
-        ended = sum(run.state != "unfinished" for run in runs)
+        ended = sum(run.has_result for run in runs)
         open_ = f", {len(runs) - ended} unfinished" if ended < len(runs) else ""
         other = ", by another recipe" if any(g.differences for g in _of_one_recipe(row, length, runs)) else ""
         parts.append(f"{length.folder}: {ended} seed{'s' * (ended != 1)}{open_}{other}")

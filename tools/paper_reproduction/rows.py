@@ -32,8 +32,8 @@ class Row:
     Attributes:
         table, claim: what the paper says.
         config: what trains it, resolved.
-        twins: names of all rows of this configuration, in the paper's order, this one among them: the paper shows
-            some nets in several tables, and a run of one is a run of all.
+        twins: names of all rows that are trained as this one is, in the paper's order, this one among them: the paper
+            shows some nets in several tables, or tested at several crops, and a run of one is a run of all.
     """
 
     table: Table
@@ -85,11 +85,17 @@ def all_rows() -> tuple[Row, ...]:
     configs = {_name(*each): load_config(_config_path(_name(*each))) for each in claims}
     twins: dict[Config, list[str]] = {}
     for name, config in configs.items():
-        twins.setdefault(config, []).append(name)
+        twins.setdefault(_without_crop(config), []).append(name)
     return tuple(
-        Row(table, claim, configs[_name(table, claim)], tuple(twins[configs[_name(table, claim)]]))
-        for table, claim in claims
+        Row(table, claim, config, tuple(twins[_without_crop(config)]))
+        for (table, claim), config in zip(claims, configs.values(), strict=True)
     )
+
+
+def _without_crop(config: Config) -> Config:
+    """What the training depends on."""
+    data = config.data.model_copy(update={"eval_image_size": None, "eval_shorter_side": None})
+    return config.model_copy(update={"data": data})
 
 
 def find_rows(rows: Sequence[Row], target: str) -> list[Row]:

@@ -19,7 +19,8 @@ CONFIG = "config.yaml"
 
 # Settings that say where, on what and how a run is computed, and not what is trained.
 _NOT_OF_THE_RECIPE = (
-    "data.root", "data.download", "data.verify", "data.num_workers", "data.max_bad_images",
+    "data.root", "data.download", "data.verify", "data.eval_image_size", "data.eval_shorter_side",
+    "data.num_workers", "data.max_bad_images",
     "train.micro_batch_size", "train.accumulation", "train.eval_batch_size", "train.eval_every", "train.seed",
     "train.deterministic", "train.output", "train.run_dir", "train.overwrite", "train.resume", "train.save_every",
     "train.save_in_background", "train.keep_checkpoints", "engine.name", "engine.device", "engine.zero_stage",
@@ -28,7 +29,8 @@ _NOT_OF_THE_RECIPE = (
     "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"
-State = Literal["finished", "diverged", "unfinished"]
+_DEFAULT_CROP = 224
+State = Literal["finished", "diverged", "untested", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ class SeedRun:
         seed: its seed.
         folder: its folder.
         config: its resolved configuration.
-        state: whether it reached its end, or ended in a number that is not finite (which is the row's result).
+        state: whether it reached its end, or ended in a number that is not finite (which is the row's result); untested
+            if it was trained as a twin and not tested at this row's crop.
         step: the last step that it logged.
-        error, top5_error: test error in % at its end; infinite if it diverged, NaN if it is unfinished.
+        error, top5_error: test error in % at its end; infinite if it diverged, NaN if it has none.
         batch_norm_size: images that batch norm saw together; None if it is not known.
     """
 
@@ -76,6 +79,11 @@ class SeedRun:
     error: float
     top5_error: float
     batch_norm_size: int | None
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it has what a table shows."""
+        return self.state in ("finished", "diverged")
 
 
 def seed_folder(row: Row, results: Path, length: Length, seed: int) -> Path:
@@ -96,13 +104,25 @@ def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
         for length, seed, folder in _seed_folders(results / name):
             found.setdefault(length, {}).setdefault(seed, folder)
     return {
-        length: [read_run(row, found[length][seed], seed) for seed in sorted(found[length])]
+        length: [read_run(row, row.config, found[length][seed], seed) for seed in sorted(found[length])]
         for length in sorted(found, key=lambda each: each.fraction, reverse=True)
     }
 
 
-def read_run(row: Row, folder: Path, seed: int) -> SeedRun:
+def outcome_file(wanted: Config, trained: Config) -> str:
+    """The file in the folder of a run that has its test error at the crop that another configuration tests at."""
+    crops = [(each.data.eval_image_size, each.data.eval_shorter_side) for each in (wanted, trained)]
+    return FINISHED if crops[0] == crops[1] else f"test-{crops[0][0] or _DEFAULT_CROP}.json"
+
+
+def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
     """What a folder holds.
+
+    Args:
+        row: the row.
+        wanted: its configuration, perhaps with overrides: says how it is to be tested.
+        folder: of the run.
+        seed: of the run.
 
     Raises:
         ReproductionError: a run of another net or seed, or files that are damaged.
@@ -119,19 +139,24 @@ def read_run(row: Row, folder: Path, seed: int) -> SeedRun:
     state: State = "diverged" if metrics and metrics[-1].get("kind") == NOT_FINITE else "unfinished"
     error = top5_error = float("inf") if state == "diverged" else float("nan")
     if (folder / FINISHED).exists():
-        state = "finished"
-        try:
-            (end,) = json.loads(f"[{_text(folder / FINISHED)}]")
-            step = int(end["step"])
-            error, top5_error = (100 * (1 - float(end[name])) for name in ("top1", "top5"))
-            is_error = 0 <= top5_error <= error <= 100
-        except (KeyError, TypeError, json.JSONDecodeError):
-            is_error = False
-        if not is_error:
-            raise ReproductionError(
-                f"{folder / FINISHED} is damaged: it must say step, top1 and top5, which are fractions"
-            )
+        step, error, top5_error = _read_outcome(folder / FINISHED)
+        outcome = folder / outcome_file(wanted, config)
+        state = "finished" if outcome.exists() else "untested"
+        if state == "finished":
+            step, error, top5_error = _read_outcome(outcome)
     return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_size(config, metrics))
+
+
+def _read_outcome(path: Path) -> tuple[int, float, float]:
+    """Step, error and top-5 error in %."""
+    try:
+        end = json.loads(_text(path))
+        error, top5_error = (100 * (1 - float(end[name])) for name in ("top1", "top5"))
+        if 0 <= top5_error <= error <= 100:
+            return int(end["step"]), error, top5_error
+    except (KeyError, TypeError, json.JSONDecodeError):
+        pass
+    raise ReproductionError(f"{path} is damaged: it must say step, top1 and top5, which are fractions")
 
 
 def _batch_norm_size(config: Config, metrics: list[dict[str, Any]]) -> int | None:

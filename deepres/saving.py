@@ -98,7 +98,7 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
     averaged = engine.averaged_buffers()
     model: dict[str, Tensor] = {}
     momentum: dict[str, Tensor] = {}
-    for target, tensors in ((model, engine.parameters()), (momentum, engine.momentum())):
+    for target, tensors in ((model, engine.whole_parameters()), (momentum, engine.momentum())):
         for name, tensor in tensors:
             if is_first:
                 target[name] = tensor

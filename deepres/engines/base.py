@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -107,6 +107,8 @@ class Engine(ABC):
         self.has_averaged_buffers = False
         self._has_momentum = False
         self._num_skipped = 0
+        self._optimizer: Any = None
+        self._scaler: torch.amp.GradScaler | None = None
 
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepResult:
         """Run one optimizer step over `accumulation` micro batches.
@@ -166,7 +168,7 @@ class Engine(ABC):
             average_over_processes(averaged.values())
         return {name: on_cpu(buffer) for name, buffer in averaged.items()}
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The net's parameters by name, each whole and on the CPU; collective."""
         for name, parameter in self.net.named_parameters():
             yield name, on_cpu(parameter)
@@ -196,11 +198,12 @@ class Engine(ABC):
     @property
     def loss_scaler(self) -> torch.amp.GradScaler | None:
         """What scales fp16's losses."""
-        return None
+        return self._scaler
 
     def state(self) -> dict[str, Tensor]:
         """The net's parameters and buffers by name, whole and on the CPU; collective."""
-        return {name: on_cpu(tensor) for name, tensor in self.net.state_dict().items()}
+        buffers = {name: on_cpu(buffer) for name, buffer in self.net.named_buffers()}
+        return dict(self.whole_parameters()) | buffers
 
     def _run(self, images: Tensor) -> Tensor:
         logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
@@ -224,15 +227,35 @@ class Engine(ABC):
         """Around a micro batch; gradients of all but the last may stay in this process."""
         yield
 
-    @abstractmethod
-    def _set_learning_rate(self, learning_rate: float) -> None: ...
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
 
-    @abstractmethod
-    def _backward(self, loss: Tensor, *, is_last: bool) -> None: ...
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    @abstractmethod
     def _update(self) -> bool:
-        """Change the parameters; False if that was skipped because gradients are not finite."""
+        """Change the parameters, and forget the gradients; False if that was skipped because these are not finite."""
+        if self.config.optim.clip_grad_norm is not None:
+            if self._scaler is not None:
+                self._scaler.unscale_(self._optimizer)
+            self._clip(self.config.optim.clip_grad_norm)
+        is_updated = True
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            before = self._scaler.get_scale()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            is_updated = self._scaler.get_scale() >= before
+        self._forget_gradients()
+        return is_updated
+
+    def _clip(self, norm: float) -> None:
+        nn.utils.clip_grad_norm_(self._parameters, norm)
+
+    def _forget_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _gradient_norm(self, order: float) -> Tensor:
         """The largest norm of this process's gradients, on the device: finite if they are.
@@ -261,14 +284,6 @@ class Engine(ABC):
 
     @abstractmethod
     def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None: ...
-
-
-def step_with_scaler(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
-    """Step and adapt the scale; False if the step was skipped."""
-    before = scaler.get_scale()
-    scaler.step(optimizer)
-    scaler.update()
-    return scaler.get_scale() >= before
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

@@ -57,21 +57,10 @@ class DeepSpeedEngine(Engine):
         )
         self.module = self._engine
 
-    def state(self) -> dict[str, Tensor]:
-        """See `Engine.state`; under ZeRO-3, one parameter is gathered at a time."""
+    def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.whole_parameters`; under ZeRO-3, one is gathered at a time."""
         if self.config.engine.zero_stage < 3:
-            return super().state()
-        state = {}
-        for name, tensor in self.net.state_dict(keep_vars=True).items():
-            parameters = [tensor] if isinstance(tensor, nn.Parameter) else []
-            with deepspeed.zero.GatheredParameters(parameters):
-                state[name] = on_cpu(tensor)
-        return state
-
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Engine.parameters`; under ZeRO-3, one is gathered at a time."""
-        if self.config.engine.zero_stage < 3:
-            yield from super().parameters()
+            yield from super().whole_parameters()
             return
         for name, parameter in self.net.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
@@ -86,10 +75,6 @@ class DeepSpeedEngine(Engine):
         else:
             scaler = self._optimizer.torch_autocast_gradscaler
         return scaler
-
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
 
     def _backward(self, loss: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -117,9 +102,8 @@ class DeepSpeedEngine(Engine):
         flats = zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
         for flat in flats:
             zero.optimizer.state[flat][_MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
-        if (
-            stage < 3
-        ):  # as after ZeRO's first step: parameters learn which part of the flat momentum is theirs
+        if stage < 3:
+            # As after ZeRO's first step: parameters learn which part of the flat momentum is theirs.
             zero._lazy_init_hp_params_optimizer_state()
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:

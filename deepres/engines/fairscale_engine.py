@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
-from deepres.engines.base import Engine, step_with_scaler
+from deepres.engines.base import Engine
 from deepres.memory.states import bucket_elements
 from deepres.optim import sgd_settings
 
@@ -39,8 +39,8 @@ class FairscaleEngine(Engine):
             for group in groups
             for parameter in group["params"]
         }
-        # With one process there is nobody to shard with, and the wrapper's hooks would not run.
-        self._scaler = ShardedGradScaler() if config.precision.compute == "fp16" else None
+        if config.precision.compute == "fp16":
+            self._scaler = ShardedGradScaler()
         num_elements = bucket_elements(config.engine, sum(p.numel() for p in trained))
         self.module = ShardedDataParallel(
             self.module, self._optimizer, broadcast_buffers=False, reduce_buffer_size=num_elements
@@ -51,30 +51,11 @@ class FairscaleEngine(Engine):
         with nullcontext() if is_last else self.module.no_sync():  # type: ignore[operator]  # the wrapper's
             yield
 
-    @property
-    def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """See `Engine`."""
-        return self._scaler
+    def _clip(self, norm: float) -> None:
+        self._optimizer.clip_grad_norm(norm)
 
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-
-    def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-
-    def _update(self) -> bool:
-        if self.config.optim.clip_grad_norm is not None:
-            if self._scaler is not None:
-                self._scaler.unscale_(self._optimizer)
-            self._optimizer.clip_grad_norm(self.config.optim.clip_grad_norm)
-        is_updated = True
-        if self._scaler is None:
-            self._optimizer.step()
-        else:
-            is_updated = step_with_scaler(self._scaler, self._optimizer)
+    def _forget_gradients(self) -> None:
         self.module.zero_grad(set_to_none=True)
-        return is_updated
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
         owner = self._owners[parameter]

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
-from deepres.engines.base import Engine, step_with_scaler
+from deepres.engines.base import Engine
 from deepres.engines.cuda_graph import OnCuda, RecordedPass
 from deepres.memory.bench import allocate_gradients
 from deepres.optim import sgd
@@ -29,8 +29,8 @@ class PlainEngine(Engine):
         # Sharding engines flatten parameters; for them, channels_last is the format of the activations alone.
         self.module.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # the stubs lack it
         self._optimizer = sgd(net.parameters(), config.optim)
-        is_fp16 = config.precision.compute == "fp16"
-        self._scaler = torch.amp.GradScaler(process.device.type) if is_fp16 else None
+        if config.precision.compute == "fp16":
+            self._scaler = torch.amp.GradScaler(process.device.type)
         self._recorded: RecordedPass | None = None
         if config.engine.cuda_graphs:
             allocate_gradients(net)
@@ -52,11 +52,6 @@ class PlainEngine(Engine):
         with self.module.no_sync() if ddp else nullcontext():  # type: ignore[operator]  # it is DDP's
             yield
 
-    @property
-    def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """See `Engine`."""
-        return self._scaler
-
     def run_eagerly(self) -> None:
         """See `Engine`."""
         self._recorded = None
@@ -66,28 +61,11 @@ class PlainEngine(Engine):
             return self._recorded(images, labels)
         return super()._pass(images, labels, is_last=is_last)
 
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-
-    def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-
-    def _update(self) -> bool:
-        if self.config.optim.clip_grad_norm is not None:
-            if self._scaler is not None:
-                self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, self.config.optim.clip_grad_norm)
-        is_updated = True
-        if self._scaler is None:
-            self._optimizer.step()
-        else:
-            is_updated = step_with_scaler(self._scaler, self._optimizer)
+    def _forget_gradients(self) -> None:
         if self._recorded is None:
-            self._optimizer.zero_grad(set_to_none=True)
+            super()._forget_gradients()
         else:  # the recorded pass adds to the gradients where they are
             torch._foreach_zero_(self._gradients())
-        return is_updated
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
         momentum: Tensor = self._optimizer.state[parameter]["momentum_buffer"]

@@ -13,13 +13,14 @@ from deepres.models import (
     resnet200,
     resnet1001,
 )
-from deepres.pretrained import load_pretrained
+from deepres.pretrained import PretrainedError, load_pretrained
 from deepres.recompute import InfeasibleBudgetError, apply_plan, make_plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InfeasibleBudgetError",
+    "PretrainedError",
     "ResNet",
     "ResidualUnit",
     "apply_plan",

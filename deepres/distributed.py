@@ -126,9 +126,7 @@ def to_first_process(x: Tensor) -> list[Tensor]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [x.detach().to("cpu", copy=True)]
     # Gathered by adding up, as NCCL has no gather to one, and exactly: but for one process all add zero bits.
-    gathered = torch.zeros(
-        dist.get_world_size(), x.numel(), dtype=x.dtype, device=x.device
-    )
+    gathered = torch.zeros(dist.get_world_size(), x.numel(), dtype=x.dtype, device=x.device)
     bits = gathered.view({1: torch.uint8, 4: torch.int32, 8: torch.int64}[x.element_size()])
     gathered[dist.get_rank()] = x.detach().reshape(-1)
     dist.all_reduce(bits)

@@ -18,10 +18,11 @@ from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory
+from deepres.recompute.random_state import RandomState
 from deepres.resuming import Checkpoint, own_sums
 from deepres.run_folder import NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, generator_states, take_snapshot
+from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, take_snapshot
 from deepres.stopping import StopRequest
 
 
@@ -131,7 +132,7 @@ class Trainer:
 
     def _run_step(self, batches: BatchesAhead) -> None:
         learning_rate = self._schedule(self._step)
-        before = generator_states(self._process.device)
+        before = RandomState.read(self._process.device)
         sizes = self._engine.sizes
         try:
             result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
@@ -160,10 +161,8 @@ class Trainer:
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
 
-    def _told_where(self, error: NonFiniteError, before: dict[str, torch.Tensor]) -> RunError:
-        torch.set_rng_state(before["cpu"])
-        if "cuda" in before:
-            torch.cuda.set_rng_state(before["cuda"], self._process.device)
+    def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
+        before.restore()
         epoch, done = divmod(self._step, self._steps_per_epoch)
         num_batches = self._engine.sizes.accumulation
         batches = self._data.train_batches(epoch, start=done * num_batches)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the project that needs a GPU, most valuable first, in pieces of at most 10 minutes.
 #   tools/gpu_suite.sh [OUTPUT]        (results/gpu by default; PYTHON=… picks the interpreter)
-# With CIFAR=DIR also the paper's nets on the images of CIFAR-10, which take hours.
+# With CIFAR=DIR also the paper's nets on the images of CIFAR-10, which take hours: NOTE="as JPEG" says what is special there.
 # A piece that is done is not run again: call it until it says that all are. `rm OUTPUT/*.done` starts over.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -71,23 +71,32 @@ done
 piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resnet164.pickle"
 
 # The paper's nets on real images. These take longer than 10 minutes: each call goes on from the last one's checkpoint.
+# NOTE=TEXT says in the tables what the images are. Batch norm over the whole batch, which is one graph's.
 if [ -n "${CIFAR:-}" ]; then
-    PAPER=("$PYTHON" tools/reproduce_paper.py run)
+    PAPER=("$PYTHON" tools/reproduce_paper.py run --seeds 1)
+    [ -n "${NOTE:-}" ] && PAPER+=(--note "$NOTE")
     ON=("data.root=$CIFAR" "train.save_every=5 minutes")
-    GRAPHS=("${ON[@]}" engine.cuda_graphs=true)
-    for row in resnet110_original resnet110_full_preactivation resnet164_original resnet164_full_preactivation; do
-        piece "paper_$row" "${PAPER[@]}" "table2/$row" --short 0.25 --seeds 1 "${GRAPHS[@]}"
-    done
+    AT_ONCE=("${ON[@]}" train.micro_batch_size=128)
+    rows() {  # length, row…; four at once on a large card
+        local length="$1" number=0 options row; shift
+        for row in "$@"; do
+            options=("${AT_ONCE[@]}" engine.cuda_graphs=true)
+            [ "$row" = table1/dropout ] && options=("${AT_ONCE[@]}")  # its masks are drawn anew
+            untimed "paper_${row//\//_}_$length" "${PAPER[@]}" "$row" --short "$length" "${options[@]}"
+            [ $((++number % 4)) = 0 ] && wait
+        done
+        wait
+    }
+    rows 0.1 table1/original table1/constant_scaling_plain table1/constant_scaling_shortcut table1/exclusive_gating_bias0 \
+        table2/resnet110_bn_after_addition table2/resnet110_relu_before_addition table2/resnet110_relu_only_preactivation \
+        table2/resnet110_full_preactivation
     piece run_1001_in_8gib "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${ON[@]}" train.epochs=4 \
         train.max_steps=null recompute.segments=none recompute.device_memory=8GiB \
         train.run_dir="$OUT/run_1001_in_8gib" train.resume=auto
-    for row in bn_after_addition relu_before_addition relu_only_preactivation; do
-        piece "paper_resnet110_$row" "${PAPER[@]}" "table2/resnet110_$row" --short 0.1 --seeds 1 "${GRAPHS[@]}"
-    done
-    for row in constant_scaling_both shortcut_only_gating_bias0 exclusive_gating_bias-6 conv1x1; do
-        piece "paper_$row" "${PAPER[@]}" "table1/$row" --short 0.1 --seeds 1 "${GRAPHS[@]}"
-    done
-    piece paper_dropout "${PAPER[@]}" table1/dropout --short 0.1 --seeds 1 "${ON[@]}"  # its masks are drawn anew
+    rows 0.25 table2/resnet164_original table2/resnet164_full_preactivation table2/resnet110_original \
+        table2/resnet110_full_preactivation
+    rows 0.1 table1/dropout table1/constant_scaling_both table1/shortcut_only_gating_bias0 table1/conv1x1 \
+        table1/exclusive_gating_bias-6
 else
     echo "the paper's nets on real images: not without CIFAR=DIR, the folder of cifar-10-batches-py or -bin"
 fi

@@ -26,8 +26,7 @@ from deepres.memory.run_memory import (
     run_memory,
 )
 from deepres.out_of_memory import is_out_of_memory
-from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate
-from deepres.recompute.planner import smallest_budget
+from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate, smallest_budget
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.executor import RetainingUnit, apply_plan
 from deepres.recompute.plan import Plan, keep_all_plan, per_unit_plan, sqrt_plan, uniform_plan
-from deepres.recompute.planner import InfeasibleBudgetError, make_plan
+from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
 from deepres.recompute.simulate import Simulation, simulate
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "make_plan",
     "per_unit_plan",
     "simulate",
+    "smallest_budget",
     "sqrt_plan",
     "uniform_plan",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deepres.config import Config, ConfigError
 from deepres.data import open_data
+from deepres.engines.base import ComputeIn
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
@@ -86,7 +87,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
 
     Args:
         net: in evaluation mode.
-        config: names the data.
+        config: names the data and the precision.
         crop: `config`: as in the run's own evaluation. Of image files also `224` (of 256), `320` (of 320) and `ten`:
             the centre, the corners, and the mirror images of all five, of 224² in the central 256² (Krizhevsky et
             al. 2012, Section 4.1); probabilities are averaged.
@@ -114,9 +115,12 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
             raise ConfigError(
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
             )
-        net.to(device)
+        precision = config.precision
+        module = ComputeIn(net.to(device), precision.compute, device.type)
+        memory_format = torch.channels_last if precision.channels_last else torch.contiguous_format
         for batch in data.test_batches():
-            logits = ten_crop_logits(net, batch.images) if crop == "ten" else net(batch.images)
+            images = batch.images.contiguous(memory_format=memory_format)
+            logits = ten_crop_logits(module, images) if crop == "ten" else module(images)
             sums += answer_sums(logits, batch.labels)
     finally:
         data.close()

@@ -11,7 +11,7 @@ METRICS = Metrics(loss=1.25, top1=0.5, top5=0.75, num_images=40)
 
 
 def _log(num_steps, steps_per_epoch):
-    return RunLog(LogConfig(), this_process("cpu"), None, num_steps, steps_per_epoch)
+    return RunLog(LogConfig(), this_process("cpu"), None, num_steps, steps_per_epoch, first_step=0)
 
 
 def test_a_training_line_has_a_rate_only_where_there_is_one(capsys):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -93,6 +93,10 @@ class DataConfig(_Section):
     """Of `synthetic` (10 if unset); of others, what the data must have."""
     num_images: PositiveInt | None = None
     """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
+
+    def finding(self) -> dict[str, Any]:
+        """The arguments of `deepres.data.find_data`; the others are of `FoundData.open`."""
+        return self.model_dump(exclude={"num_workers", "max_bad_images"})
 
 
 class OptimConfig(_Section):

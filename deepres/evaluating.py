@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.config import Config, ConfigError
-from deepres.data import open_data
+from deepres.data import find_data
 from deepres.engines.base import ComputeIn
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
@@ -97,7 +97,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
         ConfigError: the crop is for image files only, or the data has more classes than the net.
         deepres.data.DataError: the data cannot be used.
     """
-    settings = config.data.model_dump(exclude={"name"})
+    settings = config.data.finding()
     if crop != "config":
         if config.data.name not in ("imagenet", "image_folder"):
             raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
@@ -105,8 +105,12 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
         settings |= {"eval_image_size": size, "eval_shorter_side": side}
     micro_size = config.train.micro_batch_size
     batch_size = config.train.eval_batch_size or (micro_size if isinstance(micro_size, int) else 32)
-    data = open_data(
-        config.data.name, **settings, micro_batch_size=1, eval_batch_size=batch_size, device=device
+    data = find_data(**settings).open(
+        micro_batch_size=1,
+        eval_batch_size=batch_size,
+        device=device,
+        num_workers=config.data.num_workers,
+        max_bad_images=config.data.max_bad_images,
     )
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:

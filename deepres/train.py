@@ -24,7 +24,7 @@ import torch
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError
-from deepres.data import DataError, DataInfo, inspect_data, open_data
+from deepres.data import DataError, FoundData, find_data
 from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
@@ -61,7 +61,7 @@ class Job:
     config_path: Path
     process: Process
     sizes: BatchSizes
-    info: DataInfo
+    data: FoundData
     net: ResNet
     planner: Planner
 
@@ -121,25 +121,13 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         )
     if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("log.tensorboard needs the extra: pip install 'deepres[tensorboard]'")
-    data = config.data
-    info = inspect_data(
-        data.name,
-        root=data.root,
-        download=data.download,
-        verify=data.verify,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        num_images=data.num_images,
-        augmentation=data.augmentation,
-        normalize=data.normalize,
-        eval_image_size=data.eval_image_size,
-        eval_shorter_side=data.eval_shorter_side,
-        global_batch_size=sizes.global_size,
-    )
+    data = find_data(**config.data.finding())
+    data.check_batch(sizes.global_size)
+    info = data.info
     num_classes = config.model.num_classes or info.num_classes
     if num_classes != info.num_classes:
         raise ConfigError(
-            f"model.num_classes is {num_classes}, but {data.name} has {info.num_classes} classes"
+            f"model.num_classes is {num_classes}, but {info.name} has {info.num_classes} classes"
         )
     torch.manual_seed(config.train.seed)
     try:
@@ -152,7 +140,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         _find_compiler(process)
         compile_units(net.units)
     planner = Planner(config, net, info.image_size, process)
-    return Job(config, config_path, process, planner.predict(sizes), info, net, planner)
+    return Job(config, config_path, process, planner.predict(sizes), data, net, planner)
 
 
 def _find_compiler(process: Process) -> None:
@@ -221,7 +209,7 @@ def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
 def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
     """The run's folder, at `path`, and the checkpoint that it goes on from."""
     config = job.config
-    start = choose_start(config, run_identity(config, job.sizes, job.info), print)
+    start = choose_start(config, run_identity(config, job.sizes, job.data.info), print)
     prepare_run_folder(config, path, FOLDER)
     is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
     return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
@@ -240,9 +228,7 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
 
     planned, peak = _settle(job)
     sizes = planned.sizes
-    data = open_data(
-        config.data.name,
-        **config.data.model_dump(exclude={"name"}),
+    data = job.data.open(
         micro_batch_size=sizes.micro_size,
         accumulation=sizes.accumulation,
         eval_batch_size=config.train.eval_batch_size,
@@ -250,6 +236,8 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         rank=process.rank,
         world_size=process.world_size,
         device=process.device,
+        num_workers=config.data.num_workers,
+        max_bad_images=config.data.max_bad_images,
     )
     if start is not None:
         load_net(start, job.net)
@@ -265,7 +253,7 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         planned,
         stop=stop,
         start=start,
-        identity=run_identity(config, sizes, job.info),
+        identity=run_identity(config, sizes, job.data.info),
         activation_peak_bytes=peak,
     )
     try:
@@ -279,7 +267,7 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
 
     With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
     """
-    device, side = job.process.device, job.info.image_size
+    device, side = job.process.device, job.data.info.image_size
     planned = job.planner.settle(job.sizes)
     apply_plan(job.net, planned.plan)
     job.net.to(device)

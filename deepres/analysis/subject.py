@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import Config, ConfigError, DataConfig
-from deepres.data import DataError, open_data
+from deepres.data import DataError, find_data
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.models.residual_unit import Activation
@@ -141,16 +142,17 @@ def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple
         side = (run and run.image_size) or _IMAGE_SIZE[subject.dataset]
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(subject.num_classes, (size,), generator=generator), NOISE
-    name, root, settings = _DATA_NAMES[subject.dataset], where, {}
+    name = _DATA_NAMES[subject.dataset]
+    settings: dict[str, Any] = {"name": name, "root": where}
     if run is not None:
-        name, settings = run.name, run.model_dump(exclude={"name", "root"})
+        name, settings = run.name, run.finding()
         if where is not None and name in _PLACELESS:
             raise ConfigError(
                 f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
             )
-        root = str(run.root) if where is None else where
+        settings["root"] = where or run.root
     try:
-        source = open_data(name, root=root, **settings, micro_batch_size=size, seed=seed)
+        source = find_data(**settings).open(micro_batch_size=size, seed=seed)
         try:
             batch = next(iter(source.train_batches(0)))
         finally:
@@ -162,7 +164,9 @@ def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple
             f"the run's own data, {name}, cannot be used: {error}; give its place, --data DIR, or --data {NOISE}"
         ) from None
     if source.info.num_classes > subject.num_classes:
-        raise ConfigError(f"{root} has {source.info.num_classes} classes, the net {subject.num_classes}")
+        raise ConfigError(
+            f"{settings['root']} has {source.info.num_classes} classes, the net {subject.num_classes}"
+        )
     return batch.images, batch.labels, name
 
 

@@ -2,7 +2,7 @@
 
 from deepres.data.ahead import BatchesAhead
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
-from deepres.data.opening import DATASETS, inspect_data, open_data
+from deepres.data.opening import DATASETS, FoundData, find_data
 from deepres.data.pipeline import Augmentation, Normalize
 from deepres.data.source import DataSource
 
@@ -15,7 +15,7 @@ __all__ = [
     "DataError",
     "DataInfo",
     "DataSource",
+    "FoundData",
     "Normalize",
-    "inspect_data",
-    "open_data",
+    "find_data",
 ]

@@ -18,7 +18,7 @@ class DataInfo:
     """Facts about a data set that are known before any image is read.
 
     Attributes:
-        name: as given to `open_data`.
+        name: as given to `find_data`.
         num_classes: labels are 0 … `num_classes` − 1.
         image_size: height and width of the training images that the model sees, in pixels.
         num_train: training images.

@@ -1,5 +1,6 @@
-"""Data sets by name: `inspect_data` looks, `open_data` reads."""
+"""Data sets by name: `find_data` looks, and what it finds is opened."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from deepres.data.image_folder import (
     ImageFolder,
     find_image_folder,
 )
-from deepres.data.pipeline import Augmentation, Normalize, make_pipeline
+from deepres.data.pipeline import Augmentation, Normalize, Pipeline, make_pipeline
 from deepres.data.sampling import Schedule
 from deepres.data.source import DataSource
 from deepres.data.supply import ResidentSupply, Supply
@@ -27,7 +28,103 @@ _CifarFiles = tuple[cifar_layout.Layout, Path]
 _Found = _CifarFiles | ImageFolder | None
 
 
-def inspect_data(
+@dataclass(frozen=True)
+class FoundData:
+    """A data set that is there, whole and fit for what is asked; `find_data` makes it, and it is opened once.
+
+    Attributes:
+        info: facts about the set.
+    """
+
+    info: DataInfo
+    _found: _Found
+    _pipeline: Pipeline
+    _normalize: Normalize
+
+    def check_batch(self, global_batch_size: int) -> None:
+        """See that the set has the images of one step.
+
+        Args:
+            global_batch_size: micro batch × accumulation × ranks.
+
+        Raises:
+            DataError: it has not.
+        """
+        if global_batch_size > self.info.num_train:
+            raise DataError(
+                f"{self.info.name} has {self.info.num_train} training images, fewer than the {global_batch_size} of "
+                "one step (micro batch × accumulation × processes); make the batch smaller"
+            )
+
+    def open(
+        self,
+        *,
+        micro_batch_size: int,
+        accumulation: int = 1,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "cpu",
+        max_bad_images: int = 0,
+    ) -> DataSource:
+        """Open the set for one rank.
+
+        CIFAR, the digits and the synthetic images live on the device as uint8 and are augmented there; image files
+        are decoded by worker processes.
+
+        Args:
+            micro_batch_size: images of one forward pass of one rank.
+            accumulation: micro batches of one rank in a step.
+            eval_batch_size: images of one forward pass in evaluation; `micro_batch_size` if unset.
+            seed: of the order, the augmentation and the synthetic images; 0 … 2⁶⁴ − 1.
+            num_workers: processes that decode image files, for training and as many for tests; 0: this one.
+            rank, world_size: of this process.
+            device: where batches are wanted.
+            max_bad_images: unreadable images that this rank leaves out before it gives up.
+
+        Raises:
+            DataError: the set has fewer images than one step takes, or files that cannot be read.
+        """
+        device = torch.device(device)
+        info, found, normalize = self.info, self._found, self._normalize
+        schedule = Schedule(
+            seed=seed,
+            num_train=info.num_train,
+            num_test=info.num_test,
+            micro_batch_size=micro_batch_size,
+            accumulation=accumulation,
+            eval_batch_size=eval_batch_size or micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.check_batch(schedule.global_batch_size)
+        train: Supply
+        test: Supply
+        if isinstance(found, ImageFolder):
+            assert self._pipeline.crops is not None
+            train, test = (
+                FileSupply(found.files, split, crop, seed=seed, num_workers=num_workers, device=device)
+                for split, crop in zip((found.train, found.test), self._pipeline.crops, strict=True)
+            )
+            normalization = Normalization.of_constants()
+        else:
+            train, test, normalization = _resident(info, found, normalize, seed, device)
+        if normalize == "half":
+            normalization = Normalization.of_constants((0.5,) * 3, (0.5,) * 3)
+        return DataSource(
+            info,
+            schedule,
+            train=train,
+            test=test,
+            normalization=normalization.to(device),
+            augmentation=self._pipeline.on_device,
+            max_bad_images=max_bad_images,
+        )
+
+
+def find_data(
     name: str,
     *,
     root: str | Path | None = None,
@@ -41,9 +138,8 @@ def inspect_data(
     normalize: Normalize = "mean_std",
     eval_image_size: int | None = None,
     eval_shorter_side: int | None = None,
-    global_batch_size: int | None = None,
-) -> DataInfo:
-    """Checks that a data set is there, whole and fit for what is asked, without reading all of its pixels.
+) -> FoundData:
+    """Checks that a data set is there, whole and fit for what is asked, without decoding its images.
 
     Call it before any process group or CUDA context exists: whatever a user can get wrong is found here.
 
@@ -57,67 +153,6 @@ def inspect_data(
         image_size: height and width that the model sees; 224 for image files if unset, else 32 (CIFAR's only).
         num_classes: of the synthetic set (10 if unset); for others, what is expected, to be compared.
         num_images: training images of the synthetic set (50,000 if unset); it has a fifth as many test images.
-        augmentation, normalize, eval_image_size, eval_shorter_side: as in `open_data`, to be checked.
-        global_batch_size: images a step (micro batch × accumulation × ranks), to be compared.
-
-    Raises:
-        DataError: with one line that says what was wrong, what was found, and what to do.
-    """
-    info, found = _locate(
-        name,
-        root=root,
-        download=download,
-        base_url=base_url,
-        verify=verify,
-        image_size=image_size,
-        num_classes=num_classes,
-        num_images=num_images,
-    )
-    make_pipeline(
-        name,
-        is_files=isinstance(found, ImageFolder),
-        image_size=info.image_size,
-        augmentation=augmentation,
-        normalize=normalize,
-        eval_image_size=eval_image_size,
-        eval_shorter_side=eval_shorter_side,
-    )
-    if global_batch_size is not None:
-        _check_global_batch(info, global_batch_size)
-    return info
-
-
-def open_data(
-    name: str,
-    *,
-    root: str | Path | None = None,
-    download: bool = False,
-    base_url: str = cifar.BASE_URL,
-    verify: bool = False,
-    image_size: int | None = None,
-    num_classes: int | None = None,
-    num_images: int | None = None,
-    augmentation: Augmentation | None = None,
-    normalize: Normalize = "mean_std",
-    eval_image_size: int | None = None,
-    eval_shorter_side: int | None = None,
-    micro_batch_size: int,
-    accumulation: int = 1,
-    eval_batch_size: int | None = None,
-    seed: int = 0,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    device: str | torch.device = "cpu",
-    max_bad_images: int = 10,
-) -> DataSource:
-    """Opens a data set for one rank.
-
-    CIFAR, the digits and the synthetic images live on the device as uint8 and are augmented there; image files
-    are decoded by worker processes.
-
-    Args:
-        name, root, download, base_url, verify, image_size, num_classes, num_images: as in `inspect_data`.
         augmentation: of training images. `none` (the default of the synthetic set); `crop`: pad 4, crop at random
             (of digits); `crop_flip`: and mirror every other one (of CIFAR); for image files also `scale` (their
             default) and `scale_and_aspect`, see `Crop`. Image files that are not scaled at random are scaled to
@@ -128,19 +163,10 @@ def open_data(
         eval_shorter_side: of image files, what the shorter side is scaled to before that crop. If unset: 256 for
             224 (or in proportion) if the crop is as in training; the crop itself if it is another (320 for 320),
             or if training does not scale at random.
-        micro_batch_size: images of one forward pass of one rank.
-        accumulation: micro batches of one rank in a step.
-        eval_batch_size: images of one forward pass in evaluation; `micro_batch_size` if unset.
-        seed: of the order, the augmentation and the synthetic images; 0 … 2⁶⁴ − 1.
-        num_workers: processes that decode image files, for training and as many for tests; 0: this one.
-        rank, world_size: of this process.
-        device: where batches are wanted.
-        max_bad_images: unreadable images that this rank leaves out before it gives up.
 
     Raises:
-        DataError: as in `inspect_data`, and if the set has fewer images than one step takes.
+        DataError: with one line that says what was wrong, what was found, and what to do.
     """
-    device = torch.device(device)
     info, found = _locate(
         name,
         root=root,
@@ -160,47 +186,7 @@ def open_data(
         eval_image_size=eval_image_size,
         eval_shorter_side=eval_shorter_side,
     )
-    schedule = Schedule(
-        seed=seed,
-        num_train=info.num_train,
-        num_test=info.num_test,
-        micro_batch_size=micro_batch_size,
-        accumulation=accumulation,
-        eval_batch_size=eval_batch_size or micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-    )
-    _check_global_batch(info, schedule.global_batch_size)
-    train: Supply
-    test: Supply
-    if isinstance(found, ImageFolder):
-        assert pipeline.crops is not None
-        train, test = (
-            FileSupply(found.files, split, crop, seed=seed, num_workers=num_workers, device=device)
-            for split, crop in zip((found.train, found.test), pipeline.crops, strict=True)
-        )
-        normalization = Normalization.of_constants()
-    else:
-        train, test, normalization = _resident(info, found, normalize, seed, device)
-    if normalize == "half":
-        normalization = Normalization.of_constants((0.5,) * 3, (0.5,) * 3)
-    return DataSource(
-        info,
-        schedule,
-        train=train,
-        test=test,
-        normalization=normalization.to(device),
-        augmentation=pipeline.on_device,
-        max_bad_images=max_bad_images,
-    )
-
-
-def _check_global_batch(info: DataInfo, global_batch_size: int) -> None:
-    if global_batch_size > info.num_train:
-        raise DataError(
-            f"{info.name} has {info.num_train} training images, fewer than the {global_batch_size} of one step "
-            "(micro batch × accumulation × processes); make the batch smaller"
-        )
+    return FoundData(info, found, pipeline, normalize)
 
 
 def _locate(

@@ -41,7 +41,7 @@ def make_pipeline(
     eval_image_size: int | None,
     eval_shorter_side: int | None,
 ) -> Pipeline:
-    """Fills in the defaults; the arguments are those of `open_data`.
+    """Fills in the defaults; the arguments are those of `find_data`.
 
     Args:
         is_files: whether images are decoded from files.

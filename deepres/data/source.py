@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 class DataSource:
-    """One rank's batches of a data set; `open_data` makes it.
+    """One rank's batches of a data set; `FoundData.open` makes it.
 
     What batch comes when, and how it is augmented, depends on the seed, the epoch and the position alone: not on
     workers, not on processes, not on what was asked for before (NOTE [ Positions ] in sampling.py). torch's,

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from deepres.data import DataError, inspect_data
+from deepres.data import DataError, find_data
 from deepres.data.digits import NUM_TEST, NUM_TRAIN, check_digits, read_digits
 
 
@@ -34,6 +34,6 @@ def test_digits_are_enlarged_over_the_full_range_of_grey():
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    for look in (check_digits, lambda: inspect_data("digits")):
+    for look in (check_digits, lambda: find_data("digits")):
         with pytest.raises(DataError, match=r"needs scikit-learn .*: pip install 'deepres\[quickstart\]'"):
             look()

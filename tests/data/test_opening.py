@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepres.data import IGNORED_LABEL, DataError, inspect_data, open_data, opening
+from deepres.data import IGNORED_LABEL, DataError, find_data, opening
 from deepres.data.cifar_layout import CIFAR10
 from deepres.data.sampling import shuffled, uniforms
+from tests.data.opened import open_data
 
 
 def synthetic(**options):
@@ -30,7 +31,7 @@ def test_facts_agree_with_the_batches(name):
     if name == "digits":
         pytest.importorskip("sklearn")
     options = {"num_images": 1000} if name == "synthetic" else {}
-    info = inspect_data(name, **options)
+    info = find_data(name, **options).info
     source = open_data(name, micro_batch_size=100, eval_batch_size=77, **options)
     assert source.info == info
     train, test = list(source.train_batches(0)), list(source.test_batches())
@@ -181,7 +182,7 @@ def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
     for name in (*layout.train, layout.test):
         with (tmp_path / layout.folder / name).open("wb") as file:
             file.truncate(30_730_000)  # holes: no bytes on the disk
-    info = inspect_data("cifar10", root=tmp_path)
+    info = find_data("cifar10", root=tmp_path).info
     assert (info.num_train, info.num_test, info.num_classes, info.image_size) == (50_000, 10_000, 10, 32)
 
 
@@ -207,17 +208,20 @@ def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
             {"eval_image_size": 9},
             r"data\.eval_image_size and .* are for image files, not for synth",
         ),
-        (
-            "synthetic",
-            {"num_images": 9, "global_batch_size": 10},
-            "has 9 training images, fewer than the 10 of one",
-        ),
     ],
 )
 def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
     with pytest.raises(DataError, match=message) as error:
-        inspect_data(name, **options)
+        find_data(name, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_with_fewer_images_than_a_step_takes_is_refused_before_and_when_it_is_opened():
+    found = find_data("synthetic", num_images=9)
+    found.check_batch(9)
+    for look in (lambda: found.check_batch(10), lambda: found.open(micro_batch_size=5, accumulation=2)):
+        with pytest.raises(DataError, match="has 9 training images, fewer than the 10 of one step"):
+            look()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
 )
 def test_options_that_do_not_fit_image_files_are_errors(image_folder, options, message):
     with pytest.raises(DataError, match=message):
-        inspect_data("image_folder", root=image_folder, **options)
+        find_data("image_folder", root=image_folder, **options)
 
 
 def test_image_files_from_minus_one_to_one(image_folder):

@@ -18,10 +18,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from deepres.data import DataError, open_data
+from deepres.data import DataError
 from deepres.data.cifar import find_cifar
 from deepres.data.cifar_layout import CIFAR10
 from deepres.train import main
+from tests.data.opened import open_data
 from tests.faults.forks import RUN
 from tests.faults.launched import end_all, output_of, processes_of, start, wait_for
 from tests.faults.test_damage import Canary

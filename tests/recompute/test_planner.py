@@ -118,7 +118,7 @@ def test_plans_are_as_fast_as_the_best_of_all_plans(num_units: int, num_retentio
 
 
 def test_a_segment_that_only_the_head_follows_helps_if_the_head_is_large_and_never_else() -> None:
-    for seed in range(4):
+    for seed in range(2):
         chain = random_chain(4, 2, seed)
         assert priced_plans(chain, with_trailing=True) == priced_plans(chain, with_trailing=False)
         chain = random_chain(4, 2, seed, head_bytes=50)
@@ -129,7 +129,7 @@ def test_a_segment_that_only_the_head_follows_helps_if_the_head_is_large_and_nev
 def test_plans_are_as_fast_as_the_best_of_all_plans_without_trailing_segments(
     num_units: int, num_retentions: int
 ) -> None:
-    for seed in range(100, 102):
+    for seed in range(100, 101 if num_units == 6 else 102):
         chain = random_chain(num_units, num_retentions, seed, largest_bytes=9)
         front = priced_plans(chain, with_trailing=False)
         check_against(front, chain, all_budgets(front))
@@ -272,7 +272,7 @@ def test_rounded_plans_of_a_long_chain_come_close_to_the_optimum() -> None:
 @pytest.mark.parametrize("factor", [1, 1.001, 1.03, 1.5, 4, 12])
 def test_levels_far_apart_cost_little_at_any_budget(factor: float) -> None:
     """Compared with ten times as many."""
-    chain = random_chain(120, 2, seed=3, largest_bytes=10**6, head_bytes=10**6)
+    chain = random_chain(80, 2, seed=3, largest_bytes=10**6, head_bytes=10**6)
     budget_bytes = int(smallest_budget(chain) * factor)
     coarse, fine = make_plan(chain, budget_bytes, 300), make_plan(chain, budget_bytes, 3000)
     assert coarse.total_ms is not None
@@ -292,20 +292,21 @@ def test_more_retentions_are_never_slower_than_one_however_bytes_are_rounded(slo
         assert both.total_ms <= one.total_ms + 1e-6
 
 
-@pytest.mark.parametrize("slots", [1, 5, 50])
-def test_rounding_never_makes_a_plan_worse_than_a_uniform_one(slots: int) -> None:
+def test_rounding_never_makes_a_plan_worse_than_a_uniform_one() -> None:
     chain = random_chain(111, 2, seed=7, largest_bytes=10**6)
+    uniform = [uniform_plan(111, k, name).priced(chain) for k in range(1, 112) for name in ("r0", "r1")]
     for budget_bytes in (smallest_budget(chain) * 3, smallest_budget(chain) * 10):
-        plan = make_plan(chain, budget_bytes, slots=slots)
-        assert plan.peak_bytes is not None
-        assert plan.peak_bytes <= budget_bytes
-        uniform = [uniform_plan(111, k, name).priced(chain) for k in range(1, 112) for name in ("r0", "r1")]
-        assert plan.total_ms is not None
-        assert plan.total_ms <= min(
+        fastest_ms = min(
             p.total_ms
             for p in uniform
             if p.peak_bytes is not None and p.peak_bytes <= budget_bytes and p.total_ms
         )
+        for slots in (1, 5, 50):
+            plan = make_plan(chain, budget_bytes, slots=slots)
+            assert plan.peak_bytes is not None
+            assert plan.peak_bytes <= budget_bytes
+            assert plan.total_ms is not None
+            assert plan.total_ms <= fastest_ms, slots
 
 
 def test_a_unit_that_needs_less_before_the_head_than_within_a_segment_is_planned_so() -> None:

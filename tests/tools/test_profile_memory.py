@@ -3,14 +3,15 @@
 import json
 import os
 import re
-from pathlib import Path
+import sys
 
 import pytest
 import torch
 
 import profile_memory
-
-ROOT = Path(__file__).parents[2]
+from memory_profile import outputs
+from tests.processes import ROOT
+from tests.processes import run as run_process
 
 SMALL = ("--depth", "20", "--batch-size", "16")
 
@@ -81,6 +82,55 @@ def test_everything_is_written(capsys, tmp_path):
     assert html.count("data:image/png;base64,") == 3
     assert "largest batch on" in html
     assert "wrote" in capsys.readouterr().out
+
+
+def test_numbers_tell_the_command_that_makes_them_again(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "a.json"
+    arguments = ("--depth", "8", "--batch-size", "4", "--gpu", "RTX 4090", "--json", str(out))
+    monkeypatch.setattr(sys, "argv", ["profile_memory.py", *arguments])
+    assert profile_memory.main() == 0
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert document["command"] == (
+        f"tools/profile_memory.py --depth 8 --batch-size 4 --gpu 'RTX 4090' --json {out}"
+    )
+
+
+def test_a_page_alone_draws_each_net_once(capsys, tmp_path, monkeypatch):
+    drawn = []
+    draw = outputs.draw
+    monkeypatch.setattr(outputs, "draw", lambda *what: drawn.append(what) or draw(*what))
+    assert run("--depth", "8", "--batch-size", "4", "--html", tmp_path) == 0
+    assert len(drawn) == 1
+
+
+def test_text_and_numbers_need_no_matplotlib(tmp_path):
+    hide = (
+        "import sys; sys.modules['matplotlib'] = None; import profile_memory; sys.exit(profile_memory.main())"
+    )
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    options = (
+        "--depth",
+        "8",
+        "--batch-size",
+        "4",
+        "--json",
+        tmp_path / "a.json",
+        "--csv",
+        tmp_path / "a.csv",
+    )
+    done = run_process(sys.executable, "-c", hide, *options, **environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.json").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("option", [("--plot", "x.png"), ("--html", "page")])
+def test_pictures_without_matplotlib_are_refused_before_any_work(option, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(*SMALL, option[0], tmp_path / option[1]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "error: --plot and --html need matplotlib: pip install 'deepres[quickstart]'\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_depths_are_compared(capsys, tmp_path):
@@ -199,9 +249,9 @@ def test_a_configurations_own_plan_and_memory_count(tmp_path, capsys):
 
 
 def test_growth_is_fitted_over_nets_of_one_kind(capsys):
-    assert run("--depths", "29,110,164", "--batch-size", "16") == 0
+    assert run("--depths", "11,14,29", "--batch-size", "16") == 0
     out = capsys.readouterr().out
-    assert "bottleneck units alone (29, 164)" in out
-    assert re.search(r"110 +54 +basic", out)
+    assert "bottleneck units alone (11, 29)" in out
+    assert re.search(r"14 +6 +basic", out)
     assert run("--depths", "20,29", "--batch-size", "16") == 0
     assert "nothing is fitted" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_a_shortened_row_is_trained_for_each_seed_once_and_shown_in_the_table(tm
     assert "short-0.0001: 2 seeds" in listed.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_row_goes_on_when_the_command_is_repeated(tmp_path, number):
     arguments = (
         "resnet20/full_preactivation", "--seeds", "3", "--short", "0.003", "--results", str(tmp_path),

@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed-quickstart
 	PATH="$(abspath $(BIN)):$$PATH" deepspeed --num_gpus 1 deepres/train.py --config configs/quickstart.yaml
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 FAULT_TABLE=results/faults/table.md $(BIN)/python -m pytest tests/faults -m "slow or not slow" -n 2 --dist worksteal

@@ -78,23 +78,30 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    stop = StopRequest()
     try:
-        with StopRequest() as stop:
+        with stop:
             run_job(prepare(options.config, options.overrides, options.local_rank), stop)
     except (ConfigError, DataError, RunError, SaveError) as error:
         status = _exit_status(error)
-        _tell(error, status)
+        _tell(error, status, is_stopped=stop.reason is not None)
         return status
     finally:
         stop_process_group()
     return ExitStatus.FINISHED
 
 
-def _tell(error: Exception, status: ExitStatus) -> None:
-    """Print the error, once a machine if all its processes have it."""
+def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
+    """Print the error, once a machine if all its processes have it.
+
+    Args:
+        error: of this process.
+        status: what it ends with.
+        is_stopped: whether the launcher has asked it to stop already.
+    """
     is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
-        if status is not ExitStatus.REFUSED:
+        if status is not ExitStatus.REFUSED or is_stopped:
             return
         # A launcher ends all once one has ended: let that be the first one, after it has spoken. If this process is
         # still there then, the error is its own.

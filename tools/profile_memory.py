@@ -81,15 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(gpus_text())
         return 0
     try:
-        profile(options)
+        profile(options, arguments)
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def profile(options: argparse.Namespace) -> None:
-    """Answer, and write what was asked for.
+def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> None:
+    """Answer, and write what was asked for; files tell the command line `arguments` (None: this process's).
 
     Raises:
         ValueError, ConfigError, OSError: the question has a mistake; the message says which.
@@ -121,7 +121,7 @@ def profile(options: argparse.Namespace) -> None:
             rows.append(depth_row(subject, report))
     if rows:
         print(depths_text(rows, growth(rows)), end="\n\n", flush=True)
-    write_outputs(options, subjects, reports, rows)
+    write_outputs(options, subjects, reports, rows, arguments)
 
 
 if __name__ == "__main__":

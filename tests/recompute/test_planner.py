@@ -239,7 +239,10 @@ def resnet1001_chain(*, conv_outputs: bool = False) -> Chain:
     return Chain(16 * 32 * 32 * 4, tuple(units))
 
 
-@pytest.mark.parametrize(("budget_mib", "extra_share"), [(32, 0.196), (8, 0.33), (4, 0.53), (3, 0.67)])
+@pytest.mark.parametrize(
+    ("budget_mib", "extra_share"),
+    [(32, 0.196), (8, 0.33), pytest.param(4, 0.53, marks=pytest.mark.slow), (3, 0.67)],
+)
 def test_resnet1001_costs_what_is_known_of_it(budget_mib: int, extra_share: float) -> None:
     """All sizes are multiples of 64 KiB, so that 500 slots are exact up to 32 MiB.
 

@@ -84,11 +84,10 @@ def test_everything_is_written(capsys, tmp_path):
     assert "wrote" in capsys.readouterr().out
 
 
-def test_numbers_tell_the_command_that_makes_them_again(capsys, tmp_path, monkeypatch):
+def test_numbers_tell_the_command_that_makes_them_again(capsys, tmp_path):
     out = tmp_path / "a.json"
     arguments = ("--depth", "8", "--batch-size", "4", "--gpu", "RTX 4090", "--json", str(out))
-    monkeypatch.setattr(sys, "argv", ["profile_memory.py", *arguments])
-    assert profile_memory.main() == 0
+    assert profile_memory.main(list(arguments)) == 0
     document = json.loads(out.read_text(encoding="utf-8"))
     assert document["command"] == (
         f"tools/profile_memory.py --depth 8 --batch-size 4 --gpu 'RTX 4090' --json {out}"

@@ -117,8 +117,9 @@ def _not_run(row: Row) -> list[str]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Runs of one recipe, and in what it differs from the row's at a length."""
+    """Runs of one recipe, for how long, and in what else it differs from the row's at the length of their folder."""
 
+    trained_for: str
     differences: tuple[str, ...]
     runs: Sequence[SeedRun]
 
@@ -133,7 +134,10 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
         if run.batch_norm_size not in (None, of_row):
             remarks.append(f"batch norm over {run.batch_norm_size} images, not {of_row}")
         groups.setdefault(tuple(remarks), []).append(run)
-    return [_Group(remarks, of_one) for remarks, of_one in groups.items()]
+    return [
+        _Group(_trained_for(row.config, wanted, of_one[0].config, length), remarks, of_one)
+        for remarks, of_one in groups.items()
+    ]
 
 
 def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
@@ -150,7 +154,7 @@ def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
         here or runs[0].state,
         " / ".join(spans),
         str(len(ended)) if ended else "",
-        _trained_for(row.config, runs[0].config),
+        group.trained_for,
         "; ".join(filter(None, [_twin(row), *group.differences, *_remarks(runs, origins)])),
     ]
 
@@ -174,14 +178,15 @@ def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[st
     ]
 
 
-def _trained_for(wanted: Config, found: Config) -> str:
-    """As the run's own configuration has it, of the row's."""
-    (whole, unit), (count, own_unit) = _length(wanted), _length(found)
+def _trained_for(row: Config, shortened: Config, found: Config, length: Length) -> str:
+    """As a run's own configuration has it, of the row's; the fraction is that of its folder only if it is true."""
+    (whole, unit), (count, own_unit) = _length(row), _length(found)
     if (count, own_unit) == (whole, unit):
         return f"{count:,} {unit}"
     if own_unit != unit:
         return f"{count:,} {own_unit}, not {whole:,} {unit}"
-    return f"{count:,} of {whole:,} {unit} ({count / whole:.6g})"
+    fraction = str(length) if _length(found) == _length(shortened) else f"{count / whole:.2g}"
+    return f"{count:,} of {whole:,} {unit} ({fraction})"
 
 
 def _length(config: Config) -> tuple[int, str]:

@@ -84,6 +84,15 @@ def test_auto_falls_back_and_an_explicit_path_fails(run_dir, capsys, table, name
     assert (run_dir / "checkpoints" / "step-00000016.damaged").is_dir()
 
 
+def test_the_checkpoint_of_a_step_may_be_damaged_twice(run_dir):
+    for k in range(2):
+        (newest(run_dir) / MODEL).write_bytes(bytes([k]))
+        assert main([*RUN, f"train.run_dir={run_dir}"]) == 0
+        aside = run_dir / "checkpoints" / "step-00000016.damaged"
+        assert (aside / MODEL).read_bytes() == bytes([k])
+    assert newest(run_dir).name == "step-00000016"
+
+
 def test_a_run_with_nothing_but_damaged_checkpoints_is_not_silently_begun_anew(run_dir, capsys):
     for path in checkpoints_in(run_dir / "checkpoints"):
         (path / "model.safetensors").unlink()

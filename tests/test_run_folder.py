@@ -1,0 +1,69 @@
+"""A run's folder: one process's at a time, and nothing of an old run in a new one."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from deepres.config import Config, ConfigError
+from deepres.run_folder import hold_run_folder, is_held, prepare_run_folder
+from tests.processes import environment
+
+HOLDER = """
+    import sys
+    from pathlib import Path
+    from deepres.run_folder import hold_run_folder
+
+    with hold_run_folder(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+def _config(**train):
+    return Config(
+        model={"depth": 11},
+        data={"name": "synthetic"},
+        train={"max_steps": 1, "global_batch_size": 4, **train},
+    )
+
+
+def test_a_folder_that_a_process_holds_is_refused_until_it_ends_however_that_is(tmp_path):
+    folder = tmp_path / "run"
+    assert not is_held(folder)
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(folder)
+        with (
+            pytest.raises(ConfigError, match="another process is writing a run to"),
+            hold_run_folder(folder, 0.2),
+        ):
+            pass
+        holder.kill()
+    assert not is_held(folder)
+    with hold_run_folder(folder, wait_s=0):
+        assert is_held(folder)
+
+
+def test_a_folder_that_stays_empty_goes(tmp_path):
+    with hold_run_folder(tmp_path / "empty"):
+        pass
+    with hold_run_folder(tmp_path / "used"):
+        (tmp_path / "used" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_a_run_that_replaces_another_leaves_none_of_its_files_and_all_others(tmp_path):
+    of_a_run = ("metrics.jsonl", "plan.json", "curves.png", "finished.json", "model.safetensors",
+                "out_of_memory.pickle", "events.out.tfevents.1.host.2.0")  # fmt: skip
+    for name in (*of_a_run, "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds another run"):
+        prepare_run_folder(_config(run_dir=tmp_path), tmp_path, "checkpoints")
+    prepare_run_folder(_config(run_dir=tmp_path, overwrite=True), tmp_path, "checkpoints")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]

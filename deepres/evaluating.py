@@ -16,12 +16,12 @@ from deepres.engines.base import ComputeIn
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
+from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.saving import CONFIG, FOLDER
 from deepres.weights import load_weights
 
 Crop = Literal["config", "224", "320", "ten"]
 _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
-_RUN_CONFIG = "config.yaml"
 
 
 def find_config(weights: Path, given: Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -40,11 +40,11 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     if not weights.exists():
         raise ConfigError(f"there is no {weights}")
     folder = weights if weights.is_dir() else weights.parent
-    for path in (folder / _RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / _RUN_CONFIG):
+    for path in (folder / RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / RUN_CONFIG):
         if path.is_file():
             return load_config(path, overrides)  # a checkpoint's JSON is YAML too
     raise ConfigError(
-        f"nothing tells of the net of {weights}: {folder} has no {_RUN_CONFIG} of a run and no {CONFIG} of a "
+        f"nothing tells of the net of {weights}: {folder} has no {RUN_CONFIG} of a run and no {CONFIG} of a "
         "checkpoint; name one with --config FILE"
     )
 

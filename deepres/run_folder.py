@@ -19,12 +19,12 @@ from deepres.commit import SaveError, replace_file, replace_text
 from deepres.config import Config, ConfigError
 from deepres.metrics import MetricsFile
 
-METRICS, WEIGHTS, FINISHED = "metrics.jsonl", "model.safetensors", "finished.json"
+CONFIG, METRICS, WEIGHTS, FINISHED = "config.yaml", "metrics.jsonl", "model.safetensors", "finished.json"
 PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
 NOT_FINITE = "not_finite"
 """The kind of the line of metrics that tells where a run ended in a number that is not finite."""
 _LOCK_WAIT_S = 15.0
-_OF_A_RUN = ("config.yaml", METRICS, WEIGHTS, FINISHED, PLAN, CURVES, OUT_OF_MEMORY, "events.out.tfevents.*")
+_OF_A_RUN = (CONFIG, METRICS, WEIGHTS, FINISHED, PLAN, CURVES, OUT_OF_MEMORY, "events.out.tfevents.*")
 
 
 def run_folder_path(config: Config, config_path: Path) -> Path:
@@ -113,7 +113,7 @@ def prepare_run_folder(config: Config, folder: Path, checkpoints: str) -> None:
             )
         if holds_run and config.train.overwrite:
             _remove_run(folder, checkpoints)
-        replace_text(folder / "config.yaml", config.to_yaml())
+        replace_text(folder / CONFIG, config.to_yaml())
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
     except SaveError as error:

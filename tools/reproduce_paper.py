@@ -132,7 +132,7 @@ def _folder(text: str) -> Path:
 
 def _seeds(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) != len(parts):
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) != len(parts):
         raise argparse.ArgumentTypeError(f"must be different whole numbers such as 1,2,3, got {text!r}")
     return tuple(map(int, parts))
 

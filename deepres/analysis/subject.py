@@ -18,6 +18,7 @@ from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.models.residual_unit import Activation
 from deepres.models.resnet import Family
+from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.weights import load_weights
 
 _NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
@@ -142,15 +143,14 @@ def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple
         side = (run and run.image_size) or _IMAGE_SIZE[subject.dataset]
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(subject.num_classes, (size,), generator=generator), NOISE
-    name = _DATA_NAMES[subject.dataset]
+    name = _DATA_NAMES[subject.dataset] if run is None else run.name
+    if run is not None and where is not None and name in _PLACELESS:
+        raise ConfigError(
+            f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
+        )
     settings: dict[str, Any] = {"name": name, "root": where}
     if run is not None:
-        name, settings = run.name, run.finding()
-        if where is not None and name in _PLACELESS:
-            raise ConfigError(
-                f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
-            )
-        settings["root"] = where or run.root
+        settings = {**run.finding(), "root": where or run.root}
     try:
         source = find_data(**settings).open(micro_batch_size=size, seed=seed)
         try:
@@ -183,8 +183,8 @@ def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> S
 
 def _config_at(path: Path) -> Config | None:
     """The configuration of the run that a folder belongs to."""
-    if (path / "config.yaml").is_file():
-        return load_config(path / "config.yaml")
+    if (path / RUN_CONFIG).is_file():
+        return load_config(path / RUN_CONFIG)
     if (path / "config.json").is_file():
         try:
             return Config.model_validate_json((path / "config.json").read_text(encoding="utf-8"))

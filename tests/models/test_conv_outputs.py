@@ -14,6 +14,7 @@ from deepres.memory import TensorBytes
 from deepres.models import BatchNorm2d, ResidualUnit
 from deepres.models.residual_unit import ACTIVATIONS, leading_activation
 from deepres.models.shortcut import SHORTCUTS
+from tests.recompute.exactness import assert_same_bits
 
 
 def _unit(
@@ -65,15 +66,6 @@ def _outcome(
         for k in range(num_backwards):
             y.backward(gradient, retain_graph=k + 1 < num_backwards)
     return [value, x.grad, *(p.grad for p in unit.parameters()), *unit.buffers()]
-
-
-def _assert_same_bits(left: list[Tensor | None], right: list[Tensor | None]) -> None:
-    for a, b in zip(left, right, strict=True):
-        if a is None or b is None:
-            assert a is b
-        else:
-            assert a.dtype == b.dtype
-            assert torch.equal(a, b)
 
 
 def _kept_bytes(unit: ResidualUnit, x: Tensor, retention: str) -> int:
@@ -154,7 +146,7 @@ def test_results_gradients_and_buffers_are_those_of_keeping_all(activation, shor
         x = torch.randn(2, unit.convs[0].in_channels, 6, 6)
         for dtype in {torch.float32, torch.bfloat16} if autocast else {torch.float32}:
             outcomes = [_outcome(unit, x.to(dtype), r, autocast=autocast) for r in unit.retentions]
-            _assert_same_bits(*outcomes)
+            assert_same_bits(*outcomes)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
@@ -165,7 +157,7 @@ def test_a_graph_can_be_walked_three_times(preactivation, autocast):
     all_, conv_outputs = (
         _outcome(unit, x, r, autocast=autocast, num_backwards=3) for r in ("all", "conv_outputs")
     )
-    _assert_same_bits(all_, conv_outputs)
+    assert_same_bits(all_, conv_outputs)
     once = _outcome(unit, x, "conv_outputs", autocast=autocast)
     assert not torch.equal(once[1], conv_outputs[1])
 
@@ -189,7 +181,7 @@ def test_a_graph_that_is_walked_again_holds_nothing_of_what_was_recomputed(preac
 def test_the_backward_pass_may_run_under_autocast_too():
     unit = _unit(block="bottleneck")
     x = torch.randn(2, 16, 6, 6)
-    _assert_same_bits(
+    assert_same_bits(
         *[_outcome(unit, x, r, autocast=True, backward_in_autocast=True) for r in unit.retentions]
     )
 
@@ -199,7 +191,7 @@ def test_eval_mode_gives_the_same_with_gradients(activation):
     unit = _unit(activation, block="bottleneck")
     unit(torch.randn(4, 16, 6, 6))
     x = torch.randn(2, 16, 6, 6)
-    _assert_same_bits(*[_outcome(unit.eval(), x, r) for r in unit.retentions])
+    assert_same_bits(*[_outcome(unit.eval(), x, r) for r in unit.retentions])
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1, 2)])
@@ -210,7 +202,7 @@ def test_batch_norms_frozen_in_a_training_unit_are_left_alone(frozen):
         unit.norms[i].eval()
     before = [unit.norms[i].running_mean.clone() for i in frozen]
     x = torch.randn(2, 16, 6, 6)
-    _assert_same_bits(*[_outcome(unit, x, r) for r in unit.retentions])
+    assert_same_bits(*[_outcome(unit, x, r) for r in unit.retentions])
     for i, mean in zip(frozen, before, strict=True):
         assert torch.equal(unit.norms[i].running_mean, mean)
 
@@ -222,7 +214,7 @@ def test_parameters_may_be_frozen(trained):
         parameter.requires_grad_(name.startswith(trained))
     x = torch.randn(2, 16, 6, 6)
     outcomes = [_outcome(unit, x, r) for r in unit.retentions]
-    _assert_same_bits(*outcomes)
+    assert_same_bits(*outcomes)
     assert sum(g is None for g in outcomes[0]) == sum(not p.requires_grad for p in unit.parameters())
 
 
@@ -238,7 +230,7 @@ def test_without_gradients_nothing_is_kept_and_buffers_are_updated_all_the_same(
         assert not y.requires_grad
         assert tracker.live_bytes == y.numel() * 4
         outcomes.append([y, *copy_.buffers()])
-    _assert_same_bits(*outcomes)
+    assert_same_bits(*outcomes)
     assert int(outcomes[1][-1]) == 1
 
 

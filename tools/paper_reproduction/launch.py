@@ -18,11 +18,11 @@ from deepres.config import Config
 from deepres.distributed import this_process
 from deepres.evaluating import evaluate, load_net
 from deepres.load_config import load_config
-from deepres.run_folder import FINISHED, is_held
+from deepres.run_folder import CONFIG, is_held
 from paper_reproduction.length import Length
 from paper_reproduction.origin import forget_origin, note_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
-from paper_reproduction.runs import CONFIG, differences, outcome_file, read_run, seed_folder
+from paper_reproduction.runs import differences, outcome_file, read_run, seed_folder
 
 _TRAIN = ROOT / "deepres" / "train.py"
 _SET_HERE = {
@@ -125,15 +125,16 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
     seen: set[Path] = set()
     for row in order.rows:
         recipe = (*order.length.settings(row.config), *order.overrides)
-        asked = load_config(row.config_path, recipe)
-        changed = [str(each) for each in differences(row.config, asked) if each.is_another_net]
-        if changed:
-            raise ReproductionError(f"that would not be {row.name}: {'; '.join(changed)}")
         for seed in order.seeds or row.default_seeds:
             folder = seed_folder(row, order.results, order.length, seed)
             if folder in seen:
                 continue
             seen.add(folder)
+            settings = (*recipe, f"train.seed={seed}", f"train.run_dir={folder}", "train.resume=auto")
+            asked = load_config(row.config_path, settings)
+            changed = [str(each) for each in differences(row.config, asked) if each.is_another_net]
+            if changed:
+                raise ReproductionError(f"that would not be {row.name}: {'; '.join(changed)}")
             if (folder / CONFIG).exists():
                 found = read_run(row, asked, folder, seed)
                 others = [str(each) for each in differences(asked, found.config)]
@@ -142,23 +143,17 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
                         f"{folder} holds a run of another recipe: {'; '.join(others)}: choose another --results, or "
                         "remove it"
                     )
-            where = (f"train.seed={seed}", f"train.run_dir={folder}", "train.resume=auto")
-            load_config(row.config_path, (*recipe, *where))
-            yield _Run(row, asked, seed, folder, (*recipe, *where))
+            yield _Run(row, asked, seed, folder, settings)
 
 
 def _test(run: _Run) -> None:
     """Test a trained net at another crop than its training did."""
     _say(f"{run}: is tested at this row's crop, in {run.folder}")
-    trained = load_config(run.folder / CONFIG)
-    root = run.asked.data.root or trained.data.root
-    config = run.asked.model_copy(update={"data": run.asked.data.model_copy(update={"root": root})})
-    found = evaluate(
-        load_net(run.folder, config), config, "config", this_process(config.engine.device).device
-    )
-    step = json.loads((run.folder / FINISHED).read_text(encoding="utf-8"))["step"]
-    outcome = {"step": step, "top1": found.top1, "top5": found.top5}
-    replace_text(run.folder / outcome_file(config, trained), json.dumps(outcome) + "\n")
+    trained, config = read_run(run.row, run.asked, run.folder, run.seed), run.asked
+    device = this_process(config.engine.device).device
+    found = evaluate(load_net(run.folder, config), config, "config", device)
+    outcome = {"step": trained.step, "top1": found.top1, "top5": found.top5}
+    replace_text(run.folder / outcome_file(config, trained.config), json.dumps(outcome) + "\n")
 
 
 def _call(command: Sequence[str]) -> int:

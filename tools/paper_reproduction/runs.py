@@ -11,11 +11,9 @@ from typing import Any, Literal
 from deepres.config import Config
 from deepres.load_config import load_config
 from deepres.models import default_block
-from deepres.run_folder import FINISHED, METRICS, NOT_FINITE
+from deepres.run_folder import CONFIG, FINISHED, METRICS, NOT_FINITE
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ReproductionError, Row, folders_in
-
-CONFIG = "config.yaml"
 
 # Settings that say where, on what and how a run is computed, and not what is trained.
 _NOT_OF_THE_RECIPE = (
@@ -139,11 +137,13 @@ def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
     state: State = "diverged" if metrics and metrics[-1].get("kind") == NOT_FINITE else "unfinished"
     error = top5_error = float("inf") if state == "diverged" else float("nan")
     if (folder / FINISHED).exists():
-        step, error, top5_error = _read_outcome(folder / FINISHED)
+        step, *errors = _read_outcome(folder / FINISHED)
         outcome = folder / outcome_file(wanted, config)
         state = "finished" if outcome.exists() else "untested"
         if state == "finished":
-            step, error, top5_error = _read_outcome(outcome)
+            if outcome.name != FINISHED:
+                step, *errors = _read_outcome(outcome)
+            error, top5_error = errors
     return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_size(config, metrics))
 
 

@@ -45,9 +45,14 @@ class ConvOutputs(torch.autograd.graph.saved_tensors_hooks):
         """Take the mark off, once all that reads the tensor has run."""
         self._marked = None
 
+    def __exit__(self, *exception: object) -> None:
+        self.forget()  # autograd's hooks refer to this object, and it to them: it may live on for a while
+        super().__exit__(*exception)
+
     def _pack(self, x: Tensor) -> Tensor | _Dropped:
         if self._marked is None or not _is_same(x, self._marked[0]):
-            return x
+            # An operator's output refers to the operator, which would then refer to it.
+            return x if x.is_leaf else x.detach()
         self._marked[1].num_readers += 1
         return self._marked[1]
 

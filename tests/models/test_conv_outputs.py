@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 from itertools import product
 
 import pytest
@@ -106,6 +107,21 @@ def test_under_autocast_the_values_take_two_bytes_each():
             kept[retention] = _kept_bytes(unit, x, retention)
     assert kept["all"] == 2 * 12 * 4 * 72 + weights + 4 * 2 * 24
     assert kept["conv_outputs"] == 2 * 6 * 4 * 72 + weights + 4 * 3 * 24
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nothing_is_held_once_the_graph_is_gone_though_no_garbage_is_collected(activation):
+    unit, x = _unit(activation), torch.randn(2, 8, 6, 6, requires_grad=True)
+    gc.collect()
+    gc.disable()
+    try:
+        tracker = TensorBytes()
+        with tracker:
+            y = unit(x, "conv_outputs")
+            del y
+            assert tracker.live_bytes == 0
+    finally:
+        gc.enable()
 
 
 def test_a_shared_activation_that_projection_and_branch_read_is_dropped_and_recomputed_once():

@@ -13,7 +13,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 @contextlib.contextmanager
 def without_updates(unit: nn.Module) -> Iterator[None]:
-    """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics."""
+    """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics.
+
+    Raises:
+        RuntimeError: the unit changes another buffer, as it did when the batch passed first.
+    """
     kept: dict[nn.Module, dict[str, Any]] = {}
     for norm in unit.modules():
         if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats:
@@ -25,9 +29,17 @@ def without_updates(unit: nn.Module) -> Iterator[None]:
             kept[norm] = {name: getattr(norm, name) for name in hidden}
             for name, value in hidden.items():
                 setattr(norm, name, value)
+    norms_buffers = {id(buffer) for norm in kept for buffer in norm.buffers(recurse=False)}
+    others = [(name, b, b._version) for name, b in unit.named_buffers() if id(b) not in norms_buffers]
     try:
         yield
     finally:
         for norm, values in kept.items():
             for name, value in values.items():
                 setattr(norm, name, value)
+    for name, buffer, version in others:
+        if buffer._version != version:
+            raise RuntimeError(
+                f"a {type(unit).__name__} changes its buffer {name!r} whenever it is run, so it cannot be replayed: "
+                "leave this unit out of segments, or let it follow the protocol `RetainingUnit`"
+            )

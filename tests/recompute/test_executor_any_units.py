@@ -127,3 +127,40 @@ def test_an_embedding_may_be_the_first_unit():
 def test_a_chain_of_one_unit_can_be_replayed():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
     assert_exact(model, Plan(1, ((0, 1),), ("all",)), loss=_mean_of_squares((3, 4)))
+
+
+class _OwnAverage(nn.Module):
+    """Centres its input by an average that it keeps itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("average", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(y.mean(0), alpha=0.1)
+        return torch.tanh(y - self.average)
+
+
+def test_a_unit_that_changes_a_buffer_of_its_own_cannot_be_replayed_but_kept():
+    net = nn.Sequential(*[_OwnAverage() for _ in range(4)])
+    loss = _mean_of_squares((3, 6))
+    apply_plan(net, per_unit_plan(4))
+    with pytest.raises(RuntimeError, match=r"^a _OwnAverage changes its buffer 'average' whenever it is run"):
+        loss(net).backward()
+    apply_plan(net, None)
+    spectral = nn.Sequential(
+        *[nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)) for _ in range(3)], *net
+    )
+    plan = Plan(7, ((0, 2),), ("all",) * 7)
+    apply_plan(spectral, plan)
+    with pytest.raises(
+        RuntimeError, match=r"^a ParametrizedLinear changes its buffer 'parametrizations.weight.0._u'"
+    ):
+        loss(spectral).backward()
+    apply_plan(spectral, None)
+    spectral[:2].eval()
+    assert_exact(spectral, plan, loss=loss)

@@ -81,6 +81,23 @@ def _train(
     return [*found, *model.parameters(), torch.get_rng_state()]
 
 
+def _refusals() -> list[str]:
+    """What DDP would average before it is complete, under a plan."""
+    torch.manual_seed(0)
+    linear, messages = nn.Linear(6, 6), []
+    for shares in (True, False):
+        units = nn.Sequential(
+            *[nn.Sequential(linear if shares else nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
+        )
+        apply_plan(units, per_unit_plan(4))
+        parallel = DistributedDataParallel(units)
+        try:
+            (parallel(torch.randn(3, 6)).sum() + parallel(torch.randn(3, 6)).sum()).backward()
+        except RuntimeError as error:
+            messages.append(str(error))
+    return messages
+
+
 def _in_each_process(folder: Path) -> None:
     dist.init_process_group("gloo")
     found = {}
@@ -91,6 +108,7 @@ def _in_each_process(folder: Path) -> None:
             k for k, (a, b) in enumerate(zip(with_a_plan, without, strict=True)) if not torch.equal(a, b)
         ]
         found[name] = {"different": different, "loss": without[0], "parameters": without[-4:-1]}
+    found["refusals"] = _refusals()
     torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
@@ -111,6 +129,15 @@ def test_data_parallel_training_under_a_plan_has_the_bits_of_training_without(pr
     # The processes had batches of their own, and exchanged gradients.
     assert not torch.equal(first["loss"], second["loss"])
     assert all(map(torch.equal, first["parameters"], second["parameters"]))
+
+
+def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(processes):
+    for found in processes:
+        shared, twice = found["refusals"]
+        assert "under a plan and DistributedDataParallel, units must not share parameters" in shared
+        assert (
+            "each forward pass needs a backward pass of its own (all but the last under no_sync())" in twice
+        )
 
 
 if __name__ == "__main__":

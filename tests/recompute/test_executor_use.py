@@ -110,6 +110,35 @@ def test_a_model_without_a_sequence_of_units_is_refused():
         apply_plan(nn.Linear(3, 3), per_unit_plan(1))
 
 
+class _Scaled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_sequence_that_does_more_than_run_its_units_is_refused():
+    net = _Scaled(nn.Linear(3, 3), nn.Linear(3, 3))
+    message = (
+        "a plan applies to an nn.Sequential that runs its units one after another, but _Scaled has a forward"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        apply_plan(net, per_unit_plan(2))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_runs_its_plan_outside_of_the_compiled_code(backend):
+    def trained(plan: Plan | None) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        units = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3)])
+        apply_plan(units, plan)
+        torch._dynamo.reset()
+        compiled = torch.compile(units, backend=backend)
+        for k in (1, 2):
+            compiled(k * torch.randn(4, 6)).square().sum().backward()
+        return [*(p.grad for p in units.parameters()), *units.buffers()]
+
+    assert_same_bits(trained(per_unit_plan(3)), trained(None))
+
+
 @pytest.mark.parametrize("segments", [((0, 2),), ((2, 3),), ((0, 3), (1, 2))])
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_unit_that_changes_its_input_in_place_is_named(segments, trained):

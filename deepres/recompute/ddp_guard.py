@@ -1,0 +1,51 @@
+"""What `DistributedDataParallel` would average wrongly under a plan, without a word, is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from deepres.recompute.unit_states import UnitStates
+
+
+class DdpGuard:
+    """Sees that each parameter's gradient is complete when it is there.
+
+    DDP averages a gradient over the processes as soon as a backward pass has added to it. Under a plan the units'
+    backward passes follow one another, so that a parameter is added to once for each unit and forward pass.
+    """
+
+    def __init__(self) -> None:
+        self._last_task: int | None = None
+
+    @staticmethod
+    def is_under_ddp() -> bool:
+        """Whether this is the forward pass of a module that DDP wraps."""
+        return getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
+
+    def check_forward(self, states: UnitStates) -> None:
+        """Called in the forward pass.
+
+        Raises:
+            RuntimeError: units share parameters.
+        """
+        if states.share_parameters:
+            raise RuntimeError(
+                "under a plan and DistributedDataParallel, units must not share parameters: their gradients would be "
+                "averaged before they are complete; take the plan off with deepres.apply_plan(model, None)"
+            )
+
+    def check_backward(self) -> None:
+        """Called when a backward pass reaches the units.
+
+        Raises:
+            RuntimeError: it has been there before, from another forward pass.
+        """
+        task = torch._C._current_graph_task_id()
+        if task == self._last_task:
+            raise RuntimeError(
+                "under a plan and DistributedDataParallel, each forward pass needs a backward pass of its own (all but "
+                "the last under no_sync()): gradients would be averaged before they are complete; or take the plan "
+                "off with deepres.apply_plan(model, None)"
+            )
+        self._last_task = task

@@ -1,0 +1,218 @@
+"""One execution of a plan: its steps, under autograd.
+
+NOTE [ Running a plan ]
+1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the HEAD, which
+   runs outside, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
+2. Units that are kept right after one another build one graph, from a leaf that shares the first one's input; their
+   backwards follow each other too, and are one backward pass, which adds to the parameters' `.grad` at once, so that
+   hooks on them (DDP, ZeRO) run as without a plan. This is why `loss.backward()` is supported and
+   `torch.autograd.grad` is not.
+3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
+   numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
+   the protocol below are given their memo, all others have their batch norms' updates switched off.
+4. A value is released at the last step that reads it; what a unit's graph holds goes with the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres.recompute.ddp_guard import DdpGuard
+from deepres.recompute.gradient_holder import GradientHolder
+from deepres.recompute.norm_updates import without_updates
+from deepres.recompute.plan import Action, Step
+from deepres.recompute.random_state import Draws
+from deepres.recompute.unit_states import State, UnitStates
+
+
+class Execution:
+    """One pass of a batch through the units: the values, graphs and memos that are live.
+
+    Args:
+        is_retaining: which of them follow the protocol `RetainingUnit`.
+        retentions: of each.
+        continues: whether its graph goes on from that of the unit before.
+        needs_grad: of x_0 … x_L.
+        states: what reads the states of the units.
+        guard: if the model is wrapped by DistributedDataParallel.
+        x: their input.
+    """
+
+    def __init__(
+        self,
+        is_retaining: list[bool],
+        retentions: tuple[str, ...],
+        continues: list[bool],
+        needs_grad: list[bool],
+        states: UnitStates,
+        guard: DdpGuard | None,
+        x: Tensor,
+    ) -> None:
+        self._units = states.units
+        self._retentions = retentions
+        self._needs_grad = needs_grad
+        self._states, self._guard = states, guard
+        self._then: State | None = None  # at the end of the forward pass, which may make lazy parameters
+        self._is_retaining = is_retaining
+        self._continues = [*continues, False]
+        self._values: dict[int, Tensor] = {}
+        self._leaves: list[Tensor] = []  # of the graph that is being built
+        self._graphs: dict[int, tuple[Tensor, torch.autograd.graph.GradientEdge | None]] = {}
+        self._memos: dict[int, dict[Any, Any]] = {}
+        self._autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in {x.device.type, "cpu"}
+        ]
+        self.draws = Draws(x.device)
+        self._is_spent = False
+        self.holder = GradientHolder()  # of the gradient of the output of the units whose backward is next
+
+    def output_of(
+        self, x: Tensor, anchor: Tensor, forward: tuple[Step, ...], backward: tuple[Step, ...]
+    ) -> Tensor:
+        """The units' output, as one function of `x` to autograd.
+
+        Args:
+            x: the units' input.
+            anchor: needs a gradient, so that autograd calls the backward pass even if x itself needs none.
+            forward: the steps before the HEAD.
+            backward: those after it.
+        """
+        y: Tensor = _RunPlan.apply(x, anchor, self, forward, backward)  # type: ignore[no-untyped-call]
+        return self.holder.filled_by(y)
+
+    def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
+        """Take the steps up to the HEAD."""
+        self._values[0] = x
+        with self._as_in_forward():
+            for step in steps:
+                self._run_unit(step)
+        self._then = self._states.read()
+        return self._values.pop(len(self._units))
+
+    def run_backward(self, steps: tuple[Step, ...]) -> Tensor | None:
+        """Take the steps after the HEAD; the gradient of `x`, or None."""
+        if self._is_spent:
+            raise RuntimeError(
+                "a model under a plan supports one backward pass for each forward pass, even with retain_graph=True: "
+                "add the losses up first, or take the plan off with deepres.apply_plan(model, None)"
+            )
+        self._is_spent = True
+        if self._guard is not None:
+            self._guard.check_backward()
+        assert self._then is not None
+        self._states.check_same(self._then)
+        first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
+        last = steps.index(Step(Action.BACKWARD, first_trained, holds_input=False))
+        for step in steps[: last + 1]:
+            if step.action is not Action.BACKWARD:
+                with self._as_in_forward():
+                    self._run_unit(step)
+            elif not self._continues[step.unit + 1]:
+                self._backward_to_leaf(step.unit)
+        return self.holder.take()
+
+    def _backward_to_leaf(self, i: int) -> None:
+        """The backward pass of the graph that ends in unit i."""
+        leaf, edge = self._graphs.pop(i)
+        self._values.pop(i + 1, None)
+        if edge is None or self.holder.gradient is None:
+            self.holder.gradient = None  # on the way to the loss a unit used nothing that is trained
+            return
+        self.holder.backward(edge)
+        self.holder.gradient = leaf.grad
+
+    def _run_unit(self, step: Step) -> None:
+        i, keep = step.unit, step.action is Action.KEEP
+        is_segment_input = step.holds_input and not keep  # what KEEP holds is in the unit's graph
+        x = self._values[i] if is_segment_input else self._values.pop(i)
+        unit, version = self._units[i], x._version
+        if not (keep and self._continues[i]):
+            x = x.detach()
+            x.requires_grad_(keep and self._needs_grad[i])
+            if keep:
+                self._leaves.append(x)
+        try:
+            with torch.set_grad_enabled(keep), self._first_run_or_replay(i):
+                if self._is_retaining[i]:
+                    retention = self._retentions[i] if keep else "all"
+                    y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))
+                else:
+                    self._memos[i] = {}
+                    y = unit(x)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" not in str(error):
+                raise
+            raise _changes_input(i, unit) from error
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"unit {i} ({type(unit).__name__}) must return one tensor, got {type(y).__name__}"
+            )
+        if x._version != version:
+            raise _changes_input(i, unit)
+        if keep and not self._continues[i + 1]:
+            self._graphs[i] = (self._leaves.pop(), self.holder.edge_of(y) if y.requires_grad else None)
+            y = y.detach()
+        self._values[i + 1] = y
+
+    @contextlib.contextmanager
+    def _as_in_forward(self) -> Iterator[None]:
+        """Autocast as in the forward pass, but without its cache, which would hold on to cast weights."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self._autocast:
+                if not (enabled or torch.is_autocast_enabled(kind)):
+                    continue  # as it is; to enter the context takes as long as a small kernel
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            yield
+
+    @contextlib.contextmanager
+    def _first_run_or_replay(self, i: int) -> Iterator[None]:
+        if i not in self._memos:
+            with self.draws.first_run(i):
+                yield
+            return
+        updates = contextlib.nullcontext() if self._is_retaining[i] else without_updates(self._units[i])
+        with self.draws.replay(i), updates:
+            yield
+
+
+def _changes_input(i: int, unit: nn.Module) -> RuntimeError:
+    return RuntimeError(
+        f"unit {i} ({type(unit).__name__}) changes its input in place, so it cannot be replayed: "
+        "make its first layer work out of place (inplace=False)"
+    )
+
+
+class _RunPlan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        anchor: Tensor,  # noqa: ARG004 (see where it is passed)
+        execution: Execution,
+        forward: tuple[Step, ...],
+        backward: tuple[Step, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x)  # so that a change in place before the backward pass is noticed
+        ctx.execution, ctx.steps = execution, backward
+        return execution.run_forward(x.detach(), forward)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        if not torch.autograd._is_checkpoint_valid():
+            raise RuntimeError(
+                "a model under a plan supports loss.backward() only, not torch.autograd.grad or backward(inputs=…); "
+                "deepres.apply_plan(model, None) takes the plan off"
+            )
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a model under a plan has no second derivatives (backward with create_graph=True); "
+                "deepres.apply_plan(model, None) takes the plan off"
+            )
+        return (ctx.execution.run_backward(ctx.steps), None, None, None, None)

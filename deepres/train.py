@@ -36,9 +36,9 @@ from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
 from deepres.out_of_memory import (
+    UntilOutOfMemory,
     free_device_bytes,
     halve_until_it_fits,
-    is_out_of_memory,
     limit_device_memory,
     out_of_memory,
 )
@@ -289,14 +289,10 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
     if job.config.train.micro_batch_size == "auto":
         sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
         return replace(planned, sizes=sizes), peak_bytes
-    try:
+    with UntilOutOfMemory():
         return planned, attempt(planned.sizes.micro_size)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        error.__traceback__ = None  # it holds on to the activations
-        peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
-        raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes) from None
+    peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
+    raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes)
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

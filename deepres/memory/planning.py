@@ -25,7 +25,7 @@ from deepres.memory.run_memory import (
     predict_run_chain,
     run_memory,
 )
-from deepres.out_of_memory import is_out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate, smallest_budget
 
 
@@ -135,15 +135,14 @@ class Planner:
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
             chain = self._predicted(candidate)
             try:
-                if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
-                    chain = self._measured(candidate)
-                plan = self._plan(chain, candidate, device_bytes)
+                with UntilOutOfMemory() as attempt:
+                    if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
+                        chain = self._measured(candidate)
+                    plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
                 error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
                 continue
-            except (RuntimeError, MemoryError) as failure:
-                if not is_out_of_memory(failure):
-                    raise
+            if attempt.ran_out:
                 error = ConfigError(
                     f"{self._process.device} has no memory to measure a single unit with a micro batch of "
                     f"{candidate.micro_size}: lower train.micro_batch_size"

@@ -16,7 +16,7 @@ from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
 from deepres.memory.subject import Subject, Target
-from deepres.out_of_memory import is_out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan
 
 
@@ -49,16 +49,14 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
     """
     shape = (subject.batch, 3, subject.image_size, subject.image_size)
     channels_last = subject.config.precision.channels_last
-    try:
+    with UntilOutOfMemory() as attempt:
         measured = measure_chain(
             subject.net, shape, device, subject.dtype, channels_last=channels_last, repeats=repeats
         )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if attempt.ran_out:
         raise ValueError(
             f"this device has no memory to measure a single unit at batch {subject.batch}: lower the batch"
-        ) from None
+        )
     first, second = subject.scaling.chains
     ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
     as_measured = partial(_as_measured, first=first, measured=measured, with_bytes=device.type == "cuda")
@@ -79,15 +77,12 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
         return row
     if device.type != "cuda" and row.peak_bytes > subject.room(subject.batch):
         return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
-    try:
+    with UntilOutOfMemory() as attempt:
         peak_bytes, ms = run_plan(subject, row.plan, device, repeats)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if attempt.ran_out:
         return replace(row, measured_note="does not fit")
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     return replace(row, measured_peak_bytes=peak_bytes, measured_ms=ms)
 
 

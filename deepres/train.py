@@ -46,7 +46,6 @@ from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
 from deepres.run_log import Summary
-from deepres.saving import FOLDER
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer
 
@@ -217,7 +216,7 @@ def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
     """The run's folder, at `path`, and the checkpoint that it goes on from."""
     config = job.config
     start = choose_start(config, run_identity(config, job.sizes, job.data.info), print)
-    prepare_run_folder(config, path, FOLDER)
+    prepare_run_folder(config, path)
     is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
     return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
 

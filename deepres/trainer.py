@@ -20,9 +20,9 @@ from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
 from deepres.resuming import Checkpoint, own_sums
-from deepres.run_folder import NOT_FINITE, OUT_OF_MEMORY, RunFolder
+from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, take_snapshot
+from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot
 from deepres.stopping import StopRequest
 
 
@@ -69,7 +69,7 @@ class Trainer:
         self._rate = Rate()
         self._stop = stop
         self._identity = identity
-        self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
+        self._saver = Saver(folder.path / CHECKPOINTS if folder else None, config.train.keep_checkpoints)
         self._save_schedule = SaveSchedule(config.train.save_every, self._steps_per_epoch)
         self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
         self._step = start.progress.step if start else 0

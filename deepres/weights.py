@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepres.config import ConfigError
+from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG, FOLDER, MODEL, checkpoints_in
+from deepres.saving import CONFIG, MODEL, checkpoints_in
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -22,7 +23,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
     """
     if path.is_dir():
-        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / FOLDER))]
+        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
         if found is None:
             raise ConfigError(f"{path} holds no {MODEL}")
@@ -72,4 +73,4 @@ def run_folder_of(weights: Path) -> Path:
     """The folder of the run that weights are from; of weights of no run, their own."""
     folder = weights if weights.is_dir() else weights.parent
     around = folder.absolute().parent
-    return around.parent if around.name == FOLDER else folder
+    return around.parent if around.name == CHECKPOINTS else folder

@@ -26,8 +26,8 @@ from deepres.config import Config
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.subject import Subject, Target
-from deepres.memory.tables import aligned
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
+from deepres.text_table import aligned
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from deepres.bytesize import format_bytes
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject
-from deepres.memory.tables import aligned
 from deepres.recompute import InfeasibleBudgetError, Plan
 from deepres.recompute.frontier import Frontier, peak_of
+from deepres.text_table import aligned
 
 OVERHEAD = 0.20
 """The extra time of the plans at fixed overhead."""

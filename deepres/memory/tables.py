@@ -13,6 +13,7 @@ from typing import Any
 from deepres.bytesize import format_bytes
 from deepres.memory.gpus import GPUS
 from deepres.memory.report_rows import Report, StrategyRow
+from deepres.text_table import aligned
 
 _FORMAT, _VERSION = "deepres.memory_report", 1
 
@@ -178,23 +179,6 @@ def _values(row: StrategyRow) -> dict[str, Any]:
     if row.plan is not None:
         values |= {"num_segments": row.plan.num_segments, "nesting_depth": row.plan.nesting_depth}
     return values
-
-
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of cells in columns, numbers to the right.
-
-    Args:
-        rows: all of the same number of cells.
-        left: columns that are text.
-    """
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if k in left else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:

@@ -17,12 +17,12 @@ import torch
 from command_line import writable_file
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
-from deepres.memory.page import MARK, Section, page_html
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
 from deepres.memory.subject import Subject
 from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
 from deepres.memory.trial import run_plan
+from html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # for pictures alone, from an extra

@@ -24,7 +24,7 @@ from command_line import Parser, device, writable_file
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.report import make_report
-from deepres.memory.report_rows import StrategyRow
+from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
 from deepres.text_table import aligned
@@ -101,12 +101,12 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
     )
     target = card_at_hand(device) if on_cuda else Target("CPU", 2**40, None)
     subject = Subject(config, target)
-    rows = chosen(make_report(subject, shares=SHARES).rows)
+    rows = chosen(make_report(subject, shares=SHARES))
     if on_cuda:
         with_measured_costs(subject, device, repeats=0)
     for row in rows:
         assert row.plan is not None
-        plan = None if row.strategy == "keep all" else row.plan
+        plan = None if row.kind == "keep all" else row.plan
         measured_bytes, _ = run_plan(subject, plan, device, repeats=0)
         predicted_bytes = row.plan.priced(subject.chain).peak_bytes or 0
         net = f"ResNet-{case.depth} × {batch}"
@@ -114,11 +114,12 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
         yield Result(net, precision, row.strategy, predicted_bytes, measured_bytes, unread_bytes)
 
 
-def chosen(rows: Sequence[StrategyRow]) -> list[StrategyRow]:
+def chosen(report: Report) -> list[StrategyRow]:
     """Keep all, per unit, √units, and three plans: for half of keep-all, for the least budget, and the floor."""
-    plans = [row for row in rows if row.strategy.startswith("plan for") and row.plan is not None]
+    plans = [row for row in report.rows if row.kind == "budget" and row.plan is not None]
     half = plans[1] if len(plans) > 2 else plans[0]  # a small net's least budget may be half of keep-all
-    return [rows[0], rows[1], rows[2], half, plans[-1], rows[-1]]
+    others = report.row("keep all"), report.row("per unit"), report.row("sqrt")
+    return [*others, half, plans[-1], report.row("floor")]
 
 
 def cells(result: Result) -> list[str]:

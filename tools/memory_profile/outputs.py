@@ -118,7 +118,7 @@ def draw(subject: Subject, report: Report, rows: Sequence[DepthRow]) -> dict[str
 
 def typical_row(report: Report) -> StrategyRow:
     """A plan to show: the fastest that fits the device, of those for half of keep-all or less."""
-    plans = [row for row in report.rows if row.plan is not None and row.strategy.startswith("plan")]
+    plans = [row for row in report.rows if row.plan is not None and row.is_planned]
     small = [row for row in plans if (row.budget_share or 0.0) <= 0.5] or plans
     return next((row for row in small if row.fits), small[-1])
 

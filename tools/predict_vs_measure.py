@@ -11,8 +11,6 @@ prediction without the card, on which these plans were made, stands beside it.
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
 from deepres.text_table import aligned
+from measuring.provenance import origin_text, provenance
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 
@@ -129,11 +128,6 @@ def cells(result: Result) -> list[str]:
     return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+z.2f} %", *unread]
 
 
-def _threads() -> str:
-    number = torch.get_num_threads()
-    return f"{number} thread{'s' * (number > 1)}"
-
-
 def _cases(text: str) -> list[Case]:
     known = {str(case.depth): case for case in CASES}
     if not set(text.split(",")) <= known.keys():
@@ -149,17 +143,14 @@ def document(results: Sequence[Result], device: str, command: str) -> str:
         heading.append("predicted without the card")
     rows = [heading, *map(cells, ordered)]
     worst = max((abs(result.error) for result in results), default=0.0)
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{device}, {platform.machine()}, {_threads()}"
-    )
-    today, count = f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", f"{len(results)} steps"
+    made_by = provenance(device)
     return "\n".join(
         [
             "# Peak of a step's activations, predicted and measured",
             "",
             f"    {command}",
             "",
-            f"{today}, {where}, torch {torch.__version__}: {count}, the worst off by {100 * worst:.2f} %.",
+            f"{made_by['date']}, {origin_text(made_by)}: {len(results)} steps, the worst off by {100 * worst:.2f} %.",
             "",
             "```",
             *aligned(rows, left=(0, 1, 2)),

@@ -111,10 +111,9 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
             )
         precision = config.precision
-        module = ComputeIn(net.to(device), precision.compute, device.type)
-        memory_format = torch.channels_last if precision.channels_last else torch.contiguous_format
+        module = ComputeIn(net.to(device), precision.dtype, device.type)
         for batch in data.test_batches():
-            images = batch.images.contiguous(memory_format=memory_format)
+            images = batch.images.contiguous(memory_format=precision.memory_format)
             logits = ten_crop_logits(module, images) if crop == "ten" else module(images)
             sums += answer_sums(logits, batch.labels)
     finally:

@@ -273,15 +273,15 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
 
     With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
     """
-    device, side = job.process.device, job.data.info.image_size
+    device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
     planned = job.planner.settle(job.sizes)
     apply_plan(job.net, planned.plan)
     job.net.to(device)
-    compute_in = ComputeIn(job.net, job.config.precision.compute, device.type)
-    memory_format = torch.channels_last if job.config.precision.channels_last else torch.contiguous_format
+    compute_in = ComputeIn(job.net, precision.dtype, device.type)
 
     def attempt(micro_size: int) -> int:
-        images = torch.zeros(micro_size, 3, side, side, device=device).contiguous(memory_format=memory_format)
+        images = torch.zeros(micro_size, 3, side, side, device=device)
+        images = images.contiguous(memory_format=precision.memory_format)
         labels = torch.zeros(micro_size, dtype=torch.long, device=device)
         return measure_activation_peak(job.net, compute_in, images, labels)
 

@@ -18,7 +18,6 @@ from deepres.distributed import Process
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
 from deepres.memory.run_memory import (
-    COMPUTE_DTYPES,
     RunMemory,
     activation_budget,
     plan_for,
@@ -273,7 +272,7 @@ class Planner:
             self._net,
             (sizes.micro_size, 3, self._image_size, self._image_size),
             self._process.device,
-            COMPUTE_DTYPES[precision.compute],
+            precision.dtype,
             channels_last=precision.channels_last,
         )
 

@@ -48,10 +48,15 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
         ValueError: the device does not even hold the run of a single unit.
     """
     shape = (subject.batch, 3, subject.image_size, subject.image_size)
-    channels_last = subject.config.precision.channels_last
+    precision = subject.config.precision
     with UntilOutOfMemory() as attempt:
         measured = measure_chain(
-            subject.net, shape, device, subject.dtype, channels_last=channels_last, repeats=repeats
+            subject.net,
+            shape,
+            device,
+            precision.dtype,
+            channels_last=precision.channels_last,
+            repeats=repeats,
         )
     if attempt.ran_out:
         raise ValueError(
@@ -97,12 +102,11 @@ def run_plan(
         device: where to run it.
         repeats: how many steps are timed; 0 measures bytes alone, and gives None.
     """
-    net, size = subject.net.to(device), subject.image_size
+    net, size, precision = subject.net.to(device), subject.image_size, subject.config.precision
     images = torch.randn(subject.batch, 3, size, size, device=device)
-    if subject.config.precision.channels_last:
-        images = images.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=precision.memory_format)
     labels = torch.zeros(subject.batch, dtype=torch.long, device=device)
-    compute = _Compute(net, subject.dtype, device.type)
+    compute = _Compute(net, precision.dtype, device.type)
     apply_plan(net, plan)
     try:
         peak_bytes = measure_activation_peak(net, compute, images, labels)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.engines.base import ComputeIn
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.report_rows import StrategyRow
@@ -106,7 +107,7 @@ def run_plan(
     images = torch.randn(subject.batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=precision.memory_format)
     labels = torch.zeros(subject.batch, dtype=torch.long, device=device)
-    compute = _Compute(net, precision.dtype, device.type)
+    compute = ComputeIn(net, precision.dtype, device.type)
     apply_plan(net, plan)
     try:
         peak_bytes = measure_activation_peak(net, compute, images, labels)
@@ -116,20 +117,6 @@ def run_plan(
         net.zero_grad(set_to_none=True)
         net.to("cpu")
     return peak_bytes, statistics.median(times) if times else None
-
-
-class _Compute(nn.Module):
-    """Logits of a net under autocast, fp32."""
-
-    def __init__(self, net: nn.Module, dtype: torch.dtype, device_type: str) -> None:
-        super().__init__()
-        self._net, self._dtype, self._device_type = net, dtype, device_type
-
-    def forward(self, images: Tensor) -> Tensor:
-        is_on = self._dtype != torch.float32
-        with torch.autocast(self._device_type, self._dtype, enabled=is_on, cache_enabled=False):
-            logits: Tensor = self._net(images)
-        return logits.float()
 
 
 def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -66,6 +66,10 @@ class ModelConfig(_Section):
     gate_bias: float = -6.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
+    def building(self, num_classes: int) -> dict[str, Any]:
+        """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
+        return self.model_dump() | {"num_classes": num_classes}
+
 
 class DataConfig(_Section):
     """The images; see `deepres.data`."""

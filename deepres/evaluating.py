@@ -62,7 +62,7 @@ def load_net(path: Path, config: Config) -> ResNet:
     weights = load_weights(path)
     num_classes = num_classes_of(weights, path)
     try:
-        net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        net = build_resnet(**config.model.building(num_classes))
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())

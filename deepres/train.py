@@ -137,7 +137,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         )
     torch.manual_seed(config.train.seed)
     try:
-        net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        net = build_resnet(**config.model.building(num_classes))
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
     if config.engine.name == "plain" and config.precision.channels_last:

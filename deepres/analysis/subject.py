@@ -89,11 +89,10 @@ def checkpoint_subjects(
         if given:
             raise ConfigError(f"{path} knows its net: leave {' and '.join(given)} out")
         model = config.model
-        arguments = model.model_dump(exclude={"num_classes"})
 
         def build(seed: int) -> ResNet:
             torch.manual_seed(seed)
-            return build_resnet(**arguments, num_classes=num_classes)
+            return build_resnet(**model.building(num_classes))
 
         name = "+".join((model.shortcut, model.activation))
         fresh = Subject(name, model.depth, model.dataset, num_classes, config.data, build)

@@ -151,7 +151,7 @@ def net_of(config: Config) -> ResNet:
     """
     model, data = config.model, config.data
     num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
-    return build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+    return build_resnet(**model.building(num_classes))
 
 
 def predict_run_chain(

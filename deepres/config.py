@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -64,6 +65,10 @@ class ModelConfig(_Section):
     residual_scale: float = 0.5
     gate_bias: float = -6.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def building(self, num_classes: int) -> dict[str, Any]:
+        """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
+        return self.model_dump() | {"num_classes": num_classes}
 
 
 class DataConfig(_Section):
@@ -248,6 +253,16 @@ class PrecisionConfig(_Section):
     compute: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run under autocast, fp16 (CUDA only) with loss scaling."""
     channels_last: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.compute]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of images and activations."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 class LogConfig(_Section):

@@ -17,8 +17,8 @@ from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG, FOLDER
-from deepres.weights import load_weights
+from deepres.saving import CONFIG
+from deepres.weights import config_file_of, load_weights, num_classes_of
 
 Crop = Literal["config", "224", "320", "ten"]
 _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
@@ -39,21 +39,14 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
         return load_config(given, overrides)
     if not weights.exists():
         raise ConfigError(f"there is no {weights}")
-    folder = weights if weights.is_dir() else weights.parent
-    for path in (folder / RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / RUN_CONFIG):
-        if path.is_file():
-            return load_config(path, overrides)  # a checkpoint's JSON is YAML too
-    raise ConfigError(
-        f"nothing tells of the net of {weights}: {folder} has no {RUN_CONFIG} of a run and no {CONFIG} of a "
-        "checkpoint; name one with --config FILE"
-    )
-
-
-def run_folder_of(weights: Path) -> Path:
-    """The folder of the run that weights are from; of weights of no run, their own."""
-    folder = weights if weights.is_dir() else weights.parent
-    around = folder.absolute().parent
-    return around.parent if around.name == FOLDER else folder
+    path = config_file_of(weights)
+    if path is None:
+        folder = weights if weights.is_dir() else weights.parent
+        raise ConfigError(
+            f"nothing tells of the net of {weights}: {folder} has no {RUN_CONFIG} of a run and no {CONFIG} of a "
+            "checkpoint; name one with --config FILE"
+        )
+    return load_config(path, overrides)
 
 
 def load_net(path: Path, config: Config) -> ResNet:
@@ -67,11 +60,9 @@ def load_net(path: Path, config: Config) -> ResNet:
         ConfigError: there are no weights, or they are another net's.
     """
     weights = load_weights(path)
-    last = weights.get("head.linear.weight")
-    if last is None or last.dim() != 2:
-        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
+    num_classes = num_classes_of(weights, path)
     try:
-        net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=last.shape[0])
+        net = build_resnet(**config.model.building(num_classes))
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())
@@ -120,10 +111,9 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
             )
         precision = config.precision
-        module = ComputeIn(net.to(device), precision.compute, device.type)
-        memory_format = torch.channels_last if precision.channels_last else torch.contiguous_format
+        module = ComputeIn(net.to(device), precision.dtype, device.type)
         for batch in data.test_batches():
-            images = batch.images.contiguous(memory_format=memory_format)
+            images = batch.images.contiguous(memory_format=precision.memory_format)
             logits = ten_crop_logits(module, images) if crop == "ten" else module(images)
             sums += answer_sums(logits, batch.labels)
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
-from deepres.evaluating import run_folder_of
+from deepres.weights import run_folder_of
 
 ExportFormat = Literal["safetensors", "torchscript", "onnx"]
 SUFFIXES: dict[ExportFormat, str] = {"safetensors": ".safetensors", "torchscript": ".pt", "onnx": ".onnx"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+
+
+class UntilOutOfMemory:
+    """A block of statements that ends early where memory cannot be had; what only it held on to is free then.
+
+    Attributes:
+        ran_out: whether it ended so; known behind the block.
+    """
+
+    ran_out = False
+
+    def __enter__(self) -> UntilOutOfMemory:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        self.ran_out = error is not None and is_out_of_memory(error)
+        return self.ran_out
 
 
 def halve_until_it_fits(
@@ -48,14 +68,11 @@ def halve_until_it_fits(
     """
     while True:
         found: list[Measured] = []
-        try:
+        with UntilOutOfMemory() as trial:
             found.append(attempt(sizes.micro_size))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if not found:
+        if trial.ran_out:
             _release(device)
-        if not any_process([not found], device)[0]:
+        if not any_process([trial.ran_out], device)[0]:
             return sizes, found[0]
         if sizes.micro_size % 2:
             raise RunError(

@@ -20,9 +20,9 @@ from deepres.distributed import Process, sum_over_processes
 from deepres.engines import Engine
 from deepres.models import default_block
 from deepres.recompute.document import read_document
+from deepres.run_folder import CHECKPOINTS
 from deepres.saving import (
     FILES,
-    FOLDER,
     FORMAT,
     MODEL,
     MOMENTUM,
@@ -93,7 +93,7 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
     check_same_run(found, identity)
     step = found.progress.step
     if run_dir is not None:
-        newer = [p for p in checkpoints_in(run_dir / FOLDER) if int(p.name.removeprefix(PREFIX)) > step]
+        newer = [p for p in checkpoints_in(run_dir / CHECKPOINTS) if int(p.name.removeprefix(PREFIX)) > step]
         if newer and resume != "auto":
             raise ConfigError(
                 f"{run_dir} holds checkpoints after step {step}, such as {newer[0].name}: go on from the newest with "
@@ -129,8 +129,8 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
     resume, run_dir = config.train.resume, config.train.run_dir
     path = run_dir if resume == "auto" else resume
     assert isinstance(path, Path)
-    if (path / FOLDER).is_dir():
-        path = path / FOLDER / f"{PREFIX}{step:08d}"
+    if (path / CHECKPOINTS).is_dir():
+        path = path / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
         return read_checkpoint(path, verify=False)
     except DamagedError as error:
@@ -143,7 +143,7 @@ def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
     Raises:
         ConfigError: there is none; the message says why each that is there was refused.
     """
-    if (resume / FOLDER).is_dir():
+    if (resume / CHECKPOINTS).is_dir():
         found = newest_checkpoint(resume, say)
         if found is None:
             raise ConfigError(f"train.resume: {resume} holds no checkpoint")
@@ -165,7 +165,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
         ConfigError: there are checkpoints, but none is whole: to begin anew then is for a person to decide.
     """
     skipped = []
-    for path in checkpoints_in(run_dir / FOLDER):
+    for path in checkpoints_in(run_dir / CHECKPOINTS):
         try:
             return read_checkpoint(path)
         except DamagedError as error:
@@ -173,7 +173,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
             say(f"WARNING: skipped checkpoint {path.name}: {error}")
     if skipped:
         raise ConfigError(
-            f"none of the {len(skipped)} checkpoints in {run_dir / FOLDER} is whole (the newest: {skipped[0]}): "
+            f"none of the {len(skipped)} checkpoints in {run_dir / CHECKPOINTS} is whole (the newest: {skipped[0]}): "
             "put a good copy back, or start over with train.overwrite=true"
         )
     return None

@@ -21,6 +21,7 @@ from deepres.metrics import MetricsFile
 
 CONFIG, METRICS, WEIGHTS, FINISHED = "config.yaml", "metrics.jsonl", "model.safetensors", "finished.json"
 PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
+CHECKPOINTS = "checkpoints"
 NOT_FINITE = "not_finite"
 """The kind of the line of metrics that tells where a run ended in a number that is not finite."""
 _LOCK_WAIT_S = 15.0
@@ -90,13 +91,12 @@ def _lock(descriptor: int, wait_s: float) -> bool:
             return True
 
 
-def prepare_run_folder(config: Config, folder: Path, checkpoints: str) -> None:
+def prepare_run_folder(config: Config, folder: Path) -> None:
     """See that an existing folder may take the run, and write its configuration.
 
     Args:
         config: the configuration.
         folder: the run's.
-        checkpoints: the name of the folder's own folder of checkpoints.
 
     Raises:
         ConfigError: the folder holds a run already and is neither to be resumed nor overwritten, or it cannot be
@@ -105,14 +105,14 @@ def prepare_run_folder(config: Config, folder: Path, checkpoints: str) -> None:
     resume = config.train.resume
     is_resumed = resume == "auto" or (isinstance(resume, Path) and _is_inside(resume, folder))
     try:
-        holds_run = (folder / METRICS).exists() or (folder / checkpoints).exists()
+        holds_run = (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
         if holds_run and not is_resumed and not config.train.overwrite:
             raise ConfigError(
                 f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, "
                 "or choose another train.run_dir"
             )
         if holds_run and config.train.overwrite:
-            _remove_run(folder, checkpoints)
+            _remove_run(folder)
         replace_text(folder / CONFIG, config.to_yaml())
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
@@ -161,8 +161,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _remove_run(folder: Path, checkpoints: str) -> None:
+def _remove_run(folder: Path) -> None:
     for path in (path for pattern in _OF_A_RUN for path in folder.glob(pattern)):
         path.unlink()
-    if (folder / checkpoints).is_dir():
-        shutil.rmtree(folder / checkpoints)
+    if (folder / CHECKPOINTS).is_dir():
+        shutil.rmtree(folder / CHECKPOINTS)

@@ -41,7 +41,7 @@ MODEL, MOMENTUM, PROCESSES = "model.safetensors", "momentum.safetensors", "proce
 TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
 FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
-FOLDER, LATEST, PREFIX = "checkpoints", "latest", "step-"
+LATEST, PREFIX = "latest", "step-"
 _MAX_WAITING_SHARE = 0.02
 _PACKAGES = ("deepres", "torch", "deepspeed", "fairscale", "numpy", "safetensors")
 

@@ -36,9 +36,9 @@ from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
 from deepres.models import ResNet, build_resnet, compile_units
 from deepres.out_of_memory import (
+    UntilOutOfMemory,
     free_device_bytes,
     halve_until_it_fits,
-    is_out_of_memory,
     limit_device_memory,
     out_of_memory,
 )
@@ -46,7 +46,6 @@ from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
 from deepres.run_log import Summary
-from deepres.saving import FOLDER
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer
 
@@ -138,7 +137,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         )
     torch.manual_seed(config.train.seed)
     try:
-        net = build_resnet(**config.model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        net = build_resnet(**config.model.building(num_classes))
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
     if config.engine.name == "plain" and config.precision.channels_last:
@@ -217,7 +216,7 @@ def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
     """The run's folder, at `path`, and the checkpoint that it goes on from."""
     config = job.config
     start = choose_start(config, run_identity(config, job.sizes, job.data.info), print)
-    prepare_run_folder(config, path, FOLDER)
+    prepare_run_folder(config, path)
     is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
     return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
 
@@ -274,29 +273,25 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
 
     With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
     """
-    device, side = job.process.device, job.data.info.image_size
+    device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
     planned = job.planner.settle(job.sizes)
     apply_plan(job.net, planned.plan)
     job.net.to(device)
-    compute_in = ComputeIn(job.net, job.config.precision.compute, device.type)
-    memory_format = torch.channels_last if job.config.precision.channels_last else torch.contiguous_format
+    compute_in = ComputeIn(job.net, precision.dtype, device.type)
 
     def attempt(micro_size: int) -> int:
-        images = torch.zeros(micro_size, 3, side, side, device=device).contiguous(memory_format=memory_format)
+        images = torch.zeros(micro_size, 3, side, side, device=device)
+        images = images.contiguous(memory_format=precision.memory_format)
         labels = torch.zeros(micro_size, dtype=torch.long, device=device)
         return measure_activation_peak(job.net, compute_in, images, labels)
 
     if job.config.train.micro_batch_size == "auto":
         sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
         return replace(planned, sizes=sizes), peak_bytes
-    try:
+    with UntilOutOfMemory():
         return planned, attempt(planned.sizes.micro_size)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        error.__traceback__ = None  # it holds on to the activations
-        peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
-        raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes) from None
+    peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
+    raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes)
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

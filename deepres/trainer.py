@@ -17,12 +17,12 @@ from deepres.memory.step_log import read_step_memory, start_memory_history, writ
 from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
-from deepres.out_of_memory import free_device_bytes, is_out_of_memory, out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
 from deepres.resuming import Checkpoint, own_sums
-from deepres.run_folder import NOT_FINITE, OUT_OF_MEMORY, RunFolder
+from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import FOLDER, Progress, Saver, SaveSchedule, take_snapshot
+from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot
 from deepres.stopping import StopRequest
 
 
@@ -69,7 +69,7 @@ class Trainer:
         self._rate = Rate()
         self._stop = stop
         self._identity = identity
-        self._saver = Saver(folder.path / FOLDER if folder else None, config.train.keep_checkpoints)
+        self._saver = Saver(folder.path / CHECKPOINTS if folder else None, config.train.keep_checkpoints)
         self._save_schedule = SaveSchedule(config.train.save_every, self._steps_per_epoch)
         self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
         self._step = start.progress.step if start else 0
@@ -135,19 +135,17 @@ class Trainer:
         before = RandomState.read(self._process.device)
         sizes = self._engine.sizes
         try:
-            result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
+            with UntilOutOfMemory() as attempt:
+                result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            error.__traceback__ = None  # it holds on to the activations
+        if attempt.ran_out:
             if self._config.log.memory and self._folder is not None:
                 write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
             self._engine.run_eagerly()  # a recorded pass would not give its activations back
             free_bytes = free_device_bytes(self._process.device)
             when = f"in step {self._step + 1}"
-            raise out_of_memory(when, sizes, self._activation_peak_bytes, free_bytes) from None
+            raise out_of_memory(when, sizes, self._activation_peak_bytes, free_bytes)
         self._sums += result.sums
         self._step += 1
         self._is_evaluated = False

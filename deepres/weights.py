@@ -1,4 +1,4 @@
-"""Weights out of any file that a run, or a person, may have left, without executing anything in it."""
+"""Weights out of any file that a run, or a person, may have left, without executing anything in it; whose they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepres.config import ConfigError
-from deepres.saving import FOLDER, MODEL, checkpoints_in
+from deepres.run_folder import CHECKPOINTS
+from deepres.run_folder import CONFIG as RUN_CONFIG
+from deepres.saving import CONFIG, MODEL, checkpoints_in
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -21,7 +23,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
     """
     if path.is_dir():
-        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / FOLDER))]
+        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
         if found is None:
             raise ConfigError(f"{path} holds no {MODEL}")
@@ -40,3 +42,35 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
     return {str(name): value for name, value in content.items()}
+
+
+def num_classes_of(weights: dict[str, Tensor], path: Path) -> int:
+    """How many classes a net with these weights tells apart.
+
+    Raises:
+        ConfigError: they are no deepres net's.
+    """
+    last = weights.get("head.linear.weight")
+    if last is None or last.dim() != 2:
+        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
+    return last.shape[0]
+
+
+def config_file_of(weights: Path) -> Path | None:
+    """The configuration of the run or checkpoint that weights are in; None if they are in none.
+
+    A checkpoint's is JSON, and thus YAML too.
+
+    Args:
+        weights: a run's folder, a checkpoint, or a file of weights.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    files = (folder / RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / RUN_CONFIG)
+    return next((file for file in files if file.is_file()), None)
+
+
+def run_folder_of(weights: Path) -> Path:
+    """The folder of the run that weights are from; of weights of no run, their own."""
+    folder = weights if weights.is_dir() else weights.parent
+    around = folder.absolute().parent
+    return around.parent if around.name == CHECKPOINTS else folder

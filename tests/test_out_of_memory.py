@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from deepres.batch_sizes import BatchSizes
 from deepres.exit_status import ExitStatus, RunError
 from deepres.memory import measure_activation_peak
 from deepres.models import build_resnet
-from deepres.out_of_memory import halve_until_it_fits, is_out_of_memory, out_of_memory
+from deepres.out_of_memory import (
+    UntilOutOfMemory,
+    halve_until_it_fits,
+    is_out_of_memory,
+    out_of_memory,
+)
 from tests.processes import ROOT, environment, free_port, run
 
 CPU = torch.device("cpu")
@@ -162,6 +168,25 @@ def test_a_failed_allocation_is_known_whatever_it_is_called():
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_a_block_held_that_ran_out_of_memory_is_free_behind_it():
+    held = []
+
+    def fail(kind):
+        activations = torch.zeros(2)
+        held.append(weakref.ref(activations))
+        raise kind("shape mismatch")
+
+    with UntilOutOfMemory() as attempt:
+        fail(MemoryError)
+    assert attempt.ran_out
+    assert held[0]() is None
+    with UntilOutOfMemory() as attempt:
+        pass
+    assert not attempt.ran_out
+    with pytest.raises(RuntimeError, match="shape mismatch"), UntilOutOfMemory():
+        fail(RuntimeError)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,6 @@ def test_a_run_that_replaces_another_leaves_none_of_its_files_and_all_others(tmp
         (tmp_path / name).touch()
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds another run"):
-        prepare_run_folder(_config(run_dir=tmp_path), tmp_path, "checkpoints")
-    prepare_run_folder(_config(run_dir=tmp_path, overwrite=True), tmp_path, "checkpoints")
+        prepare_run_folder(_config(run_dir=tmp_path), tmp_path)
+    prepare_run_folder(_config(run_dir=tmp_path, overwrite=True), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]

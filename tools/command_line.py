@@ -45,7 +45,7 @@ def device(text: str) -> str:
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """`--out` and `--processor-time`."""
     parser.add_argument(
-        "--out", type=_writable_folder, metavar="DIR", help="write the table and its JSON there"
+        "--out", type=writable_folder, metavar="DIR", help="write the table and its JSON there"
     )
     parser.add_argument(
         "--processor-time",
@@ -54,12 +54,17 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _writable_folder(text: str) -> Path:
+def writable_folder(text: str) -> Path:
+    """A folder that can be written; it is made if it is not there.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot.
+    """
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text} cannot be made: {error.strerror}") from None
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
     if not os.access(path, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written")
     return path

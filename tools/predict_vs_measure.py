@@ -11,8 +11,6 @@ prediction without the card, on which these plans were made, stands beside it.
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,10 +22,11 @@ from command_line import Parser, device, writable_file
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.report import make_report
-from deepres.memory.report_rows import StrategyRow
+from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject, Target
-from deepres.memory.tables import aligned
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
+from deepres.text_table import aligned
+from measuring.provenance import origin_text, provenance
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 
@@ -101,12 +100,12 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
     )
     target = card_at_hand(device) if on_cuda else Target("CPU", 2**40, None)
     subject = Subject(config, target)
-    rows = chosen(make_report(subject, shares=SHARES).rows)
+    rows = chosen(make_report(subject, shares=SHARES))
     if on_cuda:
         with_measured_costs(subject, device, repeats=0)
     for row in rows:
         assert row.plan is not None
-        plan = None if row.strategy == "keep all" else row.plan
+        plan = None if row.kind == "keep all" else row.plan
         measured_bytes, _ = run_plan(subject, plan, device, repeats=0)
         predicted_bytes = row.plan.priced(subject.chain).peak_bytes or 0
         net = f"ResNet-{case.depth} × {batch}"
@@ -114,11 +113,12 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
         yield Result(net, precision, row.strategy, predicted_bytes, measured_bytes, unread_bytes)
 
 
-def chosen(rows: Sequence[StrategyRow]) -> list[StrategyRow]:
+def chosen(report: Report) -> list[StrategyRow]:
     """Keep all, per unit, √units, and three plans: for half of keep-all, for the least budget, and the floor."""
-    plans = [row for row in rows if row.strategy.startswith("plan for") and row.plan is not None]
+    plans = [row for row in report.rows if row.kind == "budget" and row.plan is not None]
     half = plans[1] if len(plans) > 2 else plans[0]  # a small net's least budget may be half of keep-all
-    return [rows[0], rows[1], rows[2], half, plans[-1], rows[-1]]
+    others = report.row("keep all"), report.row("per unit"), report.row("sqrt")
+    return [*others, half, plans[-1], report.row("floor")]
 
 
 def cells(result: Result) -> list[str]:
@@ -126,11 +126,6 @@ def cells(result: Result) -> list[str]:
     sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
     unread = [] if result.unread_bytes is None else [format_bytes(result.unread_bytes)]
     return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+z.2f} %", *unread]
-
-
-def _threads() -> str:
-    number = torch.get_num_threads()
-    return f"{number} thread{'s' * (number > 1)}"
 
 
 def _cases(text: str) -> list[Case]:
@@ -148,17 +143,14 @@ def document(results: Sequence[Result], device: str, command: str) -> str:
         heading.append("predicted without the card")
     rows = [heading, *map(cells, ordered)]
     worst = max((abs(result.error) for result in results), default=0.0)
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{device}, {platform.machine()}, {_threads()}"
-    )
-    today, count = f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", f"{len(results)} steps"
+    made_by = provenance(device)
     return "\n".join(
         [
             "# Peak of a step's activations, predicted and measured",
             "",
             f"    {command}",
             "",
-            f"{today}, {where}, torch {torch.__version__}: {count}, the worst off by {100 * worst:.2f} %.",
+            f"{made_by['date']}, {origin_text(made_by)}: {len(results)} steps, the worst off by {100 * worst:.2f} %.",
             "",
             "```",
             *aligned(rows, left=(0, 1, 2)),

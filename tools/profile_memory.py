@@ -21,8 +21,9 @@ from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
-from deepres.memory.tables import aligned, gpus_text, report_text
+from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
+from deepres.text_table import aligned
 from memory_profile.outputs import check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
 

@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from pathlib import Path
 
 import torch
 
-from command_line import Parser, positive
+from command_line import Parser, device, positive, writable_folder
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import propagation_json, propagation_text, units_text
 from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
-from deepres.config import ConfigError
-from deepres.data import DataError
 from deepres.models.residual_unit import ACTIVATIONS
 
 
@@ -55,7 +52,7 @@ def parser() -> Parser:
         default="float32",
         help="float32 takes a product of more than some 140 halves for 0",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--out", type=Path, help="write signal.png and gradient.png to this folder")
     return parser
@@ -66,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         run(options)
-    except (ConfigError, DataError, ValueError, OSError) as error:
+    except (argparse.ArgumentTypeError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -76,10 +73,8 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print, and write what was asked for.
 
     Raises:
-        ValueError, OSError: the question has a mistake; the message says which.
+        argparse.ArgumentTypeError, ValueError, OSError: the question has a mistake; the message says which.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: there is no GPU here")
     if options.checkpoint is not None:
         subjects = checkpoint_subjects(
             options.checkpoint, options.depth, options.variants, options.activation, options.dataset
@@ -93,19 +88,17 @@ def run(options: argparse.Namespace) -> None:
             options.activation,
             options.dataset or "cifar",
         )
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    dtype = getattr(torch, options.dtype)
     images, labels, data = batch_of(subjects[0], options.data, options.batch_size, options.seed)
     if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
-        options.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(options.out, os.W_OK):
-            raise ValueError(f"{options.out} cannot be written")
+        writable_folder(options.out)
     if options.json is not None:
         options.json.open("a").close()
     found = dict[str, Propagation]()
     for subject in subjects:
-        net = subject.net(options.seed).to(device, dtype)
+        net = subject.net(options.seed).to(options.device, dtype)
         found[subject.name] = measure_propagation(
-            net, images.to(device, dtype), labels.to(device), seed=options.seed
+            net, images.to(options.device, dtype), labels.to(options.device), seed=options.seed
         )
     depth = subjects[0].depth
     title = f"ResNet-{depth}, batch {options.batch_size} of {data}, {options.dtype}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepres.analysis.propagation import Propagation
+from deepres.text_table import aligned
 
 FORMAT, VERSION = "deepres.propagation", 1
 _HEADER = (
@@ -47,7 +48,7 @@ def propagation_text(nets: Mapping[str, Propagation]) -> str:
         of_net, ratios = summary(found), found.term_ratio
         numbers = [found.signal_rms[0], found.signal_rms[-1], min(ratios), max(ratios), *of_net.values()]
         rows.append([name, *("" if number is None else f"{number:.3g}" for number in numbers)])
-    return "\n".join(_aligned(rows, is_named=True))
+    return "\n".join(aligned(rows))
 
 
 def units_text(found: Propagation, most: int = 12) -> str:
@@ -66,7 +67,7 @@ def units_text(found: Propagation, most: int = 12) -> str:
                 f"{found.term_ratio[k]:.3g}" if is_unit else "",
             ]
         )
-    return "\n".join(_aligned(rows, is_named=False))
+    return "\n".join(aligned(rows, left=()))
 
 
 def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,15 +102,3 @@ def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) 
 
 def _finite(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
-
-
-def _aligned(rows: Sequence[Sequence[str]], *, is_named: bool) -> list[str]:
-    """Lines of cells in columns, numbers to the right, a name in the first column to the left."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if is_named and k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

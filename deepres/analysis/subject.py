@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from deepres.analysis.variants import Variant, VariantError, parse_variants
-from deepres.config import Config, ConfigError, DataConfig
+from deepres.config import ConfigError, DataConfig
 from deepres.data import DataError, find_data
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.models.residual_unit import Activation
 from deepres.models.resnet import Family
-from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.weights import load_weights
+from deepres.weights import config_file_of, load_weights, num_classes_of
 
 _NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
 _DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
@@ -80,11 +78,10 @@ def checkpoint_subjects(
         VariantError, ValueError: there is no such net.
     """
     weights = load_weights(path)
-    last = weights.get("head.linear.weight")
-    if last is None or last.dim() != 2:
-        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
-    config, num_classes = _config_at(path), last.shape[0]
-    if config is not None:
+    num_classes = num_classes_of(weights, path)
+    config_file = config_file_of(path) if path.is_dir() else None
+    if config_file is not None:
+        config = load_config(config_file)
         options = {
             "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
         }  # fmt: skip
@@ -92,11 +89,10 @@ def checkpoint_subjects(
         if given:
             raise ConfigError(f"{path} knows its net: leave {' and '.join(given)} out")
         model = config.model
-        arguments = model.model_dump(exclude={"num_classes"})
 
         def build(seed: int) -> ResNet:
             torch.manual_seed(seed)
-            return build_resnet(**arguments, num_classes=num_classes)
+            return build_resnet(**model.building(num_classes))
 
         name = "+".join((model.shortcut, model.activation))
         fresh = Subject(name, model.depth, model.dataset, num_classes, config.data, build)
@@ -179,15 +175,3 @@ def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> S
         return variant.build(depth, dataset, num_classes)
 
     return Subject(variant.name, depth, dataset, num_classes, None, build)
-
-
-def _config_at(path: Path) -> Config | None:
-    """The configuration of the run that a folder belongs to."""
-    if (path / RUN_CONFIG).is_file():
-        return load_config(path / RUN_CONFIG)
-    if (path / "config.json").is_file():
-        try:
-            return Config.model_validate_json((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path / 'config.json'} cannot be read: {error}") from None
-    return None

@@ -34,20 +34,19 @@ class MicroBatch(Protocol):
 
 
 class ComputeIn(nn.Module):
-    """A net run under autocast in a given format; its logits are fp32.
+    """A net run under autocast in a given format, float32 being none; its logits are fp32.
 
     Autocast is entered inside the module so that it is the same under every engine and in every thread.
     """
 
-    def __init__(self, net: nn.Module, compute: Literal["fp32", "bf16", "fp16"], device_type: str) -> None:
+    def __init__(self, net: nn.Module, dtype: torch.dtype, device_type: str) -> None:
         super().__init__()
         self.net = net
-        self._device_type = device_type
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[compute]
+        self._dtype, self._device_type = dtype, device_type
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes), float32."""
-        if self._dtype is None:
+        if self._dtype == torch.float32:
             logits: Tensor = self.net(images)
             return logits
         with torch.autocast(self._device_type, self._dtype):
@@ -100,10 +99,9 @@ class Engine(ABC):
         self.config = config
         self.process = process
         self.sizes = sizes
-        self._memory_format = torch.channels_last if config.precision.channels_last else torch.preserve_format
         if config.engine.sync_batch_norm and process.world_size > 1:
             synchronize_batch_norm(net, dist.group.WORLD)
-        self.module: nn.Module = ComputeIn(net, config.precision.compute, process.device.type)
+        self.module: nn.Module = ComputeIn(net, config.precision.dtype, process.device.type)
         self.has_averaged_buffers = False
         self._has_momentum = False
         self._num_skipped = 0
@@ -206,7 +204,7 @@ class Engine(ABC):
         return dict(self.whole_parameters()) | buffers
 
     def _run(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.module(images.contiguous(memory_format=self._memory_format))
+        logits: Tensor = self.module(images.contiguous(memory_format=self.config.precision.memory_format))
         return logits
 
     def run_eagerly(self) -> None:

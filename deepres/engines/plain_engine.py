@@ -27,7 +27,8 @@ class PlainEngine(Engine):
         super().__init__(net, config, process, sizes)
         self.module.to(process.device)
         # Sharding engines flatten parameters; for them, channels_last is the format of the activations alone.
-        self.module.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # the stubs lack it
+        memory_format = config.precision.memory_format
+        self.module.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stubs lack it
         self._optimizer = sgd(net.parameters(), config.optim)
         if config.precision.compute == "fp16":
             self._scaler = torch.amp.GradScaler(process.device.type)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepres.bytesize import format_bytes
-from deepres.memory.report_rows import Report, StrategyRow
+from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
-from deepres.memory.tables import aligned
 from deepres.recompute import InfeasibleBudgetError, Plan
 from deepres.recompute.frontier import Frontier, peak_of
+from deepres.text_table import aligned
 
 OVERHEAD = 0.20
 """The extra time of the plans at fixed overhead."""
@@ -68,7 +68,7 @@ def depth_row(subject: Subject, report: Report) -> DepthRow:
         report: of it.
     """
     frontier = Frontier(subject.chain, max_groups=60, slots=150)
-    keep_all, sqrt = report.rows[0], _row(report, "√units")
+    keep_all, sqrt = report.row("keep all"), report.row("sqrt")
     overhead = frontier.smallest_within(OVERHEAD)
     room = max(1, subject.room(subject.batch))
     fitting: Plan | None
@@ -184,10 +184,6 @@ def _of_one_kind(rows: Sequence[DepthRow]) -> list[DepthRow]:
     blocks = [row.block for row in rows]
     most = max(blocks, key=lambda block: (blocks.count(block), block == "bottleneck"))
     return [row for row in rows if row.block == most]
-
-
-def _row(report: Report, start: str) -> StrategyRow:
-    return next(row for row in report.rows if row.strategy.startswith(start))
 
 
 def _power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

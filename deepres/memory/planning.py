@@ -18,14 +18,13 @@ from deepres.distributed import Process
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
 from deepres.memory.run_memory import (
-    COMPUTE_DTYPES,
     RunMemory,
     activation_budget,
     plan_for,
     predict_run_chain,
     run_memory,
 )
-from deepres.out_of_memory import is_out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate, smallest_budget
 
 
@@ -135,15 +134,14 @@ class Planner:
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
             chain = self._predicted(candidate)
             try:
-                if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
-                    chain = self._measured(candidate)
-                plan = self._plan(chain, candidate, device_bytes)
+                with UntilOutOfMemory() as attempt:
+                    if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
+                        chain = self._measured(candidate)
+                    plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
                 error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
                 continue
-            except (RuntimeError, MemoryError) as failure:
-                if not is_out_of_memory(failure):
-                    raise
+            if attempt.ran_out:
                 error = ConfigError(
                     f"{self._process.device} has no memory to measure a single unit with a micro batch of "
                     f"{candidate.micro_size}: lower train.micro_batch_size"
@@ -274,7 +272,7 @@ class Planner:
             self._net,
             (sizes.micro_size, 3, self._image_size, self._image_size),
             self._process.device,
-            COMPUTE_DTYPES[precision.compute],
+            precision.dtype,
             channels_last=precision.channels_last,
         )
 

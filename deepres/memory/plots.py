@@ -36,12 +36,11 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
         num_budgets: how many more plans to make, for a smooth curve.
     """
     chain, frontier = subject.chain, Frontier(subject.chain)
-    keep_all = report.rows[0]
     figure, axes = _axes()
-    least, most = frontier.floor_bytes, keep_all.peak_bytes
+    least, most = frontier.floor_bytes, report.row("keep all").peak_bytes
     budgets = [round(least * (most / least) ** (k / num_budgets)) for k in range(num_budgets + 1)]
     plans = [frontier.plan(max(least, num_bytes)) for num_bytes in budgets]
-    plans += [row.plan for row in report.rows if row.plan is not None and row.strategy.startswith("plan")]
+    plans += [row.plan for row in report.rows if row.plan is not None and row.is_planned]
     _curve(axes, chain, plans, BLUE, "plans (fastest for a budget)", "o-")
     nums = sorted({round(len(chain.units) ** (k / 30)) for k in range(31)})
     uniform = [uniform_plan(len(chain.units), num).priced(chain) for num in nums]
@@ -49,9 +48,9 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
     bounds = [(num_bytes, frontier.least_extra_share(num_bytes)) for num_bytes in budgets]
     axes.plot(*zip(*bounds, strict=True), ":", color=GREY, label="no plan takes less")
     for row, marker, colour in (
-        (report.rows[0], "D", "black"),
-        (report.rows[1], "^", VERMILION),
-        (report.rows[2], "v", PURPLE),
+        (report.row("keep all"), "D", "black"),
+        (report.row("per unit"), "^", VERMILION),
+        (report.row("sqrt"), "v", PURPLE),
     ):
         label = row.strategy.split(",")[0]
         axes.plot(row.peak_bytes, row.extra_share, marker, color=colour, markersize=9, label=label, zorder=5)
@@ -111,9 +110,10 @@ def timeline_figure(subject: Subject, report: Report, row: StrategyRow) -> Figur
     _linear_bytes(axes)
     axes.set_xlabel("time in the step (ms, predicted)")
     axes.set_ylabel("bytes on the device")
+    everything = format_bytes(report.row("keep all").total_bytes)
     axes.set_title(
         f"{_title(report)}: a step under the {row.strategy}\npeak {format_bytes(row.total_bytes)}, "
-        f"{100 * row.extra_share:.0f} % extra time; everything kept: {format_bytes(report.rows[0].total_bytes)}"
+        f"{100 * row.extra_share:.0f} % extra time; everything kept: {everything}"
     )
     axes.legend(*_reversed_legend(axes), frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from deepres.bytesize import format_bytes
 from deepres.config import EngineConfig
-from deepres.memory.report_rows import ModelRow, Report, StageRow, StatesRow, StrategyRow
+from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
 from deepres.memory.subject import Subject
@@ -52,9 +52,9 @@ def make_report(
     chain, frontier = subject.chain, Frontier(subject.chain)
     if budget_bytes is not None and budget_must_fit and budget_bytes < frontier.floor_bytes:
         raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
-    rows = [strategy_row(subject, name, plan) for name, plan in fixed_plans(chain)]
+    rows = [strategy_row(subject, *strategy) for strategy in fixed_plans(chain)]
     if own_plan is not None:
-        rows.append(strategy_row(subject, "the configuration's", own_plan))
+        rows.append(strategy_row(subject, "own", "the configuration's", own_plan))
     keep_all_bytes = rows[0].peak_bytes
     budgets = [(share, round(share * keep_all_bytes)) for share in shares]
     if budget_bytes is not None:
@@ -67,7 +67,7 @@ def make_report(
         except InfeasibleBudgetError as error:
             rows.append(_no_plan(subject, name, share, num_bytes, error.smallest_bytes))
             continue
-        row = strategy_row(subject, name, plan)
+        row = strategy_row(subject, "budget", name, plan)
         rows.append(
             replace(
                 row,
@@ -76,7 +76,7 @@ def make_report(
                 least_extra_share=frontier.least_extra_share(num_bytes),
             )
         )
-    rows.append(strategy_row(subject, "plan at the floor", frontier.floor))
+    rows.append(strategy_row(subject, "floor", "plan at the floor", frontier.floor))
     memory = subject.memory(subject.batch)
     return Report(
         model=_model_row(subject),
@@ -93,25 +93,27 @@ def make_report(
     )
 
 
-def fixed_plans(chain: Chain) -> list[tuple[str, Plan]]:
+def fixed_plans(chain: Chain) -> list[tuple[Kind, str, Plan]]:
     """The strategies that know no budget, priced: everything kept, and segments of equal numbers of units."""
     num_units = len(chain.units)
     best = min((uniform_plan(num_units, num).priced(chain) for num in _numbers_up_to(num_units)), key=peak_of)
+    sqrt = sqrt_plan(num_units).priced(chain)
     num_segments = best.num_segments + 1
     return [
-        ("keep all", keep_all_plan(num_units).priced(chain)),
-        ("a segment per unit", per_unit_plan(num_units).priced(chain)),
-        (f"√units, {sqrt_plan(num_units).num_segments + 1} segments", sqrt_plan(num_units).priced(chain)),
-        (f"best uniform, {num_segments} segment{'s' * (num_segments > 1)}", best),
+        ("keep all", "keep all", keep_all_plan(num_units).priced(chain)),
+        ("per unit", "a segment per unit", per_unit_plan(num_units).priced(chain)),
+        ("sqrt", f"√units, {sqrt.num_segments + 1} segments", sqrt),
+        ("uniform", f"best uniform, {num_segments} segment{'s' * (num_segments > 1)}", best),
     ]
 
 
-def strategy_row(subject: Subject, name: str, plan: Plan) -> StrategyRow:
+def strategy_row(subject: Subject, kind: Kind, name: str, plan: Plan) -> StrategyRow:
     """What a priced plan takes, and the largest batch with which it fits the device."""
     chain, batch = subject.chain, subject.batch
     assert plan.total_ms is not None
     peak_bytes = peak_of(plan)
     return StrategyRow(
+        kind=kind,
         strategy=name,
         budget_share=None,
         budget_bytes=None,
@@ -199,7 +201,7 @@ def _no_plan(
 ) -> StrategyRow:
     memory = subject.memory(subject.batch, smallest_bytes)
     return StrategyRow(
-        name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
+        "budget", name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
         math.nan, math.nan, None, math.nan, math.nan, 0, fits=False,
     )  # fmt: skip
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from deepres.recompute import Plan
+
+Kind = Literal["keep all", "per unit", "sqrt", "uniform", "own", "budget", "floor"]
+"""Of strategies: everything kept; a segment for each unit, √units, the best number of uniform ones; the plan that the
+configuration asks for; plans for budgets, and with the least peak."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class StrategyRow:
     """What a strategy takes.
 
     Attributes:
-        strategy: its name.
+        kind: what programs find it by.
+        strategy: its name, for people.
         budget_share: the budget as a share of the peak with everything kept, None if it has none.
         budget_bytes: None if it has none.
         plan: None if none fits the budget.
@@ -71,6 +77,7 @@ class StrategyRow:
         measured_note: why they were not.
     """
 
+    kind: Kind
     strategy: str
     budget_share: float | None
     budget_bytes: int | None
@@ -87,6 +94,11 @@ class StrategyRow:
     measured_peak_bytes: int | None = None
     measured_ms: float | None = None
     measured_note: str = ""
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether its plan is made for its bytes."""
+        return self.kind in ("budget", "floor")
 
 
 @dataclass(frozen=True)
@@ -114,3 +126,7 @@ class Report:
     ends_bytes: int
     rows: tuple[StrategyRow, ...]
     units_per_group: int
+
+    def row(self, kind: Kind) -> StrategyRow:
+        """The first row of a kind."""
+        return next(row for row in self.rows if row.kind == kind)

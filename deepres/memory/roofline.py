@@ -28,13 +28,11 @@ class Roofline(TorchDispatchMode):
 
     Attributes:
         total_ms: the sum so far.
-        flops: of convolutions and matrix products, a multiply-add counted as two.
     """
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total_ms = 0.0
-        self.flops = 0
         self._gpu = gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +47,6 @@ class Roofline(TorchDispatchMode):
             )
             count = flop_registry.get(func._overloadpacket)
             flops = 0 if count is None else int(count(*args, **kwargs, out_val=result))
-            self.flops += flops
             rate = self._tflops(tensors[0].dtype) if tensors else 1.0
             self.total_ms += max(traffic_ms, flops / (rate * 1e9 * _ATTAINED_ARITHMETIC)) + _LAUNCH_MS
         return result

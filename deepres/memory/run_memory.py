@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -18,7 +17,6 @@ from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, simulate, s
 if TYPE_CHECKING:
     from deepres.config import Config, RecomputeConfig
 
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
 _RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
@@ -153,7 +151,7 @@ def net_of(config: Config) -> ResNet:
     """
     model, data = config.model, config.data
     num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
-    return build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+    return build_resnet(**model.building(num_classes))
 
 
 def predict_run_chain(
@@ -164,7 +162,7 @@ def predict_run_chain(
         net,
         (micro_size, 3, image_size, image_size),
         gpu,
-        COMPUTE_DTYPES[config.precision.compute],
+        config.precision.dtype,
         channels_last=config.precision.channels_last,
     )
 

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
 from deepres.memory.gpus import Gpu
-from deepres.memory.predict import predict_chain
-from deepres.memory.run_memory import COMPUTE_DTYPES, RunMemory, image_size_of, net_of, run_memory
+from deepres.memory.run_memory import RunMemory, image_size_of, net_of, predict_run_chain, run_memory
 from deepres.memory.scaling import ScalingChain
 from deepres.recompute import Chain
 
@@ -55,11 +54,6 @@ class Subject:
         self.batch = batch_sizes(config.train, world_size).micro_size
         self.image_size = image_size_of(config)
         self.net = net_of(config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What is computed in."""
-        return COMPUTE_DTYPES[self.config.precision.compute]
 
     @cached_property
     def num_parameters(self) -> int:
@@ -111,10 +105,4 @@ class Subject:
         return other
 
     def _predict(self, batch: int) -> Chain:
-        return predict_chain(
-            self.net,
-            (batch, 3, self.image_size, self.image_size),
-            self.target.gpu,
-            self.dtype,
-            channels_last=self.config.precision.channels_last,
-        )
+        return predict_run_chain(self.config, self.net, batch, self.image_size, self.target.gpu)

@@ -13,8 +13,10 @@ from typing import Any
 from deepres.bytesize import format_bytes
 from deepres.memory.gpus import GPUS
 from deepres.memory.report_rows import Report, StrategyRow
+from deepres.text_table import aligned
 
 _FORMAT, _VERSION = "deepres.memory_report", 1
+_COLUMNS = [field.name for field in fields(StrategyRow) if field.name not in ("kind", "plan")]
 
 
 def report_text(report: Report) -> str:
@@ -71,7 +73,9 @@ def stages_table(report: Report) -> list[list[str]]:
         for row in report.stages
     ]  # fmt: skip
     rows.append(["stem, head, gradients", "", "", format_bytes(report.ends_bytes), ""])
-    rows.append(["peak", str(report.model.num_units), "", format_bytes(report.rows[0].peak_bytes), ""])
+    rows.append(
+        ["peak", str(report.model.num_units), "", format_bytes(report.row("keep all").peak_bytes), ""]
+    )
     return rows
 
 
@@ -139,13 +143,12 @@ def gpus_text() -> str:
 
 def report_csv(reports: Sequence[Report]) -> str:
     """The trade of one or several nets, a line for each strategy; bytes, milliseconds, and shares of 1."""
-    names = [field.name for field in fields(StrategyRow) if field.name != "plan"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["depth", "batch", "device", *names, "num_segments", "nesting_depth"])
+    writer.writerow(["depth", "batch", "device", *_COLUMNS, "num_segments", "nesting_depth"])
     for report in reports:
         for row in report.rows:
-            values = [getattr(row, name) for name in names]
+            values = [getattr(row, name) for name in _COLUMNS]
             shape = ("", "") if row.plan is None else (row.plan.num_segments, row.plan.nesting_depth)
             writer.writerow(
                 [report.model.depth, report.model.batch, report.device, *map(_plain, values), *shape]
@@ -171,30 +174,13 @@ def report_json(reports: Sequence[Report], **more: Any) -> str:
 
 def _values(row: StrategyRow) -> dict[str, Any]:
     """A row as JSON has it: without NaN, and of the plan what can be told in a number."""
-    values: dict[str, Any] = {f.name: _plain(getattr(row, f.name)) for f in fields(row) if f.name != "plan"}
+    values: dict[str, Any] = {name: _plain(getattr(row, name)) for name in _COLUMNS}
     values = {
         name: None if value == "" and name != "measured_note" else value for name, value in values.items()
     }
     if row.plan is not None:
         values |= {"num_segments": row.plan.num_segments, "nesting_depth": row.plan.nesting_depth}
     return values
-
-
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of cells in columns, numbers to the right.
-
-    Args:
-        rows: all of the same number of cells.
-        left: columns that are text.
-    """
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if k in left else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:

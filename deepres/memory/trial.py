@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.engines.base import ComputeIn
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
 from deepres.memory.subject import Subject, Target
-from deepres.out_of_memory import is_out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan
 
 
@@ -48,17 +49,20 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
         ValueError: the device does not even hold the run of a single unit.
     """
     shape = (subject.batch, 3, subject.image_size, subject.image_size)
-    channels_last = subject.config.precision.channels_last
-    try:
+    precision = subject.config.precision
+    with UntilOutOfMemory() as attempt:
         measured = measure_chain(
-            subject.net, shape, device, subject.dtype, channels_last=channels_last, repeats=repeats
+            subject.net,
+            shape,
+            device,
+            precision.dtype,
+            channels_last=precision.channels_last,
+            repeats=repeats,
         )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if attempt.ran_out:
         raise ValueError(
             f"this device has no memory to measure a single unit at batch {subject.batch}: lower the batch"
-        ) from None
+        )
     first, second = subject.scaling.chains
     ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
     as_measured = partial(_as_measured, first=first, measured=measured, with_bytes=device.type == "cuda")
@@ -79,15 +83,12 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
         return row
     if device.type != "cuda" and row.peak_bytes > subject.room(subject.batch):
         return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
-    try:
+    with UntilOutOfMemory() as attempt:
         peak_bytes, ms = run_plan(subject, row.plan, device, repeats)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if attempt.ran_out:
         return replace(row, measured_note="does not fit")
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     return replace(row, measured_peak_bytes=peak_bytes, measured_ms=ms)
 
 
@@ -102,12 +103,11 @@ def run_plan(
         device: where to run it.
         repeats: how many steps are timed; 0 measures bytes alone, and gives None.
     """
-    net, size = subject.net.to(device), subject.image_size
+    net, size, precision = subject.net.to(device), subject.image_size, subject.config.precision
     images = torch.randn(subject.batch, 3, size, size, device=device)
-    if subject.config.precision.channels_last:
-        images = images.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=precision.memory_format)
     labels = torch.zeros(subject.batch, dtype=torch.long, device=device)
-    compute = _Compute(net, subject.dtype, device.type)
+    compute = ComputeIn(net, precision.dtype, device.type)
     apply_plan(net, plan)
     try:
         peak_bytes = measure_activation_peak(net, compute, images, labels)
@@ -117,20 +117,6 @@ def run_plan(
         net.zero_grad(set_to_none=True)
         net.to("cpu")
     return peak_bytes, statistics.median(times) if times else None
-
-
-class _Compute(nn.Module):
-    """Logits of a net under autocast, fp32."""
-
-    def __init__(self, net: nn.Module, dtype: torch.dtype, device_type: str) -> None:
-        super().__init__()
-        self._net, self._dtype, self._device_type = net, dtype, device_type
-
-    def forward(self, images: Tensor) -> Tensor:
-        is_on = self._dtype != torch.float32
-        with torch.autocast(self._device_type, self._dtype, enabled=is_on, cache_enabled=False):
-            logits: Tensor = self._net(images)
-        return logits.float()
 
 
 def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor) -> float:

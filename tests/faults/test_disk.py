@@ -117,7 +117,7 @@ def test_a_folder_without_permission_is_refused(table):
         config = load_config(Path(sys.argv[1]))
         try:
             with hold_run_folder(Path(sys.argv[2])):
-                prepare_run_folder(config, Path(sys.argv[2]), "c")
+                prepare_run_folder(config, Path(sys.argv[2]))
         except ConfigError as error:
             print(error)
     """

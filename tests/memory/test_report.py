@@ -14,7 +14,7 @@ from deepres.memory.depths import depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
 from deepres.memory.report import make_report
 from deepres.memory.subject import Subject, Target
-from deepres.memory.tables import aligned, gpus_text, report_csv, report_json, report_text
+from deepres.memory.tables import gpus_text, report_csv, report_json, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.recompute import simulate
 
@@ -123,10 +123,6 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
     assert "nan" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
     assert gpus_text().count("\n") > 20
-
-
-def test_cells_are_aligned():
-    assert aligned([["a", "b"], ["ccc", "dd"]]) == ["a     b", "ccc  dd"]
 
 
 def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_segments():

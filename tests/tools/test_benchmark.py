@@ -86,4 +86,4 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_pa
         benchmark.main(["--depth", "11", "--out", str(tmp_path / "file" / "folder")])
     told = capsys.readouterr()
     assert (stop.value.code, told.out) == (2, "")
-    assert "cannot be made: Not a directory" in told.err
+    assert "cannot be written: Not a directory" in told.err

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from measuring.provenance import origin_text, provenance
 
 
 @dataclass(frozen=True)
@@ -75,37 +71,13 @@ class Report:
         document = {**made_by, **self.data, "rows": list(self.rows)}
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
-        versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
         parts = [
             f"# {self.title}",
             self.table(),
             *self.notes,
-            f"Made by `{command}` on {made_by['date']}, {made_by['machine']}; {versions}.",
+            f"Made by `{command}` on {made_by['date']}, {origin_text(made_by)}.",
         ]
         (folder / f"{self.name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def provenance(device: str = "cpu") -> dict[str, Any]:
-    """The date, the machine and the versions that figures come from."""
-    names = ("torch", "numpy", "deepspeed", "fairscale")
-    versions = {name: metadata.version(name) for name in names}
-    return {
-        "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if device == "cuda" else _machine(),
-        "versions": {"Python": platform.python_version(), **versions},
-    }
-
-
-def _machine() -> str:
-    model = "a CPU"
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    article = "an" if model[:1] in "AEIOU" else "a"
-    cores, threads = os.cpu_count(), torch.get_num_threads()
-    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"{cores} cores of {article} {model} ({torch.backends.cpu.get_cpu_capability()}, {threads_text})"
 
 
 def _shown(value: Any) -> str:

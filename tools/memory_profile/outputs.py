@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from command_line import writable_file
+from command_line import writable_file, writable_folder
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
-from deepres.memory.page import MARK, Section, page_html
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
 from deepres.memory.subject import Subject
 from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
 from deepres.memory.trial import run_plan
+from html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # for pictures alone, from an extra
@@ -35,28 +34,25 @@ def check_outputs(options: argparse.Namespace) -> None:
         ValueError: it cannot.
     """
     for name in ("json", "csv", "plot", "snapshot"):
-        path: Path | None = getattr(options, name)
-        if path is None:
-            continue
-        try:
-            writable_file(str(path))
-        except argparse.ArgumentTypeError as error:
-            raise ValueError(f"--{name} {error}") from None
+        _check(options, name, writable_file)
     wants_pictures = options.plot is not None or options.html is not None
     if wants_pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot and --html need matplotlib: pip install 'deepres[quickstart]'")
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot must be a .png file, got {options.plot}")
+    _check(options, "html", writable_folder)
     if options.html is not None:
-        try:
-            options.html.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--html {options.html} cannot be written: {error.strerror}") from None
-        if not os.access(options.html, os.W_OK):
-            raise ValueError(f"--html {options.html} cannot be written: give a folder that is writable")
         page_path = options.html / "index.html"
         if page_path.exists() and MARK not in page_path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"--html {options.html} holds another index.html: give another folder")
+
+
+def _check(options: argparse.Namespace, name: str, check: Callable[[str], Path]) -> None:
+    try:
+        if getattr(options, name) is not None:
+            check(getattr(options, name))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--{name} {error}") from None
 
 
 def write_outputs(
@@ -118,7 +114,7 @@ def draw(subject: Subject, report: Report, rows: Sequence[DepthRow]) -> dict[str
 
 def typical_row(report: Report) -> StrategyRow:
     """A plan to show: the fastest that fits the device, of those for half of keep-all or less."""
-    plans = [row for row in report.rows if row.plan is not None and row.strategy.startswith("plan")]
+    plans = [row for row in report.rows if row.plan is not None and row.is_planned]
     small = [row for row in plans if (row.budget_share or 0.0) <= 0.5] or plans
     return next((row for row in small if row.fits), small[-1])
 

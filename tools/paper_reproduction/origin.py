@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from deepres.commit import replace_text
-from measuring.report import provenance
+from measuring.provenance import origin_text, provenance
 from paper_reproduction.rows import ROOT, ReproductionError
 
 _NAME = "made_by.json"
@@ -87,8 +87,7 @@ def read_origin(folder: Path) -> Origin:
         return Origin()
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
-        return Origin(f"{note['machine']}, {versions}", str(note.get("note", "")))
+        return Origin(origin_text(note), str(note.get("note", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ReproductionError(f"{path} is damaged: it must say machine and versions") from None
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deepres.config import Config
 from deepres.load_config import load_config
-from deepres.memory.page import Section, page_html
-from deepres.memory.tables import aligned
+from deepres.text_table import aligned
+from html_page import Section, page_html
 from paper_reproduction.claims import TABLES, Table
 from paper_reproduction.length import Length
 from paper_reproduction.origin import Origin, origins_text, read_origin

@@ -160,7 +160,7 @@ def folders_in(path: Path) -> list[Path]:
 @cache
 def _num_parameters(model: ModelConfig, num_classes: int) -> int:
     with torch.device("meta"):
-        net = build_resnet(**model.model_dump(exclude={"num_classes"}), num_classes=num_classes)
+        net = build_resnet(**model.building(num_classes))
     return sum(p.numel() for p in net.parameters())
 
 

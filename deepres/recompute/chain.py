@@ -6,7 +6,7 @@ Costs may be measured on a device or predicted from shapes; nothing here knows w
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -15,19 +15,27 @@ from deepres.recompute.document import field, read_document, write_document
 _FORMAT, _VERSION = "deepres.chain", 1
 
 
+_MOST_BYTES, _MOST_MS = 2**45, 1e12
+"""Far more than a device has or a step takes; sums of them stay exact."""
+
+
 def _check_bytes(owner: object, what: str, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if type(value) is not int or value < 0:
-            raise ValueError(f"{name} of {what} must be an int of at least 0, got {value!r}")
+            raise ValueError(f"{name} of {what} must be an int of at least 0, got {value!r:.60}")
+        if value > _MOST_BYTES:
+            raise ValueError(f"{name} of {what} must be at most 2**45, got {value!r:.60}")
 
 
 def _check_ms(owner: object, what: str, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} of {what} must be a finite number of at least 0, got {value!r}")
+        if not is_number or not 0 <= value < math.inf:
+            raise ValueError(f"{name} of {what} must be a finite number of at least 0, got {value!r:.60}")
+        if value > _MOST_MS:
+            raise ValueError(f"{name} of {what} must be at most 1e12, got {value!r:.60}")
         object.__setattr__(owner, name, float(value) + 0.0)  # one text for 1 and 1.0, for 0.0 and −0.0
 
 
@@ -169,35 +177,7 @@ class Chain:
 
     def to_json(self) -> str:
         """The chain as JSON text; `from_json` gives an equal chain."""
-        units = [
-            {
-                "forward_ms": unit.forward_ms,
-                "backward_ms": unit.backward_ms,
-                "output_bytes": unit.output_bytes,
-                "forward_temp_bytes": unit.forward_temp_bytes,
-                "retentions": [
-                    {
-                        "name": retention.name,
-                        "kept_bytes": retention.kept_bytes,
-                        "replay_ms": retention.replay_ms,
-                        "forward_temp_bytes": retention.forward_temp_bytes,
-                        "backward_temp_bytes": retention.backward_temp_bytes,
-                        "freed_bytes": retention.freed_bytes,
-                    }
-                    for retention in unit.retentions
-                ],
-            }
-            for unit in self.units
-        ]
-        fields = {
-            "input_bytes": self.input_bytes,
-            "fixed_bytes": self.fixed_bytes,
-            "head_bytes": self.head_bytes,
-            "fixed_ms": self.fixed_ms,
-            "stem_bytes": self.stem_bytes,
-            "units": units,
-        }
-        return write_document(_FORMAT, _VERSION, fields)
+        return write_document(_FORMAT, _VERSION, asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Chain":
@@ -207,33 +187,20 @@ class Chain:
             ValueError: the text is not such a document, is newer than this deepres, or holds costs
                 that no chain can have.
         """
-        fields = read_document(text, _FORMAT, _VERSION)
-        units = field(fields, "units", list, "the chain")
-        return cls(
-            input_bytes=field(fields, "input_bytes", int, "the chain"),
-            units=tuple(_unit_from(unit, f"unit {i}") for i, unit in enumerate(units)),
-            fixed_bytes=field(fields, "fixed_bytes", int, "the chain"),
-            head_bytes=field(fields, "head_bytes", int, "the chain"),
-            fixed_ms=field(fields, "fixed_ms", float, "the chain"),
-            stem_bytes=field(fields, "stem_bytes", int, "the chain"),
-        )
+        chain: Chain = _read(cls, read_document(text, _FORMAT, _VERSION), "the chain")
+        return chain
 
 
-def _unit_from(fields: Any, what: str) -> UnitCost:
-    return UnitCost(
-        forward_ms=field(fields, "forward_ms", float, what),
-        backward_ms=field(fields, "backward_ms", float, what),
-        output_bytes=field(fields, "output_bytes", int, what),
-        retentions=tuple(
-            Retention(
-                name=field(retention, "name", str, f"a retention of {what}"),
-                kept_bytes=field(retention, "kept_bytes", int, f"a retention of {what}"),
-                replay_ms=field(retention, "replay_ms", float, f"a retention of {what}"),
-                forward_temp_bytes=field(retention, "forward_temp_bytes", int, f"a retention of {what}"),
-                backward_temp_bytes=field(retention, "backward_temp_bytes", int, f"a retention of {what}"),
-                freed_bytes=field(retention, "freed_bytes", int, f"a retention of {what}"),
-            )
-            for retention in field(fields, "retentions", list, what)
-        ),
-        forward_temp_bytes=field(fields, "forward_temp_bytes", int, what),
-    )
+def _read(kind: Any, document: Any, what: str) -> Any:
+    """An object of one of the classes above, from what `asdict` made of it."""
+    values = dict[str, Any]()
+    for item in fields(kind):
+        if item.name == "units":
+            units = field(document, "units", list, what)
+            values["units"] = tuple(_read(UnitCost, unit, f"unit {i}") for i, unit in enumerate(units))
+        elif item.name == "retentions":
+            retentions = field(document, "retentions", list, what)
+            values["retentions"] = tuple(_read(Retention, r, f"a retention of {what}") for r in retentions)
+        else:
+            values[item.name] = field(document, item.name, item.type, what)  # type: ignore[arg-type]
+    return kind(**values)

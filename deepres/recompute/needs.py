@@ -13,8 +13,8 @@ from deepres.recompute.plan import Plan
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_ABSENT = 2**50
-"""Stands for the bytes of a retention that a unit does not have: more than any budget."""
+_ABSENT = 2**60
+"""Stands for the bytes of a retention that a unit does not have: more than any plan holds."""
 
 
 class Costs(NamedTuple):

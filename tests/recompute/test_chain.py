@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
+from deepres.recompute.planner import make_plan
 
 CHAIN = Chain(
     input_bytes=12,
@@ -68,6 +69,22 @@ def test_times_must_be_finite_numbers_of_at_least_0(value: Any) -> None:
         UnitCost(backward_ms=value)
     with pytest.raises(ValueError, match=f"replay_ms of retention 'all' must be a finite .* got {value!r}"):
         Retention(replay_ms=value)
+
+
+def test_costs_beyond_any_device_are_refused_before_sums_of_them_overflow() -> None:
+    with pytest.raises(
+        ValueError, match=r"^output_bytes of a unit must be at most 2\*\*45, got 4611686018427387904$"
+    ):
+        UnitCost(output_bytes=2**62)
+    with pytest.raises(ValueError, match=r"^backward_ms of a unit must be at most 1e12, got 1e\+308$"):
+        UnitCost(backward_ms=1e308)
+    text = CHAIN.to_json().replace('"backward_ms":', '"backward_ms":1' + "0" * 400 + ',"was":', 1)
+    with pytest.raises(ValueError, match=r"^backward_ms of a unit must be at most 1e12, got 10000"):
+        Chain.from_json(text)
+    units = (UnitCost(1e12, 1e12, 2**45, (Retention("all", 2**45), Retention("none", 2**44, 1e12))),) * 50
+    plan = make_plan(Chain(2**45, units), 60 * 2**45)
+    assert plan.peak_bytes is not None
+    assert plan.peak_bytes <= 60 * 2**45
 
 
 @pytest.mark.parametrize("name", ["", None, 3])
@@ -147,7 +164,7 @@ def test_the_key_is_the_same_in_every_process_and_differs_with_any_cost() -> Non
             '{"format":"deepres.chain","version":2}',
             r"has version 2, and this deepres reads up to 1: update deepres",
         ),
-        ('{"format":"deepres.chain","version":1}', r'the chain lacks "units"'),
+        ('{"format":"deepres.chain","version":1}', r'the chain lacks "input_bytes"'),
         (
             CHAIN.to_json().replace('"fixed_bytes":100', '"fixed_bytes":1e2'),
             r'"fixed_bytes" of the chain must be int',

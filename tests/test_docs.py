@@ -2,12 +2,20 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/paper.md", "docs/reliability.md", "results/propagation/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/paper.md",
+    "docs/plans.md",
+    "docs/reliability.md",
+    "results/propagation/README.md",
+)
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -45,3 +53,13 @@ def test_the_symbols_that_the_paper_s_document_names_are_in_the_files_it_links_t
     named = [(text.strip("`"), target) for text, target in _links("docs/paper.md") if target.suffix == ".py"]
     assert len(named) > 30
     assert [f"{symbol} in {target.name}" for symbol, target in named if not _defines(target, symbol)] == []
+
+
+def test_the_example_of_a_plan_on_a_model_of_one_s_own_runs():
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/plans.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    code += "assert plan.peak_bytes <= 24 * 2**20 and all(p.grad is not None for p in model.parameters())\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("64 units, ")

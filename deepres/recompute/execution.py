@@ -9,7 +9,7 @@ NOTE [ Running a plan ]
    `torch.autograd.grad` is not.
 3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
    numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
-   the protocol below are given their memo, all others have their batch norms' updates switched off.
+   the protocol `RetainingUnit` are given their memo, all others have their batch norms' updates switched off.
 4. A value is released at the last step that reads it; what a unit's graph holds goes with the graph.
 """
 

@@ -296,6 +296,11 @@ class Config(_Section):
             raise ValueError(conflict)
         return self
 
+    @property
+    def parameters_format(self) -> torch.memory_format:
+        """The layout of parameters: sharding engines flatten them, and have them contiguous."""
+        return self.precision.memory_format if self.engine.name == "plain" else torch.contiguous_format
+
     def to_yaml(self) -> str:
         """All settings, defaults included; `load_config` reads them back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -140,8 +140,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         net = build_resnet(**config.model.building(num_classes))
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
-    if config.engine.name == "plain" and config.precision.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
+    net.to(memory_format=config.parameters_format)  # type: ignore[call-overload]  # the stubs lack it
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)

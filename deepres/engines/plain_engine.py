@@ -26,9 +26,7 @@ class PlainEngine(Engine):
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
         self.module.to(process.device)
-        # Sharding engines flatten parameters; for them, channels_last is the format of the activations alone.
-        memory_format = config.precision.memory_format
-        self.module.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stubs lack it
+        self.module.to(memory_format=config.parameters_format)  # type: ignore[call-overload]  # the stubs lack it
         self._optimizer = sgd(net.parameters(), config.optim)
         if config.precision.compute == "fp16":
             self._scaler = torch.amp.GradScaler(process.device.type)

@@ -144,14 +144,18 @@ def image_size_of(config: Config) -> int:
 
 
 def net_of(config: Config) -> ResNet:
-    """A run's net, with as many classes as is known without its data.
+    """A run's net, laid out as in training, with as many classes as is known without its data.
 
     Raises:
         ValueError: there is no such net.
     """
     model, data = config.model, config.data
     num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
-    return build_resnet(**model.building(num_classes))
+    net = build_resnet(**model.building(num_classes))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):  # `Module.to` would not take tensors without values
+            module.weight.data = module.weight.data.contiguous(memory_format=config.parameters_format)
+    return net
 
 
 def predict_run_chain(

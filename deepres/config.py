@@ -274,7 +274,9 @@ class LogConfig(_Section):
     plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""
     memory: bool = False
-    """On a GPU: record each step's memory, and leave a snapshot if it runs out."""
+    """On a GPU: write each step's memory to `metrics.jsonl`."""
+    memory_history: bool = False
+    """On a GPU: note who allocates what, which slows steps down, and leave a snapshot of it if memory runs out."""
 
 
 class Config(_Section):

@@ -89,7 +89,7 @@ class Trainer:
             RunError: a signal stopped the run, a number was not finite, or memory ran out.
             SaveError: a checkpoint could not be written.
         """
-        with_history = self._config.log.memory and self._process.is_first
+        with_history = self._config.log.memory_history and self._process.is_first
         try:
             if with_history:
                 start_memory_history(self._process.device)
@@ -140,7 +140,7 @@ class Trainer:
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         if attempt.ran_out:
-            if self._config.log.memory and self._folder is not None:
+            if self._config.log.memory_history and self._folder is not None:
                 write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
             self._engine.run_eagerly()  # a recorded pass would not give its activations back
             free_bytes = free_device_bytes(self._process.device)

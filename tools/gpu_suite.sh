@@ -55,7 +55,7 @@ wait
 # The claim: ResNet-1001 at the paper's batch 128 in 8 GiB, enforced by the allocator.
 piece batch128_in_8gib "$PYTHON" "$PROFILE" --depth 1001 --device-memory 8GiB --measure --csv "$OUT/batch128_in_8gib.csv"
 piece images_1001 "${TRAIN[@]}" --config configs/cifar10_resnet1001.yaml "${SYNTHETIC[@]}" train.max_steps=60 \
-    log.every=10 train.run_dir="$OUT/run_1001_$$" recompute.segments=none recompute.device_memory=8GiB
+    log.every=10 log.memory=true train.run_dir="$OUT/run_1001_$$" recompute.segments=none recompute.device_memory=8GiB
 piece resnet200 "$PYTHON" "$PROFILE" --depth 200 --batch-size 16 --measure --csv "$OUT/resnet200.csv"
 COMPARE=("$PYTHON" tools/compare_recompute.py)
 piece peers_164 "${COMPARE[@]}" peers --device cuda --depth 164 --batch 128 --limit 300 --compile-limit 250 --out "$OUT"

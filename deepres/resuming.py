@@ -20,6 +20,7 @@ from deepres.distributed import Process, sum_over_processes
 from deepres.engines import Engine
 from deepres.models import default_block
 from deepres.recompute.document import read_document
+from deepres.run_folder import FINISHED
 from deepres.saving import (
     FILES,
     FOLDER,
@@ -76,7 +77,7 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
         say: told what is skipped, and what the run goes on from.
 
     Raises:
-        ConfigError: there is none where there must be, or it is of another run.
+        ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run.
     """
     resume, run_dir = config.train.resume, config.train.run_dir
     if resume == "never":
@@ -88,6 +89,11 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
     if found is None:
+        if run_dir is not None and (run_dir / FINISHED).exists():
+            raise ConfigError(
+                f"{run_dir} holds a finished run and no checkpoint to go on from: train.resume=never with "
+                "train.overwrite=true replaces it, or choose another train.run_dir"
+            )
         say(f"{run_dir} holds no checkpoint: begins at step 0")
         return None
     check_same_run(found, identity)

@@ -376,6 +376,21 @@ def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == before
 
 
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resuming_it(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2", "train.save_every=null", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a finished run and no checkpoint to go on from" in error
+    assert "train.overwrite=true replaces it" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = ("train.resume=never", "train.overwrite=true", "train.max_steps=1")
+    assert main(["--config", QUICKSTART, *arguments, *again]) == 0
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
+
+
 def test_two_processes_need_two_gpus(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():

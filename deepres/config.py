@@ -172,6 +172,11 @@ class TrainConfig(_Section):
             raise ValueError("overwrite needs run_dir, and resume=never")
         return self
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """The optimizer step that the run ends with."""
+        limits = [self.max_steps, (self.epochs or 0) * steps_per_epoch or None]
+        return min(limit for limit in limits if limit is not None)
+
 
 class EngineConfig(_Section):
     """How a step is run across processes."""

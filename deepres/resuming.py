@@ -77,7 +77,8 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
         say: told what is skipped, and what the run goes on from.
 
     Raises:
-        ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run.
+        ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run, or
+            past this run's end.
     """
     resume, run_dir = config.train.resume, config.train.run_dir
     if resume == "never":
@@ -98,6 +99,12 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
         return None
     check_same_run(found, identity)
     step = found.progress.step
+    num_steps = config.train.num_steps(found.progress.steps_per_epoch)
+    if step > num_steps:
+        raise ConfigError(
+            f"{found.path} is of step {step}, and train.max_steps and train.epochs end the run at step {num_steps}: "
+            f"let them end it at step {step} or later (at step {step} it is tested and finished)"
+        )
     if run_dir is not None:
         newer = [p for p in checkpoints_in(run_dir / FOLDER) if int(p.name.removeprefix(PREFIX)) > step]
         if newer and resume != "auto":

@@ -8,6 +8,7 @@ The ONNX format needs the extra `onnx`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -44,12 +45,20 @@ def _parser() -> Parser:
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
     parser.add_argument(
         "--output",
-        type=writable_file,
+        type=_replaceable_file,
         metavar="FILE",
         help="by default RUN/export.SUFFIX, of a checkpoint RUN/export-step-N.SUFFIX",
     )
     parser.add_argument("--image-size", type=positive, help="height and width (the data set's)")
     return parser
+
+
+def _replaceable_file(text: str) -> Path:
+    """A file that can be written; of a link, the file that it leads to."""
+    path = writable_file(os.path.realpath(text))
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it is there and is no regular file")
+    return path
 
 
 if __name__ == "__main__":

@@ -180,6 +180,11 @@ def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
         (evaluate, [], "the following arguments are required: weights"),
         (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
         (export, ["RUN", "--format", "onnx", "--image-size", "0"], "must be a whole number of at least 1"),
+        (
+            export,
+            ["RUN", "--format", "onnx", "--image-size", "99999999"],
+            "must be at most 16384, got '99999999'",
+        ),
         (export, ["RUN", "--format", "gguf"], "argument --format: invalid choice: 'gguf'"),
         (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
         (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),

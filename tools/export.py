@@ -12,11 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Parser, positive, writable_file
+from command_line import Parser, image_size, writable_file
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
+from deepres.out_of_memory import is_out_of_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -27,10 +28,15 @@ def main(arguments: list[str]) -> int:
         net = load_net(options.weights, config)
         target = options.output or export_path(options.weights, options.format)
         default_size = 32 if config.model.dataset == "cifar" else 224
-        image_size = options.image_size or config.data.image_size or default_size
-        difference = export(net, target, options.format, image_size)
+        side = options.image_size or config.data.image_size or default_size
+        difference = export(net, target, options.format, side)
     except (ConfigError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: there is not enough memory for images of {side} x {side} pixels", file=sys.stderr)
         return 2
     print(f"{target}: {target.stat().st_size} bytes; logits differ by {difference:.2g} of the largest")
     return 0
@@ -49,7 +55,7 @@ def _parser() -> Parser:
         metavar="FILE",
         help="by default RUN/export.SUFFIX, of a checkpoint RUN/export-step-N.SUFFIX",
     )
-    parser.add_argument("--image-size", type=positive, help="height and width (the data set's)")
+    parser.add_argument("--image-size", type=image_size, help="height and width (the data set's)")
     return parser
 
 

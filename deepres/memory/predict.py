@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.memory.bench import Loss, Meter, Spec, default_loss
+from deepres.memory.bench import Loss, Meter, Spec, as_in_training, check_dtypes, default_loss
 from deepres.memory.cpu_kernels import operator_peak_bytes
 from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.passes import read_chain
@@ -34,6 +34,8 @@ def predict_chain(
 ) -> Chain:
     """The costs that `measure_chain` would find, without a device: nothing is computed or allocated.
 
+    They do not depend on the caller's autocast, `no_grad` or `inference_mode`.
+
     Kept bytes are exact. Transient bytes on a CPU are those of this processor and of PyTorch's threads in this process,
     good to some 100 KiB a thread (`deepres.memory.cpu_kernels`); on a card they are exact but for the workspaces of its
     libraries, which depend on their choice of algorithm. Times are a roofline
@@ -49,13 +51,14 @@ def predict_chain(
 
     Raises:
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
-        ValueError: there is no card of that name.
+        ValueError: there is no card of that name, or the model cannot be run in that dtype.
     """
+    check_dtypes(model, dtype)
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    images = torch.empty(input_shape, device="meta")
+    images = torch.empty(input_shape, dtype=torch.float32, device="meta")
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
-    with FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
+    with as_in_training("cpu"), FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
         return read_chain(model, Spec.of(images), _FakeBench(mode, card, dtype), loss)
 
 

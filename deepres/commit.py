@@ -109,10 +109,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """As `replace_text`, for what `write` writes to the path that it is given.
 
     Raises:
-        SaveError: it cannot be written.
+        SaveError: it cannot be written, or is there and is no regular file (a link is replaced, not followed).
     """
     aside = path.with_name(path.name + UNFINISHED)
     try:
+        if path.exists() and not path.is_file():
+            raise SaveError(f"{path} cannot be written: it is there and is no regular file")
         write(aside)
         force_to_disk(aside)
         aside.replace(path)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deepres.bytesize import parse_bytes
 from deepres.conflicts import first_conflict
@@ -33,9 +33,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+MOST_PIXELS = 2**14
+"""Of an image, high or wide."""
+
+
+def _in_fp32(value: float) -> float:
+    if abs(value) > 1e38:
+        raise ValueError(f"must fit fp32, which holds numbers up to 1e38, got {value:g}")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+ImageSize = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+NumClasses = Annotated[int, Field(ge=1, le=10_000_000)]
+AnyFloat = Annotated[float, AfterValidator(_in_fp32)]
+PositiveFloat = Annotated[AnyFloat, Field(gt=0)]
+NonNegativeFloat = Annotated[AnyFloat, Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
@@ -44,7 +57,7 @@ class ModelConfig(_Section):
 
     depth: int
     dataset: Literal["cifar", "imagenet"] = "cifar"
-    num_classes: PositiveInt | None = None
+    num_classes: NumClasses | None = None
     """By default as many as the data has."""
     block: Literal["basic", "bottleneck", "single"] | None = None
     activation: Literal[
@@ -61,9 +74,9 @@ class ModelConfig(_Section):
     stride_on: Literal["1x1", "3x3"] = "1x1"
     stem_activation: bool | None = None
     preactivation: Literal["shared", "own"] = "shared"
-    shortcut_scale: float = 0.5
-    residual_scale: float = 0.5
-    gate_bias: float = -6.0
+    shortcut_scale: AnyFloat = 0.5
+    residual_scale: AnyFloat = 0.5
+    gate_bias: AnyFloat = -6.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     def building(self, num_classes: int) -> dict[str, Any]:
@@ -80,13 +93,13 @@ class DataConfig(_Section):
     """Fetch CIFAR into `root` if it is not there."""
     verify: bool = False
     """Compare CIFAR's files with the official checksums."""
-    image_size: PositiveInt | None = None
+    image_size: ImageSize | None = None
     """Crop size; by default the data set's own (32; ImageNet 224)."""
     augmentation: Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"] | None = None
     """By default the data set's usual one."""
-    eval_image_size: PositiveInt | None = None
+    eval_image_size: ImageSize | None = None
     """Centre crop of test images (image files only); by default `image_size`."""
-    eval_shorter_side: PositiveInt | None = None
+    eval_shorter_side: ImageSize | None = None
     """What their shorter side is scaled to before that crop."""
     normalize: Literal["per_pixel_mean", "mean_std", "half"] = "mean_std"
     """`half`: less 0.5, divided by 0.5, of pixels from 0 to 1."""
@@ -94,9 +107,9 @@ class DataConfig(_Section):
     """Decoding processes a training process has (image folders only)."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
     """How many images that cannot be decoded are skipped before the run stops."""
-    num_classes: PositiveInt | None = None
+    num_classes: NumClasses | None = None
     """Of `synthetic` (10 if unset); of others, what the data must have."""
-    num_images: PositiveInt | None = None
+    num_images: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
 
     def finding(self) -> dict[str, Any]:
@@ -177,6 +190,11 @@ class TrainConfig(_Section):
             raise ValueError("overwrite needs run_dir, and resume=never")
         return self
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """The optimizer step that the run ends with."""
+        limits = [self.max_steps, (self.epochs or 0) * steps_per_epoch or None]
+        return min(limit for limit in limits if limit is not None)
+
 
 class EngineConfig(_Section):
     """How a step is run across processes."""
@@ -189,7 +207,7 @@ class EngineConfig(_Section):
     """DeepSpeed, stages 1 to 3: optimizer states and updates on the CPU."""
     offload_parameters: bool = False
     """DeepSpeed, stage 3: parameters on the CPU."""
-    bucket_mb: PositiveFloat = 25.0
+    bucket_mb: Annotated[float, Field(gt=0, le=1_000_000)] = 25.0
     """Gradients communicated at once, at most; never more than the model has."""
     sync_batch_norm: bool = False
     """Batch statistics over all processes."""

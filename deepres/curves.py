@@ -38,7 +38,7 @@ def curves_figure(metrics: Path) -> Figure | None:
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    tests = [row for row in rows if row["kind"] == "test"]
+    tests = [row for row in rows if row["kind"] == "test" and row["top1"] is not None]
     trains = [row for row in rows if row["kind"] == "train" and row["loss"] is not None]
     if not tests or not trains:
         return None
@@ -49,8 +49,9 @@ def curves_figure(metrics: Path) -> Figure | None:
         (error_axes, "top1", 100.0, "top-1 error (%)"),
     ):
         for series, colour, style, who in ((trains, _BLUE, "-", "training"), (tests, _ORANGE, "o-", "test")):
-            values = [scale * (row[name] if name == "loss" else 1 - row[name]) for row in series]
-            axes.plot([row["epoch"] for row in series], values, style, color=colour, label=who, markersize=4)
+            known = [row for row in series if row[name] is not None]
+            values = [scale * (row[name] if name == "loss" else 1 - row[name]) for row in known]
+            axes.plot([row["epoch"] for row in known], values, style, color=colour, label=who, markersize=4)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         _set_ticks(axes)

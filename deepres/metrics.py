@@ -56,9 +56,12 @@ class Metrics:
     def over_processes(cls, sums: Tensor) -> Metrics:
         """From every process's `answer_sums`, added up; collective."""
         loss, top1, top5, count = sum_over_processes(sums.clone()).tolist()
-        count = count or float("nan")
-        num_images = 0 if count != count else int(count)
-        return cls(loss / count, top1 / count, top5 / count, num_images)
+        return cls(loss / count, top1 / count, top5 / count, int(count)) if count else cls.of_nothing()
+
+    @classmethod
+    def of_nothing(cls) -> Metrics:
+        """Where there were no images."""
+        return cls(math.nan, math.nan, math.nan, 0)
 
 
 class MetricsFile:

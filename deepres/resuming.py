@@ -20,7 +20,7 @@ from deepres.distributed import Process, sum_over_processes
 from deepres.engines import Engine
 from deepres.models import default_block
 from deepres.recompute.document import read_document
-from deepres.run_folder import CHECKPOINTS
+from deepres.run_folder import CHECKPOINTS, FINISHED
 from deepres.saving import (
     FILES,
     FORMAT,
@@ -76,7 +76,8 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
         say: told what is skipped, and what the run goes on from.
 
     Raises:
-        ConfigError: there is none where there must be, or it is of another run.
+        ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run, or
+            past this run's end.
     """
     resume, run_dir = config.train.resume, config.train.run_dir
     if resume == "never":
@@ -88,10 +89,21 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
     if found is None:
+        if run_dir is not None and (run_dir / FINISHED).exists():
+            raise ConfigError(
+                f"{run_dir} holds a finished run and no checkpoint to go on from: train.resume=never with "
+                "train.overwrite=true replaces it, or choose another train.run_dir"
+            )
         say(f"{run_dir} holds no checkpoint: begins at step 0")
         return None
     check_same_run(found, identity)
     step = found.progress.step
+    num_steps = config.train.num_steps(found.progress.steps_per_epoch)
+    if step > num_steps:
+        raise ConfigError(
+            f"{found.path} is of step {step}, and train.max_steps and train.epochs end the run at step {num_steps}: "
+            f"let them end it at step {step} or later (at step {step} it is tested and finished)"
+        )
     if run_dir is not None:
         newer = [p for p in checkpoints_in(run_dir / CHECKPOINTS) if int(p.name.removeprefix(PREFIX)) > step]
         if newer and resume != "auto":

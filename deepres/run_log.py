@@ -18,6 +18,7 @@ from deepres.distributed import Process
 from deepres.memory.planning import PlannedRun
 from deepres.metrics import Metrics
 from deepres.run_folder import CURVES, METRICS, PLAN, RunFolder
+from deepres.screen import say
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class RunLog:
             desc=f"epoch {epoch + 1}/{self._num_epochs}",
             unit="step",
             leave=False,
-            disable=not (self._process.is_first and sys.stderr.isatty()),
+            disable=not (self._process.is_first and sys.stderr is not None and sys.stderr.isatty()),
         )
 
     def plan(self, planned: PlannedRun) -> None:
@@ -163,8 +164,7 @@ class RunLog:
     def say(self, line: str) -> None:
         """A line on the screen, above the bar."""
         if self._process.is_first:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            say(line)
 
     def _record(self, kind: str, step: int, metrics: Metrics, **values: float) -> None:
         if self._folder is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
@@ -14,19 +13,21 @@ import psutil
 
 from deepres.exit_status import ExitStatus
 from deepres.meeting import Peer
+from deepres.screen import complain
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 _POLL_S = 0.5
 _GRACE_S = 10.0
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT instead of dying of them, and whether a launcher above this process is gone.
+    """Notes SIGTERM, SIGINT and SIGHUP instead of dying of them, and whether a launcher above this process is gone.
 
     Launchers pass signals on in their own ways: deepspeed's to one process after the other, each when the last has
     ended, and not at all if it is its outer process that is signalled. So a process that is asked to stop must tell
     the others, and a launcher's end is a request too. More signals change nothing: the launchers send several.
+    SIGHUP stays ignored where it is so from the start, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for each in _SIGNALS:
+                if each is signal.SIGHUP and signal.getsignal(each) is signal.SIG_IGN:
+                    continue
                 self._before[each] = signal.signal(each, self._note)
         return self
 
@@ -103,7 +106,7 @@ class PeerWatch:
                 return
         if self._done.wait(_GRACE_S):  # the main thread noticed by itself
             return
-        print(f"error: {self.dead}: this one stops", file=sys.stderr, flush=True)
+        complain(f"error: {self.dead}: this one stops")
         os._exit(ExitStatus.PROCESS_DIED)
 
 

@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import sys
 import time
 import traceback
 from contextlib import closing
@@ -46,6 +45,7 @@ from deepres.recompute import apply_plan
 from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
 from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
 from deepres.run_log import Summary
+from deepres.screen import allow_any_encoding, complain, flush, say
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer
 
@@ -76,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="section.key=value", help="override the file's settings"
     )
     options = parser.parse_args(arguments)
+    allow_any_encoding()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop = StopRequest()
     try:
@@ -105,7 +106,7 @@ def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
         # A launcher ends all once one has ended: let that be the first one, after it has spoken. If this process is
         # still there then, the error is its own.
         time.sleep(_FIRST_SPEAKS_S)
-    print(f"error: {error}", file=sys.stderr)
+    complain(f"error: {error}")
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
@@ -214,7 +215,7 @@ def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
 def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
     """The run's folder, at `path`, and the checkpoint that it goes on from."""
     config = job.config
-    start = choose_start(config, run_identity(config, job.sizes, job.data.info), print)
+    start = choose_start(config, run_identity(config, job.sizes, job.data.info), say)
     prepare_run_folder(config, path)
     is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
     return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
@@ -303,10 +304,9 @@ if __name__ == "__main__":
     try:
         exit_status = main()
     except Exception:  # noqa: BLE001  # a mistake of this program: nothing else is to come after it
-        traceback.print_exc()
+        complain(traceback.format_exc().rstrip())
         exit_status = ExitStatus.FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     # Not sys.exit: a thread of gloo that asks for the interpreter while that shuts down would abort the process, and
     # processes that decode images, which leave SIGTERM to this one, would be waited for.
     os._exit(exit_status)

@@ -64,8 +64,7 @@ class Trainer:
         self._planned = planned
         self._activation_peak_bytes = activation_peak_bytes
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
-        limits = [config.train.max_steps, (config.train.epochs or 0) * self._steps_per_epoch or None]
-        self._num_steps = min(limit for limit in limits if limit is not None)
+        self._num_steps = config.train.num_steps(self._steps_per_epoch)
         self._rate = Rate()
         self._stop = stop
         self._identity = identity
@@ -76,7 +75,9 @@ class Trainer:
         self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch, self._step)
         self._saved_step = self._step if start else None
         self._is_evaluated = start.progress.is_evaluated if start else False
-        self._test = Metrics(*start.progress.test) if start and start.progress.test else None
+        self._test = Metrics.of_nothing() if self._is_evaluated else None
+        if start and start.progress.test:
+            self._test = Metrics(*start.progress.test)
         self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
         if start is not None:
             self._sums += own_sums(start, process)

@@ -153,3 +153,11 @@ def test_a_damaged_folder_of_the_same_name_is_replaced(tmp_path):
     verify_folder(tmp_path / "step-1", NAMES)
     assert json.loads((tmp_path / "step-1" / "b.json").read_text(encoding="utf-8")) == {"value": 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SaveError, match="pipe cannot be written: it is there and is no regular file"):
+        replace_text(tmp_path / "pipe", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()

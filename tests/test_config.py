@@ -51,6 +51,23 @@ def test_overrides_win_and_may_begin_a_section(path):
         ("optim.learning_rate=-1", r"optim.learning_rate must be greater than 0, got -1"),
         ("optim.learning_rate=.nan", r"optim.learning_rate must be a finite number, got nan"),
         ("optim.learning_rate=.inf", r"optim.learning_rate must be a finite number, got inf"),
+        (
+            "optim.learning_rate=1e308",
+            r"optim.learning_rate: must fit fp32, which holds numbers up to 1e38, got",
+        ),
+        (
+            "optim.warmup_learning_rate=1e308",
+            r"optim.warmup_learning_rate: must fit fp32, which holds numbers up to 1e38, got",
+        ),
+        (
+            "optim.weight_decay=1e308",
+            r"optim.weight_decay: must fit fp32, which holds numbers up to 1e38, got",
+        ),
+        ("model.gate_bias=-1e308", r"model.gate_bias: must fit fp32, which holds numbers up to 1e38, got"),
+        ("engine.bucket_mb=1e308", r"engine.bucket_mb must be less than or equal to 1000000.*, got"),
+        (f"data.image_size={10**20}", r"data.image_size must be less than or equal to 16384, got 1000"),
+        (f"data.num_classes={10**20}", r"data.num_classes must be less than or equal to 10000000, got"),
+        (f"data.num_images={10**20}", r"data.num_images must be less than or equal to 100000000, got"),
         ("optim.milestones=[5, 3]", r"milestones must rise, got \[5, 3\]"),
         ("engine.zero_stage=4", r"engine.zero_stage must be 0, 1, 2 or 3, got 4"),
         ("engine.compile=units", r"engine.compile=units needs precision.channels_last=true"),

@@ -1,5 +1,6 @@
 """Nets out of their training: exported, evaluated, loaded by others."""
 
+import os
 import shutil
 import sys
 import warnings
@@ -179,6 +180,11 @@ def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
         (evaluate, [], "the following arguments are required: weights"),
         (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
         (export, ["RUN", "--format", "onnx", "--image-size", "0"], "must be a whole number of at least 1"),
+        (
+            export,
+            ["RUN", "--format", "onnx", "--image-size", "99999999"],
+            "must be at most 16384, got '99999999'",
+        ),
         (export, ["RUN", "--format", "gguf"], "argument --format: invalid choice: 'gguf'"),
         (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
         (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),
@@ -192,6 +198,26 @@ def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments,
     assert told.err.startswith("error: ")
     assert told.err.count("\n") == 1
     assert message in told.err
+
+
+def test_what_is_exported_replaces_no_pipe_and_is_written_where_a_link_leads(run_dir, tmp_path, capsys):
+    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    arguments = (run_dir, "--format", "safetensors", "--output")
+    for target in (pipe, tmp_path):
+        assert status(export, *arguments, target) == 2
+        assert f"{target} cannot be written: " in capsys.readouterr().err
+    assert pipe.is_fifo()
+    for _ in range(2):
+        assert status(export, *arguments, link) == 0
+        assert link.is_symlink()
+        assert load_file(file).keys() == load_file(run_dir / "model.safetensors").keys()
+        file.write_text("something older", encoding="utf-8")
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere" / "file")
+    assert status(export, *arguments, link) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
 def test_weights_of_no_net_are_refused(run_dir, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from safetensors.torch import load_file
 
 from deepres.load_config import load_config
@@ -374,6 +375,53 @@ def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):
     assert main(["--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path}"]) == 2
     assert "holds another run" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resuming_it(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2", "train.save_every=null", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a finished run and no checkpoint to go on from" in error
+    assert "train.overwrite=true replaces it" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = ("train.resume=never", "train.overwrite=true", "train.max_steps=1")
+    assert main(["--config", QUICKSTART, *arguments, *again]) == 0
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+def test_a_run_cannot_end_before_the_checkpoint_that_it_goes_on_from_but_with_it(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, "train.save_every=3 steps", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=4"]) == 0
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    resumed = (*arguments, "train.resume=auto")
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *resumed, "train.max_steps=2"]) == 2
+    error = capsys.readouterr().err
+    assert "step-00000003 is of step 3, and train.max_steps and train.epochs end the run at step 2" in error
+    assert error.count("\n") == 1
+    assert len(metrics(tmp_path, "train")) == 2
+    assert main(["--config", QUICKSTART, *resumed, "train.max_steps=3"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [3]
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 3
+
+
+def test_a_run_whose_test_images_cannot_be_read_may_be_resumed_at_its_end(tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in "ab":
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / label / "0.png")
+    for path in (tmp_path / "images" / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    data = ("data.name=image_folder", f"data.root={tmp_path / 'images'}", "data.num_images=null")
+    sizes = ("data.max_bad_images=9", "train.global_batch_size=2", f"train.run_dir={tmp_path / 'run'}")
+    for resume in ("never", "auto"):
+        arguments = (*SMALL, *PLAIN, *data, *sizes, f"train.resume={resume}")
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        assert "test accuracy nan %" in capsys.readouterr().out
+    assert [row["num_images"] for row in metrics(tmp_path / "run", "test")] == [0]
 
 
 def test_two_processes_need_two_gpus(monkeypatch, capsys):

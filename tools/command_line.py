@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import torch
 
+from deepres.config import MOST_PIXELS
+
 
 class Parser(argparse.ArgumentParser):
     """Tells a mistake in one line."""
@@ -18,15 +20,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1.
+def positive(text: str, most: int = 2**20) -> int:
+    """A whole number from 1 to `most`.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    if int(text) > most:
+        raise argparse.ArgumentTypeError(f"must be at most {most}, got {text!r}")
     return int(text)
+
+
+def image_size(text: str) -> int:
+    """A number of pixels, high and wide.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    return positive(text, MOST_PIXELS)
 
 
 def device(text: str) -> str:

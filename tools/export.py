@@ -8,14 +8,16 @@ The ONNX format needs the extra `onnx`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from command_line import Parser, positive, writable_file
+from command_line import Parser, image_size, writable_file
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
+from deepres.out_of_memory import is_out_of_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -26,10 +28,15 @@ def main(arguments: list[str]) -> int:
         net = load_net(options.weights, config)
         target = options.output or export_path(options.weights, options.format)
         default_size = 32 if config.model.dataset == "cifar" else 224
-        image_size = options.image_size or config.data.image_size or default_size
-        difference = export(net, target, options.format, image_size)
+        side = options.image_size or config.data.image_size or default_size
+        difference = export(net, target, options.format, side)
     except (ConfigError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: there is not enough memory for images of {side} x {side} pixels", file=sys.stderr)
         return 2
     print(f"{target}: {target.stat().st_size} bytes; logits differ by {difference:.2g} of the largest")
     return 0
@@ -44,12 +51,20 @@ def _parser() -> Parser:
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
     parser.add_argument(
         "--output",
-        type=writable_file,
+        type=_replaceable_file,
         metavar="FILE",
         help="by default RUN/export.SUFFIX, of a checkpoint RUN/export-step-N.SUFFIX",
     )
-    parser.add_argument("--image-size", type=positive, help="height and width (the data set's)")
+    parser.add_argument("--image-size", type=image_size, help="height and width (the data set's)")
     return parser
+
+
+def _replaceable_file(text: str) -> Path:
+    """A file that can be written; of a link, the file that it leads to."""
+    path = writable_file(os.path.realpath(text))
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it is there and is no regular file")
+    return path
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, positive
+from command_line import Parser, image_size, positive
 from deepres.bytesize import parse_bytes
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
@@ -45,7 +45,7 @@ def parser() -> Parser:
     )
     what.add_argument("--dataset", choices=("cifar", "imagenet"))
     what.add_argument("--batch-size", type=positive, help="images of a process's micro batch (the recipe's)")
-    what.add_argument("--image-size", type=positive, help="height and width (32; ImageNet 224)")
+    what.add_argument("--image-size", type=image_size, help="height and width (32; ImageNet 224)")
     what.add_argument("--precision", choices=("fp32", "bf16"))
     what.add_argument("--optimizer", choices=("momentum", "sgd"), help="SGD with momentum, or without")
     what.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3))

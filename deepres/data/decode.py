@@ -41,7 +41,8 @@ def decode_rgb(content: bytes) -> Image.Image:
     """Decodes an image file, whatever its name says that it is.
 
     Grey, palette, CMYK and 16-bit images become RGB of 8 bits; transparency is dropped; an image with an EXIF
-    orientation is turned upright; of several frames the first is taken.
+    orientation is turned upright; of several frames the first is taken. A TIFF's integers of 32 bits tell no range:
+    they count as values of 8 bits if none is above 255, else as values of 16.
 
     Raises:
         BadImageError: it is not one of JPEG, PNG, WebP, GIF, BMP, TIFF and PNM, or it is damaged, or it has more
@@ -57,9 +58,9 @@ def decode_rgb(content: bytes) -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode in _MODES_16_BITS:
-                return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert(
-                    "RGB"
-                )
+                values = np.asarray(image).clip(0, 65535)
+                has_8_bits = image.mode == "I" and image.format == "TIFF" and values.max() <= 255
+                return Image.fromarray((values >> (0 if has_8_bits else 8)).astype(np.uint8)).convert("RGB")
             if image.mode == "F":
                 raise BadImageError("pixels are floating-point numbers of unknown range")
             if image.mode == "P":

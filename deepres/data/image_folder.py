@@ -150,7 +150,7 @@ def _tell_unless_the_parent_is_gone(
 
 def _leave_signals_to_the_parent(_: int) -> None:
     # Launchers signal a process's children first; the parent needs them for the step that it still ends.
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     # Where another worker has died, the parent leaves in the middle of taking this one's batch.
     sys.excepthook = _tell_unless_the_parent_is_gone

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Loss = Callable[[Tensor], Tensor]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Spec(NamedTuple):
@@ -64,6 +65,29 @@ class Bench(Protocol):
 
     def compute(self) -> AbstractContextManager[Any]:
         """The number format to compute in (autocast)."""
+
+
+def check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
+    """See that a model can be run on fp32 images in a number format.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, dtype):
+            wanted = " or ".join(dict.fromkeys(map(str, (torch.float32, dtype))))
+            raise ValueError(
+                f"parameters must be {wanted} to compute in {dtype}, {name} is {parameter.dtype}"
+            )
+
+
+@contextmanager
+def as_in_training(device_type: str) -> Iterator[None]:
+    """Record gradients and compute in the bench's own number format, whatever context the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def default_loss(output: Tensor) -> Tensor:

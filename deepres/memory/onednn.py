@@ -1,4 +1,4 @@
-"""What convolutions on a CPU allocate beside their results: copies in oneDNN's own layout, and its kernels' scratch.
+"""What convolutions on a CPU allocate beside their results: oneDNN's copies and scratch, or columns without oneDNN.
 
 NOTE [ oneDNN's copies ]
 For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into its own, computes into Y
@@ -11,7 +11,12 @@ each letter a tensor's bytes, and K the kernel's scratch:
 
 Its own layout is one of blocks of channels, for which images (3 channels) are not copied. With AMX and values of 16
 bits, and in the backward pass of a stride, channels are innermost instead, and one more copy is made of y or dx.
-In fp32, one thread computes kernels of 1 x 1 for less than 16 images without oneDNN, and so without copies.
+
+NOTE [ without oneDNN ]
+In fp32, one thread computes kernels of 1 x 1 for less than 16 images without oneDNN, and so does any number of them
+with kernels of up to 3 x 3 for a single image of at most 20,480 values (`use_mkldnn` in Convolution.cpp). What a kernel
+sees at each pixel of the result is then copied into a column, for the result and for the gradient of the weight, unless
+that is the image as it is (1 x 1 without a stride). Where the image is channels_last, so is a copy of the weight.
 
 NOTE [ oneDNN's scratch ]
 What a kernel books for T threads, by the files of src/cpu/x64 in oneDNN 3.12. X, Y, G and DX are now those of one
@@ -69,7 +74,9 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         x, weight, _, stride, padding, dilation = args[:6]
         shape = _output_shape(x, weight, stride, padding, dilation)
         y_bytes = int(x.element_size()) * math.prod(shape)
-        if _is_channels_last(x) or not _is_onednns(x, weight, stride, dilation):
+        if not _is_onednns(x, weight, stride, dilation):
+            return y_bytes + _columns(x, weight, shape, stride, padding)
+        if _is_channels_last(x):
             return y_bytes
         scratch = _scratch(x, weight, shape, stride, padding)
         num_ys = 3 if _has_channels_innermost(x) else 2
@@ -78,11 +85,9 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         gradient, x, weight, _, stride, padding, dilation = args[:7]
         needs_dx, needs_dw = args[10][:2]
         dx, dw = _bytes(x) * needs_dx, _bytes(weight) * needs_dw
-        if (
-            _is_channels_last(x)
-            or _is_channels_last(gradient)
-            or not _is_onednns(x, weight, stride, dilation)
-        ):
+        if not _is_onednns(x, weight, stride, dilation):
+            return int(dx + dw + needs_dw * _columns(x, weight, gradient.shape, stride, padding))
+        if _is_channels_last(x) or _is_channels_last(gradient):
             return int(dx + dw)
         peaks = [dx + dw]
         if needs_dx:
@@ -152,15 +157,28 @@ def _images_are_shared_out(
     return read > max(num_weight, (num_x + num_gradient) / 4)
 
 
+def _columns(
+    x: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> int:
+    """What is copied without oneDNN to make a result of this shape, or the weight's gradient."""
+    if _is_pointwise(weight) and max(stride) == 1 and max(padding) == 0:
+        return 0
+    values = weight.numel() // weight.shape[0] * shape[0] * math.prod(shape[2:])
+    is_copied = _is_channels_last(x) and not (_is_pointwise(weight) or _is_channels_last(weight))
+    return values * x.element_size() + (_bytes(weight) if is_copied else 0)
+
+
 def _is_onednns(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether PyTorch leaves the convolution to oneDNN, as `use_mkldnn` of its Convolution.cpp has it."""
-    return (
-        x.element_size() == 2
-        or x.shape[0] >= 16
+    """Whether PyTorch leaves the convolution to oneDNN; see NOTE [ without oneDNN ]."""
+    if x.element_size() == 2:
+        return True
+    is_worth_it = (
+        x.shape[0] >= 16
         or not _is_pointwise(weight)
         or max(*stride, *dilation) > 1
         or torch.get_num_threads() > 1
     )
+    return is_worth_it and (x.shape[0] > 1 or min(weight.shape[2:]) > 3 or x.numel() > 20_480)
 
 
 def _has_channels_innermost(x: Tensor) -> bool:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.memory.bench import Loss, Meter, Spec, default_loss
+from deepres.memory.bench import Loss, Meter, Spec, as_in_training, check_dtypes, default_loss
+from deepres.memory.cpu_kernels import operator_peak_bytes
 from deepres.memory.gpus import Gpu, find_gpu
-from deepres.memory.onednn import convolution_peak_bytes
 from deepres.memory.passes import read_chain
 from deepres.memory.roofline import Roofline
 from deepres.memory.tracking import TensorBytes
@@ -34,8 +34,10 @@ def predict_chain(
 ) -> Chain:
     """The costs that `measure_chain` would find, without a device: nothing is computed or allocated.
 
+    They do not depend on the caller's autocast, `no_grad` or `inference_mode`.
+
     Kept bytes are exact. Transient bytes on a CPU are those of this processor and of PyTorch's threads in this process,
-    good to some 100 KiB a thread (`deepres.memory.onednn`); on a card they are exact but for the workspaces of its
+    good to some 100 KiB a thread (`deepres.memory.cpu_kernels`); on a card they are exact but for the workspaces of its
     libraries, which depend on their choice of algorithm. Times are a roofline
     (`deepres.memory.roofline`), good for shares of a step rather than for milliseconds.
 
@@ -49,13 +51,14 @@ def predict_chain(
 
     Raises:
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
-        ValueError: there is no card of that name.
+        ValueError: there is no card of that name, or the model cannot be run in that dtype.
     """
+    check_dtypes(model, dtype)
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    images = torch.empty(input_shape, device="meta")
+    images = torch.empty(input_shape, dtype=torch.float32, device="meta")
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
-    with FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
+    with as_in_training("cpu"), FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
         return read_chain(model, Spec.of(images), _FakeBench(mode, card, dtype), loss)
 
 
@@ -85,8 +88,8 @@ class _FakeBench:
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
     def meter(self) -> Meter:
-        """All tensors, and on a CPU oneDNN's copies and scratch."""
-        return TensorBytes(operator_peak_bytes=convolution_peak_bytes if self._gpu is None else None)
+        """All tensors, and on a CPU what kernels take beside them."""
+        return TensorBytes(operator_peak_bytes=operator_peak_bytes if self._gpu is None else None)
 
     def compute(self) -> AbstractContextManager[Any]:
         """Autocast without its cache, as units are run under a plan."""

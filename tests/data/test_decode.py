@@ -82,6 +82,25 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
     assert pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 128, 255], [0, 1, 128, 255]),
+        ([-5, 0, 255, 256], [0, 0, 0, 1]),
+        ([0, 32768, 70000], [0, 128, 255]),
+    ],
+    ids=["8 bits", "above 8 bits", "above 16 bits"],
+)
+def test_integers_of_32_bits_are_of_8_if_none_is_larger_and_else_of_16(values, expected):
+    image = Image.fromarray(np.array([values], dtype=np.int32))
+    pixels = np.asarray(decode_rgb(encoded(image, "TIFF")))
+    assert pixels[0, :, 0].tolist() == expected
+
+
+def test_a_dark_file_of_16_bits_stays_dark():
+    assert np.asarray(decode_rgb(b"P5 2 1 65535\n\x00\xff\x00\x80")).max() == 0
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_upright_as_its_exif_data_say(orientation):
     turn = Image.Transpose

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, to whatever process and at whatever moment: one checkpoint, and nothing left behind."""
+"""SIGTERM, SIGINT and SIGHUP, to whatever process and at whatever moment: one checkpoint, and nothing left behind."""
 
 import signal
 import time
@@ -37,6 +37,7 @@ CASES += [
     pytest.param("torchrun", "rank", "evaluation", signal.SIGINT, 1, marks=SLOW),
     pytest.param("python", "launcher", "training", signal.SIGINT, 75),
     pytest.param("python", "launcher", "first step", signal.SIGTERM, 75, marks=SLOW),
+    pytest.param("python", "launcher", "training", signal.SIGHUP, 75, marks=SLOW),
 ]
 
 

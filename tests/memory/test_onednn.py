@@ -11,6 +11,7 @@ from torch import nn
 from deepres import build_resnet, measure_chain, predict_chain
 from deepres.memory import AllocatedBytes
 from deepres.memory.onednn import convolution_peak_bytes
+from deepres.recompute import keep_all_plan, simulate
 from deepres.recompute.executor import planned_units
 
 pytestmark = pytest.mark.skipif(
@@ -64,6 +65,41 @@ def test_a_convolution_allocates_what_is_said(convolution, dtype, num_threads):
     for func, args in calls:
         over = convolution_peak_bytes(func, args) - allocated_bytes(func, args)
         assert -SLACK_BYTES <= over / num_threads <= BOUND_BYTES, (func, args[-1])
+
+
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        (16, 16, 32, 3, 1), (16, 32, 32, 3, 2), (3, 16, 32, 3, 1), (64, 64, 17, 3, 1), (16, 64, 32, 1, 1),
+        (16, 32, 33, 1, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_convolution_of_one_small_image_allocates_what_is_said_to_the_byte(
+    convolution, memory_format, num_threads
+):
+    num_in, num_out, side, kernel, stride = convolution
+    x = torch.randn(1, num_in, side, side).to(memory_format=memory_format)
+    for weight_format in (torch.contiguous_format, memory_format):
+        weight = torch.randn(num_out, num_in, kernel, kernel).to(memory_format=weight_format)
+        how = (None, [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1)
+        gradient = torch.randn_like(FORWARD(x, weight, *how))
+        calls = [(FORWARD, (x, weight, *how))]
+        calls += [(BACKWARD, (gradient, x, weight, *how, [*mask, False])) for mask in ((0, 1), (1, 1))]
+        for func, args in calls:
+            assert convolution_peak_bytes(func, args) == allocated_bytes(func, args), (func, args[-1])
+
+
+@pytest.mark.parametrize("side", [32, 33, 65])
+def test_a_net_of_one_image_takes_what_is_predicted(side):
+    net, shape = build_resnet(8), (1, 3, side, side)
+    predicted, measured = predict_chain(net, shape), measure_chain(net, shape, repeats=0)
+    assert simulate(predicted, keep_all_plan(3)).peak_bytes == pytest.approx(
+        simulate(measured, keep_all_plan(3)).peak_bytes, rel=0.005
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -33,6 +33,42 @@ def test_kept_bytes_are_exact_unit_by_unit(block, activation, shortcut, dtype):
         assert kept == [(r.name, r.kept_bytes) for r in b.retentions]
 
 
+@pytest.mark.parametrize(
+    ("own", "dtype", "message"),
+    [
+        (torch.float32, torch.float64, "torch.float32, torch.bfloat16, torch.float16, got torch.float64"),
+        (torch.float32, torch.int32, "got torch.int32"),
+        (
+            torch.float64,
+            torch.float32,
+            "must be torch.float32 to compute in torch.float32, stem.conv.weight is",
+        ),
+        (
+            torch.float64,
+            torch.bfloat16,
+            "must be torch.float32 or torch.bfloat16 to compute in torch.bfloat16",
+        ),
+    ],
+)
+def test_number_formats_that_nothing_is_computed_in_are_refused(own, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        predict_chain(build_resnet(8).to(own), (2, 3, 16, 16), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)  # fmt: skip
+def test_the_callers_context_changes_no_prediction(context, dtype):
+    net = build_resnet(8)
+    expected = predict_chain(net, (2, 3, 16, 16), dtype=dtype)
+    with context():
+        was_enabled = torch.is_grad_enabled()
+        assert predict_chain(net, (2, 3, 16, 16), dtype=dtype) == expected
+        assert torch.is_grad_enabled() == was_enabled
+
+
 def test_a_card_is_found_by_its_name_and_its_speed_counts():
     net = build_resnet(20)
     slow, fast = (predict_chain(net, (64, 3, 32, 32), name) for name in ("RTX 3050", "RTX 4090"))

@@ -197,6 +197,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         ((*SMALL, "--budget", "much"), "expected a positive size"),
         ((*SMALL, "--device-memory", "0"), "expected a positive size"),
         (("--depth", "20", "--batch-size", "0"), "must be a whole number of at least 1, got '0'"),
+        (("--depth", "20", "--batch-size", "9" * 23), "must be at most 1048576, got '9999"),
         ((*SMALL, "--activation", "swish"), "model.activation: Input should be 'original'"),
         ((*SMALL, "--offload"), "--offload needs --zero-stage 1, 2 or 3"),
         ((*SMALL, "--measure", "--gpu", "T4"), "take the device at hand: leave out --gpu"),

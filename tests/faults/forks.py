@@ -19,6 +19,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch._dynamo  # every run comes to it: once, before the processes are forked
 from safetensors import safe_open
 
 import deepres.saving

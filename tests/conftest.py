@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.forked import Forked
+
 # The same examples in every run, and no deadline: the machines that run this are slow at times.
 hypothesis.settings.register_profile("deepres", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("deepres")
@@ -12,3 +14,10 @@ hypothesis.settings.load_profile("deepres")
 @pytest.fixture(autouse=True)
 def _fresh_generators():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def forked():
+    found = Forked()
+    yield found
+    found.stop()

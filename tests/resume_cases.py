@@ -1,6 +1,7 @@
 """Run in one or two processes: trains, goes on from checkpoints, and moves state between engines.
 
-    torchrun --nproc_per_node N resume_cases.py FOLDER CASE…
+    torchrun --nproc_per_node 2 resume_cases.py FOLDER CASE…
+    python resume_cases.py FOLDER CASE…
 
 `run:NAME:ENGINE:EXTRA` trains FOLDER/NAME to its end, with a checkpoint every 3 steps.
 `again:NAME:ENGINE:EXTRA:FROM:STEP` goes on from FOLDER/FROM's checkpoint of that step, in FOLDER/NAME.
@@ -11,8 +12,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from deepres.batch_sizes import batch_sizes
 from deepres.distributed import start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
+from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
 from deepres.resuming import load_engine, load_net, read_checkpoint
@@ -55,14 +58,14 @@ def checkpoint_of(folder: Path, name: str, step: str) -> Path:
 
 
 def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
-    job = prepare(CONFIG, overrides(folder, name, engine_name, "none"))
+    config, process = load_config(CONFIG, overrides(folder, name, engine_name, "none")), this_process("cpu")
     net = build_resnet(11)
     found = read_checkpoint(source)
     load_net(found, net)
-    engine = make_engine(net, job.config, job.process, job.sizes)
+    engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
     load_engine(found, engine)
-    progress = replace(found.progress, num_processes=job.process.world_size)
-    snapshot = take_snapshot(engine, job.config, keep_all_plan(len(net.units)), progress)
+    progress = replace(found.progress, num_processes=process.world_size)
+    snapshot = take_snapshot(engine, config, keep_all_plan(len(net.units)), progress)
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)
 

@@ -47,7 +47,7 @@ SCRIPT = """
     if process.rank == process.world_size - 1:  # rank 0 of two has memory enough, and must follow the other
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + 350 * 2**20,) * 2)
-    sizes = BatchSizes(1024 * process.world_size, 1024, 1, process.world_size)
+    sizes = BatchSizes(512 * process.world_size, 512, 1, process.world_size)
     found, _ = halve_until_it_fits(sizes, attempt, process.device)
     same = all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     same = same and torch.equal(generator, torch.get_rng_state()) and all(p.grad is None for p in net.parameters())
@@ -85,9 +85,9 @@ def test_the_micro_batch_is_halved_in_all_processes_until_it_fits_and_nothing_el
         assert same == "True"
     assert len(set(found)) == 1
     micro, accumulation, total = found[0]
-    assert micro * accumulation == 1024
-    assert 8 <= micro < 1024
-    assert total == 1024 * num_processes
+    assert micro * accumulation == 512
+    assert 8 <= micro < 512
+    assert total == 512 * num_processes
 
 
 TRAIN = """

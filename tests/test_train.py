@@ -23,15 +23,14 @@ QUICKSTART = "configs/quickstart.yaml"
 TRAIN = "deepres/train.py"
 SMALL = (
     "data.name=synthetic", "data.image_size=8", "data.num_images=64", "model.depth=11", "train.epochs=1",
-    "train.global_batch_size=8", "log.every=2",
+    "train.global_batch_size=8", "log.every=2", "log.plots=false",
 )  # fmt: skip
 
 
 def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
     run_dir = tmp_path / "run"
-    done = run(
-        sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, "train.epochs=3", f"train.run_dir={run_dir}"
-    )
+    overrides = ("train.epochs=3", "log.plots=true", f"train.run_dir={run_dir}")
+    done = run(sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, *overrides)
     assert done.returncode == 0, done.stderr
     losses = [row["loss"] for row in metrics(run_dir, "train")]
     assert losses[-1] < losses[0] - 0.5
@@ -57,13 +56,12 @@ def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["name=plain", "name=deepspeed"])
-def test_a_deterministic_rerun_with_segments_has_the_same_bits(tmp_path, engine):
+def test_a_deterministic_rerun_with_segments_has_the_same_bits(tmp_path, forked, engine):
     weights = []
     for segments in ("none", "sqrt"):
         overrides = (f"engine.{engine}", "engine.zero_stage=0", f"recompute.segments={segments}")
         arguments = (*SMALL, *overrides, f"train.run_dir={tmp_path / segments}")
-        done = run(sys.executable, TRAIN, "--config", QUICKSTART, *arguments)
-        assert done.returncode == 0, done.stderr
+        forked.train(tmp_path, "--config", QUICKSTART, *arguments)
         weights.append(load_file(tmp_path / segments / "model.safetensors"))
     kept, replayed = weights
     assert all(torch.equal(kept[name], replayed[name]) for name in kept)
@@ -124,7 +122,8 @@ def test_a_plan_file_that_is_not_for_this_net_or_not_whole_is_refused(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-PLAIN = ("engine.name=plain", "engine.zero_stage=0", "recompute.segments=none")
+NO_PLAN = "recompute.segments=none"
+PLAIN = ("engine.name=plain", "engine.zero_stage=0", NO_PLAN)
 
 
 def _one_step(run_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:
@@ -191,15 +190,19 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_accumulation_keep
 
 
 @pytest.mark.multi_process
-def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path):
-    for name, overrides in {"kept": (), "planned": ("recompute.budget=1.5MiB",)}.items():
-        done = run(
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *("--master_port", str(free_port()), TRAIN, "--config", QUICKSTART, *SMALL),
-            *("engine.zero_stage=3", "recompute.segments=none", "model.depth=83", "train.max_steps=2"),
-            *(*overrides, f"train.run_dir={tmp_path / name}"),
+def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path, forked):
+    for name, overrides in {"kept": (), "planned": ("recompute.budget=600KiB",)}.items():
+        forked.train(
+            *(tmp_path, "--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path / name}"),
+            *(
+                "engine.zero_stage=3",
+                "recompute.segments=none",
+                "model.depth=83",
+                "train.max_steps=2",
+                *overrides,
+            ),
+            num_processes=2,
         )
-        assert done.returncode == 0, done.stderr
     (row,) = metrics(tmp_path / "planned", "plan")
     assert row["num_segments"] > 0
     kept, planned = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "planned"))
@@ -217,7 +220,7 @@ def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path):
 )
 def test_deepspeed_and_torchrun_and_two_hosts_train_alike(tmp_path, names):
     """One launcher with two processes, and two launchers with one each as on two hosts, by torchrun and deepspeed."""
-    common = ("--config", QUICKSTART, *SMALL, "engine.zero_stage=2", "train.eval_batch_size=5")
+    common = ("--config", QUICKSTART, *SMALL, "engine.zero_stage=2", "train.eval_batch_size=5", NO_PLAN)
     hostfile = tmp_path / "hosts"
     hostfile.write_text("first slots=1\nsecond slots=1\n", encoding="utf-8")
 
@@ -262,7 +265,7 @@ def test_deepspeed_and_torchrun_and_two_hosts_train_alike(tmp_path, names):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_trains_two_steps(tmp_path, path):
+def test_every_config_trains_two_steps(tmp_path, forked, path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert "--config configs/" in text
@@ -277,8 +280,7 @@ def test_every_config_trains_two_steps(tmp_path, path):
     if load_config(path).engine.name == "plain":
         assert main(["--config", str(path), *overrides]) == 0
     else:
-        done = run(sys.executable, TRAIN, "--config", path, *overrides)
-        assert done.returncode == 0, done.stderr
+        forked.train(tmp_path, "--config", path, *overrides)
     (summary,) = metrics(tmp_path / "run", "summary")
     assert summary["step"] == 2
 

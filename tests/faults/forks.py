@@ -19,6 +19,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch._dynamo  # every run comes to it: once, before the processes are forked
 from safetensors import safe_open
 
 import deepres.saving
@@ -30,6 +31,7 @@ RUN = (
     "--config", str(ROOT / "configs" / "quickstart.yaml"), "data.name=synthetic", "data.image_size=16",
     "data.num_images=64", "model.depth=11", "train.epochs=2", "train.global_batch_size=8", "log.every=1",
     "log.plots=false", "engine.name=plain", "engine.zero_stage=0", f"train.save_every={INTERVAL} steps",
+    "recompute.segments=none",  # to measure for a plan takes longer than the run
     "train.resume=auto", "train.save_in_background=never", "engine.meeting_timeout_s=15",
 )  # fmt: skip
 
@@ -38,12 +40,17 @@ def fork(
     run_dir: Path, *overrides: str, world_size: int = 1, before: Callable[[int], object] = id
 ) -> list[int]:
     """Start a run; its output goes to `RUN_DIR.RANK.txt`. `before(rank)` is called in each process."""
+    outputs = [Path(f"{run_dir}.{rank}.txt") for rank in range(world_size)]
+    return fork_ranks([*RUN, f"train.run_dir={run_dir}", *overrides], outputs, before)
+
+
+def fork_ranks(arguments: list[str], outputs: list[Path], before: Callable[[int], object] = id) -> list[int]:
+    """Start the command line's `main` as a launcher would, in a process for each file of output; their numbers."""
     port, pids = free_port(), []
-    for rank in range(world_size):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    for rank, output in enumerate(outputs):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(outputs))}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        arguments = [*RUN, f"train.run_dir={run_dir}", *overrides]
-        pids.append(fork_main(arguments, Path(f"{run_dir}.{rank}.txt"), variables, partial(before, rank)))
+        pids.append(fork_main(arguments, output, variables, partial(before, rank)))
     return pids
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from deepres.optim import sgd
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
-    from deepspeed.runtime import compiler
     from deepspeed.utils import (
         logger,
         safe_get_full_optimizer_state,
@@ -39,24 +37,6 @@ logger.setLevel(logging.ERROR)
 _MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 # On CPUs it would compile, for a minute and into a cache that processes share, a collective for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _import_muon_uncompiled() -> None:
-    """Import what each ZeRO optimizer imports to ask whether it is Muon, here never.
-
-    It decorates three functions with `torch.compile`, which imports all of PyTorch's compiler: seconds of each start.
-    """
-    decorate = compiler.compile
-    compiler.compile = lambda: compiler.dummy_decorator
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    except ImportError:
-        pass  # older versions have none
-    finally:
-        compiler.compile = decorate
-
-
-_import_muon_uncompiled()
 
 
 class DeepSpeedEngine(Engine):

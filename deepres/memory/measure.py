@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.memory.allocated import AllocatedBytes
-from deepres.memory.bench import Loss, Meter, Spec, allocate_gradients, default_loss
+from deepres.memory.bench import (
+    Loss,
+    Meter,
+    Spec,
+    allocate_gradients,
+    as_in_training,
+    check_dtypes,
+    default_loss,
+)
 from deepres.memory.host_heap import keep_freed_memory
 from deepres.memory.passes import read_chain
 from deepres.recompute import Chain
@@ -34,8 +42,8 @@ def measure_chain(
 
     Units that are alike are measured once, so that a net of a thousand layers takes seconds; see NOTE
     [ Reading costs ]. Bytes are what the allocator is asked for, workspaces included; on CUDA its blocks are larger, by
-    1 MiB at most. The model is left as it is, on any device. To time a CPU, the process keeps freed memory from then
-    on (`keep_freed_memory`).
+    1 MiB at most. The caller's autocast, `no_grad` or `inference_mode` changes nothing. The model is left as it is, on
+    any device. To time a CPU, the process keeps freed memory from then on (`keep_freed_memory`).
 
     Args:
         model: a net `head(units(stem(x)))` or an `nn.Sequential` of units, each one tensor to one tensor.
@@ -48,14 +56,17 @@ def measure_chain(
 
     Raises:
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
+        ValueError: the model cannot be run in that dtype.
     """
+    check_dtypes(model, dtype)
     bench = _DeviceBench(torch.device(device), dtype, repeats)
     if repeats and bench.device.type == "cpu":
         keep_freed_memory()
-    images = torch.empty(input_shape, device="meta")
+    images = torch.empty(input_shape, dtype=torch.float32, device="meta")
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
     with (
+        as_in_training(bench.device.type),
         _without_garbage_collection(),
         torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
     ):

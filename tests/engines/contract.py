@@ -87,6 +87,4 @@ if __name__ == "__main__":
     start_process_group(this_process("cpu"))
     for each_case in sys.argv[2:]:
         train(each_case, Path(sys.argv[1]))
-    # It takes seconds to import, and nothing here compiles.
-    assert "torch._inductor.compile_fx" not in sys.modules
     stop_process_group()

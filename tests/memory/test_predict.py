@@ -6,6 +6,7 @@ import torch
 from deepres import build_resnet, measure_chain, predict_chain
 from deepres.models.residual_unit import ACTIVATIONS
 from deepres.models.shortcut import SHORTCUTS
+from deepres.recompute import Chain
 
 DEPTHS = {"single": 5, "basic": 8, "bottleneck": 11}
 
@@ -51,8 +52,11 @@ def test_kept_bytes_are_exact_unit_by_unit(block, activation, shortcut, dtype):
     ],
 )
 def test_number_formats_that_nothing_is_computed_in_are_refused(own, dtype, message):
+    net = build_resnet(8).to(own)
     with pytest.raises(ValueError, match=message):
-        predict_chain(build_resnet(8).to(own), (2, 3, 16, 16), dtype=dtype)
+        predict_chain(net, (2, 3, 16, 16), dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        measure_chain(net, (2, 3, 16, 16), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -60,12 +64,19 @@ def test_number_formats_that_nothing_is_computed_in_are_refused(own, dtype, mess
     "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
     ids=["no_grad", "inference_mode", "autocast"],
 )  # fmt: skip
-def test_the_callers_context_changes_no_prediction(context, dtype):
+def test_the_callers_context_changes_no_cost(context, dtype):
     net = build_resnet(8)
-    expected = predict_chain(net, (2, 3, 16, 16), dtype=dtype)
+
+    def costs() -> tuple[Chain, Chain]:
+        return (
+            predict_chain(net, (2, 3, 16, 16), dtype=dtype),
+            measure_chain(net, (2, 3, 16, 16), dtype=dtype, repeats=0),
+        )
+
+    expected = costs()
     with context():
         was_enabled = torch.is_grad_enabled()
-        assert predict_chain(net, (2, 3, 16, 16), dtype=dtype) == expected
+        assert costs() == expected
         assert torch.is_grad_enabled() == was_enabled
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -126,9 +127,12 @@ def ten_crop_logits(net: nn.Module, images: Tensor, size: int = _TEN_CROP_SIZE) 
     height, width = images.shape[-2:]
     bottom, right = height - size, width - size
     corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
-    total = torch.zeros(())
-    for top, left in corners:
-        view = images[..., top : top + size, left : left + size]
-        for each in (view, view.flip(-1)):
-            total = total.to(images.device) + F.softmax(net(each.contiguous()).float(), dim=1)
-    return (total / 10).log()
+    views = [images[..., top : top + size, left : left + size] for top, left in corners]
+    logs = [
+        F.log_softmax(net(each.contiguous()).float(), dim=1)
+        for view in views
+        for each in (view, view.flip(-1))
+    ]
+    return torch.logsumexp(torch.stack(logs), dim=0) - math.log(
+        len(logs)
+    )  # finite where a probability is not

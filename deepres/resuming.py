@@ -42,6 +42,10 @@ class Checkpoint:
     path: Path
     progress: Progress
 
+    def is_in(self, run_dir: Path) -> bool:
+        """Whether it is one of that run folder's own."""
+        return self.path.resolve().parent.parent == run_dir.resolve()
+
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     """Read what a checkpoint tells of itself.

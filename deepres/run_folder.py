@@ -131,7 +131,8 @@ class RunFolder:
 
     def __init__(self, path: Path, metrics_bytes: int = 0) -> None:
         self.path = path
-        (path / FINISHED).unlink(missing_ok=True)
+        for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
+            (path / name).unlink(missing_ok=True)
         metrics = path / METRICS
         if metrics.exists() and metrics.stat().st_size > metrics_bytes:
             os.truncate(metrics, metrics_bytes)

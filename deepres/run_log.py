@@ -178,7 +178,10 @@ class RunLog:
 
 
 class Rate:
-    """How fast a run trains, and what it waits for: pauses, and the first step after each, do not count."""
+    """How fast a run trains, and what it waits for: pauses, and the first step after each, do not count.
+
+    What a step waits for a checkpoint to be taken does.
+    """
 
     def __init__(self) -> None:
         self._images = 0

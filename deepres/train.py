@@ -217,8 +217,7 @@ def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
     config = job.config
     start = choose_start(config, run_identity(config, job.sizes, job.data.info), say)
     prepare_run_folder(config, path)
-    is_same_run = start is not None and start.path.resolve().parent.parent == path.resolve()
-    return RunFolder(path, start.progress.metrics_bytes if start and is_same_run else 0), start
+    return RunFolder(path, start.progress.metrics_bytes if start and start.is_in(path) else 0), start
 
 
 def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:

@@ -74,6 +74,7 @@ class Trainer:
         self._step = start.progress.step if start else 0
         self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch, self._step)
         self._saved_step = self._step if start else None
+        self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
         self._is_evaluated = start.progress.is_evaluated if start else False
         self._test = Metrics.of_nothing() if self._is_evaluated else None
         if start and start.progress.test:
@@ -95,9 +96,16 @@ class Trainer:
             if with_history:
                 start_memory_history(self._process.device)
             self._log.plan(self._planned)
+            if any_process([self._is_branch], self._process.device)[0]:
+                self._saved_step = None
+                if (
+                    self._config.train.save_every is not None
+                ):  # or train.resume=auto would begin anew in this folder
+                    self._save()
             self._save_or_stop()
             if self._evaluation_is_due:
                 self._evaluate()
+                self._save_or_stop()
             while self._step < self._num_steps:
                 self._run_epoch()
             self._save_or_stop()

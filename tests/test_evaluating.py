@@ -166,6 +166,13 @@ def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
     torch.testing.assert_close(logits.exp(), mean)
 
 
+def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
+    logits = ten_crop_logits(
+        lambda x: torch.tensor([[0.0, 500.0]]).expand(len(x), 2), torch.zeros(2, 3, 6, 6), 4
+    )
+    torch.testing.assert_close(logits, torch.tensor([[-500.0, 0.0]]).expand(2, 2))
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [

@@ -1,7 +1,9 @@
 """The command line, as a user types it: what it trains, what it leaves, what it refuses."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,12 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
+from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
 from deepres.train import main
+from deepres.trainer import Trainer
 from tests.processes import ROOT, environment, free_port, metrics, run
 
 QUICKSTART = "configs/quickstart.yaml"
@@ -408,6 +412,58 @@ def test_a_run_cannot_end_before_the_checkpoint_that_it_goes_on_from_but_with_it
     assert main(["--config", QUICKSTART, *resumed, "train.max_steps=3"]) == 0
     assert [row["step"] for row in metrics(tmp_path, "test")] == [3]
     assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 3
+
+
+def _killed_before_its_next_step(monkeypatch, *arguments: str) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_run_step", die)
+        with pytest.raises(SystemExit):
+            main(["--config", QUICKSTART, *arguments])
+
+
+def test_a_branch_of_a_run_that_is_killed_before_its_first_step_goes_on_from_where_it_began(
+    tmp_path, capsys, monkeypatch
+):
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2")
+    assert main(["--config", QUICKSTART, *arguments, f"train.run_dir={tmp_path / 'base'}"]) == 0
+    branch = (*arguments, "train.max_steps=4", f"train.run_dir={tmp_path / 'branch'}")
+    _killed_before_its_next_step(monkeypatch, *branch, f"train.resume={tmp_path / 'base'}")
+    assert main(["--config", QUICKSTART, *branch, "train.resume=auto"]) == 0
+    assert "step-00000002" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "branch", "train")] == [4]
+
+
+def test_a_finished_run_that_is_lengthened_has_no_weights_until_its_new_end(tmp_path, monkeypatch):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    assert (tmp_path / "model.safetensors").exists()
+    longer = (*arguments, "train.resume=auto", "train.max_steps=4")
+    _killed_before_its_next_step(monkeypatch, *longer)
+    assert not [name for name in ("model.safetensors", "finished.json") if (tmp_path / name).exists()]
+    assert main(["--config", QUICKSTART, *longer]) == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_an_evaluation_that_is_stopped_again_and_again_is_made_in_the_end(tmp_path, monkeypatch):
+    evaluate, told = Trainer._evaluate, list[int]()
+
+    def stop(trainer: Trainer) -> None:
+        told.append(trainer._step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(trainer)
+
+    arguments = (*SMALL, *PLAIN, "train.max_steps=null", "train.epochs=2", f"train.run_dir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", stop)
+        for resume in ("never", "auto", "auto"):
+            assert main(["--config", QUICKSTART, *arguments, f"train.resume={resume}"]) == ExitStatus.STOPPED
+    assert len(told) == 3
+    assert len(set(told)) == 1
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [told[0], 2 * told[0]]
 
 
 def test_a_run_whose_test_images_cannot_be_read_may_be_resumed_at_its_end(tmp_path, capsys):

@@ -62,6 +62,8 @@ class DeepSpeedEngine(Engine):
         if self.config.engine.zero_stage < 3:
             yield from super().whole_parameters()
             return
+        # What evaluation has left gathered is in the number format of the communication, and would be taken as it is.
+        self._engine.empty_partition_cache()
         for name, parameter in self.net.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 whole = on_cpu(parameter)

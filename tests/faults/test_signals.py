@@ -42,9 +42,9 @@ CASES += [
 
 
 def reach(moment, run_dir):
-    """Wait for the moment: the run's folder is made right before set-up and the first step."""
+    """Wait for the moment: the plan is written right before the first step, once the processes have met."""
     if moment == "first step":
-        wait_for((run_dir / "metrics.jsonl").exists, 120, "the start")
+        wait_for((run_dir / "plan.json").exists, 120, "the start")
         wait_for(lambda: all(map(catches_signals, ranks_of(run_dir))), 60, "the processes' start")
     elif moment == "training":
         wait_for(lambda: logged_step(run_dir) >= 20, 120, "step 20")

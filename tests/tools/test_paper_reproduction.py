@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import time
+from contextlib import ExitStack
 
 import pytest
 from safetensors.torch import save_file
 
+import paper_reproduction.launch
 import paper_reproduction.rows
 import reproduce_paper
 from deepres import build_resnet
 from deepres.load_config import load_config
+from deepres.run_folder import hold_run_folder
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
 from tests.processes import ROOT
@@ -303,6 +307,93 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path, capsys):
         "holds a run of another recipe: train.global_batch_size is 64, not 128: choose"
         in capsys.readouterr().err
     )
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Stands for `deepres/train.py`: `call(each_call)` has a function of the seed return status and whether stopped."""
+
+    def stand_in(each_call):
+        seeds = iter(range(1, 99))
+        monkeypatch.setattr(paper_reproduction.launch, "_call", lambda _: each_call(next(seeds)))
+        monkeypatch.setattr(paper_reproduction.launch, "_OWN_PROCESSES_GONE_S", 0.3)
+
+    return stand_in
+
+
+def _run_two(results, *options):
+    arguments = ["run", "resnet20/original", "--seeds", "1,2", "--results", str(results), *options]
+    return reproduce_paper.main(arguments)
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call, capsys, is_saved):
+    """Of two commands that begin together, one finds the folder held only once its own process has started."""
+    folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
+    with ExitStack() as others:
+
+        def each_call(seed):
+            if seed == 1:
+                if is_saved:
+                    config = _config("resnet20/original", FULL, "train.seed=1")
+                    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+                others.enter_context(hold_run_folder(folder))
+                return 2, False
+            made_by = folder.with_name("seed-2") / "made_by.json"
+            made_by.rename(tmp_path / "made_by.json")
+            made_by.parent.rmdir()
+            _leave_run(tmp_path, "resnet20/original", 2, 0.9)
+            return 0, False
+
+        call(each_call)
+        assert _run_two(tmp_path) == 0
+        assert (folder / "made_by.json").exists()
+    assert "seed 1: left to another process, which is training it, in" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_done(tmp_path, call):
+    folder = tmp_path / "resnet20" / "original" / "full"
+
+    def each_call(seed):
+        shutil.rmtree(folder / f"seed-{seed}")
+        _leave_run(tmp_path, "resnet20/original", seed, 0.9)
+        return 2, False
+
+    call(each_call)
+    assert _run_two(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("status", "is_stopped", "held_s"), [(143, True, 9), (1, False, 0.1)])
+def test_a_run_that_was_stopped_or_whose_own_processes_hold_it_ends_the_command(
+    tmp_path, call, monkeypatch, status, is_stopped, held_s
+):
+    folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
+    asked = []
+
+    def is_held(_):
+        asked.append(time.monotonic())
+        return len(asked) > 1 and time.monotonic() < asked[1] + held_s
+
+    monkeypatch.setattr(paper_reproduction.launch, "is_held", lambda path: path == folder and is_held(path))
+    call(lambda _: (status, is_stopped))
+    assert _run_two(tmp_path) == status
+    assert not folder.exists()
+
+
+def test_a_refused_run_leaves_the_note_of_the_process_that_began_the_same_run(tmp_path, call):
+    """Before that other process has the folder, and whoever of the two wrote the note last."""
+    made_by = tmp_path / "resnet20" / "original" / "full" / "seed-1" / "made_by.json"
+
+    def overwrite(_):
+        made_by.write_text("the other's", encoding="utf-8")
+        return 2, False
+
+    call(overwrite)
+    assert _run_two(tmp_path) == 2
+    assert made_by.read_text(encoding="utf-8") == "the other's"
+    call(lambda _: (2, False))
+    assert _run_two(tmp_path) == 2
+    assert made_by.read_text(encoding="utf-8") == "the other's"
 
 
 def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):

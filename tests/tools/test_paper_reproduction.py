@@ -199,6 +199,29 @@ def test_batch_norm_over_another_number_of_images_is_told(tmp_path, capsys, sync
     assert _cells(text, "Table 1", "original")[0][-1] == f"batch norm over {size} images, not 64"
 
 
+@pytest.mark.parametrize(
+    ("micro_sizes", "synchronised", "remark"),
+    [
+        ((128, 16), "false", "batch norm over 128 and 16 images, not 64"),
+        ((64, 16, 64), "false", "batch norm over 64 and 16 images, not always 64"),
+        ((64, 64), "false", ""),
+        ((128, 32), "true", "batch norm over 128 and 32 images, not 64"),
+    ],
+)
+def test_each_number_of_images_that_batch_norm_saw_is_told(
+    tmp_path, capsys, micro_sizes, synchronised, remark
+):
+    """A run may go on with another micro batch than it began with."""
+    folder = _leave_run(tmp_path, "table1/original", 1, 0.9, f"engine.sync_batch_norm={synchronised}")
+    lines = [{"kind": "plan", "micro_batch_size": each, "accumulation": 128 // each} for each in micro_sizes]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8"
+    )
+    _table(capsys, tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert _cells(text, "Table 1", "original")[0][-1] == remark
+
+
 def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
     _leave_run(tmp_path, "table1/original", 1, 0.9)
     _leave_run(tmp_path, "table1/original", 2, None, end="unfinished", length=Length.parse("0.1"))

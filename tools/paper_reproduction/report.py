@@ -131,8 +131,10 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
     for run in runs:
         remarks = [str(each) for each in differences(wanted, run.config)]
         of_row = row.config.train.micro_batch_size
-        if run.batch_norm_size not in (None, of_row):
-            remarks.append(f"batch norm over {run.batch_norm_size} images, not {of_row}")
+        sizes = run.batch_norm_sizes
+        if set(sizes) - {of_row}:
+            always = "always " if of_row in sizes else ""
+            remarks.append(f"batch norm over {' and '.join(map(str, sizes))} images, not {always}{of_row}")
         groups.setdefault(tuple(remarks), []).append(run)
     return [
         _Group(_trained_for(row.config, wanted, of_one[0].config, length), remarks, of_one)

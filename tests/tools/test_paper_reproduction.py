@@ -179,6 +179,18 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     assert "http" not in page
 
 
+def test_a_note_with_signs_of_markdown_stays_in_its_cell(tmp_path, capsys):
+    note = "images | <b> of\r\nC:\\data\n"
+    _leave_run(tmp_path, "table1/original", 1, 0.9, machine="a CPU", versions={"torch": "2"}, note=note)
+    out = _table(capsys, tmp_path)
+    assert "images | <b> of C:\\data\n" in out
+    line = next(
+        line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if "images" in line
+    )
+    assert line.endswith("| images \\| &lt;b> of C:\\\\data |")
+    assert "<td>images | &lt;b&gt; of C:\\data</td>" in (tmp_path / "tables.html").read_text(encoding="utf-8")
+
+
 def test_files_are_written_where_they_are_wanted(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     markdown, html = tmp_path / "a" / "b.md", tmp_path / "c.html"

@@ -95,7 +95,7 @@ def results_markdown(results: Results, command: str) -> str:
     """A file to read."""
     parts = [f"# {_TITLE}"]
     for table, cells in results.tables:
-        heading, *lines = ("| " + " | ".join(row) + " |" for row in cells)
+        heading, *lines = ("| " + " | ".join(map(_in_markdown, row)) + " |" for row in cells)
         rule = "|" + "|".join("---" if k in (0, 5, 6) else "---:" for k in range(len(cells[0]))) + "|"
         parts += [f"## {table.title}", "\n".join([heading, rule, *lines])]
     return "\n\n".join([*parts, *results.notes, _made_by(command)]) + "\n"
@@ -105,6 +105,11 @@ def results_html(results: Results, command: str) -> str:
     """A page that needs nothing but itself."""
     sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
     return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell's text where a bar would end the cell, and `<` begin a tag."""
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _made_by(command: str) -> str:
@@ -165,7 +170,8 @@ def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[st
     """What is to be said of runs, and of which seeds if not of all: notes, what is not finished, what diverged."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
-        remarks = [origins[run.folder].note] if origins[run.folder].note else []
+        note = " ".join(origins[run.folder].note.split())  # a cell is one line
+        remarks = [note] if note else []
         if run.state == "diverged":
             remarks.append(f"diverged in step {run.step}")
         if run.state == "unfinished":

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from deepres.load_config import load_config
 from deepres.run_folder import hold_run_folder
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
+from paper_reproduction.runs import outcome_file
 from tests.processes import ROOT
 
 ROWS = {row.name: row for row in all_rows()}
@@ -474,6 +476,42 @@ def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_agai
         "224": f"{100 - 100 * outcome['top1']:.2f} / {100 - 100 * outcome['top5']:.2f}",
         "320": "40.00 / 20.00",
     }
+
+
+@pytest.mark.parametrize(
+    ("crop", "name"),
+    [
+        ((320, 320), "test-320.json"),
+        ((320, None), "test-320.json"),
+        ((320, 480), "test-320-of-480.json"),
+        ((224, 256), "test-224.json"),
+        ((None, 224), "test-224-of-224.json"),
+        ((None, None), "finished.json"),
+    ],
+)
+def test_a_test_s_file_is_named_after_its_crop_and_what_that_is_of(crop, name):
+    settings = [f"data.eval_{key}={'null' if value is None else value}"
+                for key, value in zip(("image_size", "shorter_side"), crop, strict=True)]  # fmt: skip
+    row = "table5/resnet152_original_at224"
+    assert outcome_file(_config(row, FULL, *settings), _config(row)) == name
+
+
+def test_a_result_at_another_shorter_side_is_not_the_row_s(tmp_path, monkeypatch, capsys):
+    at_320 = "table5/resnet152_original"
+    _leave_run(tmp_path, "table5/resnet152_original_at224", 1, 0.7)
+    monkeypatch.setattr(paper_reproduction.launch, "load_net", lambda *_: None)
+    monkeypatch.setattr(paper_reproduction.launch, "evaluate", lambda *_: SimpleNamespace(top1=0.6, top5=0.8))
+
+    def here():
+        _table(capsys, tmp_path)
+        text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+        return _cells(text, "Table 5", "152, original, 320 crop")[0][2]
+
+    arguments = ["run", at_320, "--results", str(tmp_path)]
+    assert reproduce_paper.main([*arguments, "data.eval_shorter_side=480"]) == 0
+    assert here() == "untested"
+    assert reproduce_paper.main(arguments) == 0
+    assert here() == "40.00 / 20.00"
 
 
 def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, monkeypatch, capsys):

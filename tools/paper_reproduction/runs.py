@@ -27,7 +27,7 @@ _NOT_OF_THE_RECIPE = (
     "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"
-_DEFAULT_CROP = 224
+_DEFAULT_CROP, _DEFAULT_SIDE = 224, 256
 State = Literal["finished", "diverged", "untested", "unfinished"]
 
 
@@ -109,9 +109,16 @@ def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
 
 
 def outcome_file(wanted: Config, trained: Config) -> str:
-    """The file in the folder of a run that has its test error at the crop that another configuration tests at."""
+    """The file in the folder of a run that has its test error at the crop that another configuration tests at.
+
+    `test-320.json`, or `test-320-of-480.json` where the shorter side is not the one that the paper's rows have.
+    """
     crops = [(each.data.eval_image_size, each.data.eval_shorter_side) for each in (wanted, trained)]
-    return FINISHED if crops[0] == crops[1] else f"test-{crops[0][0] or _DEFAULT_CROP}.json"
+    if crops[0] == crops[1]:
+        return FINISHED
+    size, side = crops[0][0] or _DEFAULT_CROP, crops[0][1]
+    of_rows = _DEFAULT_SIDE if size == _DEFAULT_CROP else size
+    return f"test-{size}.json" if side in (None, of_rows) else f"test-{size}-of-{side}.json"
 
 
 def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:

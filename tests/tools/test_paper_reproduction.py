@@ -433,6 +433,16 @@ def test_a_refused_run_leaves_the_note_of_the_process_that_began_the_same_run(tm
     assert made_by.read_text(encoding="utf-8") == "the other's"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_refused_run_removes_the_folders_that_it_made_and_no_others(tmp_path, call, is_there):
+    results = tmp_path / "own" / "results"
+    if is_there:
+        results.mkdir(parents=True)
+    call(lambda _: (2, False))
+    assert _run_two(results) == 2
+    assert sorted(tmp_path.rglob("*")) == ([results.parent, results] if is_there else [])
+
+
 def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     folder = _leave_run(tmp_path, "table1/original", 7, 0.9)
     arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]

@@ -114,7 +114,7 @@ def train(order: Order) -> int:
         finally:
             state = run.state()
             if noted and (is_left or not state):
-                withdraw_origin(noted, order.results)
+                withdraw_origin(noted)
         if is_left and state not in _ENDED:
             _say(f"{run}: left to another process, which is training it, in {run.folder}")
             continue

@@ -42,11 +42,13 @@ class Noted:
         folder: of the run.
         text: that it wrote.
         before: the text that was there, of another process that began the same run; None if there was none.
+        made: the folders that it made, the innermost first.
     """
 
     folder: Path
     text: str
     before: str | None
+    made: tuple[Path, ...]
 
 
 def note_origin(folder: Path, command: Sequence[str], note: str = "") -> Noted:
@@ -56,6 +58,7 @@ def note_origin(folder: Path, command: Sequence[str], note: str = "") -> Noted:
         ReproductionError: the folder cannot be made.
         SaveError: the note cannot be written.
     """
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,11 +67,11 @@ def note_origin(folder: Path, command: Sequence[str], note: str = "") -> Noted:
     text = json.dumps({"command": portable(command), "note": note, **made_by}, indent=1) + "\n"
     before = _text(folder)
     replace_text(folder / _NAME, text)
-    return Noted(folder, text, before)
+    return Noted(folder, text, before, made)
 
 
-def withdraw_origin(noted: Noted, results: Path) -> None:
-    """Undo `note_origin` for a run that was refused: its folder, and those above it within the results, if empty.
+def withdraw_origin(noted: Noted) -> None:
+    """Undo `note_origin` for a run that was refused: the folders that it made go too, if they are empty.
 
     Another process may have begun the same run: its note stays, or is put back.
     """
@@ -77,9 +80,7 @@ def withdraw_origin(noted: Noted, results: Path) -> None:
             replace_text(noted.folder / _NAME, noted.before)
         elif not is_held(noted.folder):
             (noted.folder / _NAME).unlink(missing_ok=True)
-    for path in (noted.folder, *noted.folder.parents):
-        if path == results.parent:
-            return
+    for path in noted.made:
         try:
             path.rmdir()
         except OSError:  # it is not empty, or another process has removed it

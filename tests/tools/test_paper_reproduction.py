@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import save_file
 
+import paper_reproduction.launch
 import paper_reproduction.rows
 import reproduce_paper
 from deepres import build_resnet
 from deepres.load_config import load_config
+from deepres.run_folder import hold_run_folder
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
+from paper_reproduction.runs import outcome_file
 from tests.processes import ROOT
 
 ROWS = {row.name: row for row in all_rows()}
@@ -175,6 +181,18 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     assert "http" not in page
 
 
+def test_a_note_with_signs_of_markdown_stays_in_its_cell(tmp_path, capsys):
+    note = "images | <b> of\r\nC:\\data\n"
+    _leave_run(tmp_path, "table1/original", 1, 0.9, machine="a CPU", versions={"torch": "2"}, note=note)
+    out = _table(capsys, tmp_path)
+    assert "images | <b> of C:\\data\n" in out
+    line = next(
+        line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if "images" in line
+    )
+    assert line.endswith("| images \\| &lt;b> of C:\\\\data |")
+    assert "<td>images | &lt;b&gt; of C:\\data</td>" in (tmp_path / "tables.html").read_text(encoding="utf-8")
+
+
 def test_files_are_written_where_they_are_wanted(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     markdown, html = tmp_path / "a" / "b.md", tmp_path / "c.html"
@@ -193,6 +211,29 @@ def test_batch_norm_over_another_number_of_images_is_told(tmp_path, capsys, sync
     _table(capsys, tmp_path)
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert _cells(text, "Table 1", "original")[0][-1] == f"batch norm over {size} images, not 64"
+
+
+@pytest.mark.parametrize(
+    ("micro_sizes", "synchronised", "remark"),
+    [
+        ((128, 16), "false", "batch norm over 128 and 16 images, not 64"),
+        ((64, 16, 64), "false", "batch norm over 64 and 16 images, not always 64"),
+        ((64, 64), "false", ""),
+        ((128, 32), "true", "batch norm over 128 and 32 images, not 64"),
+    ],
+)
+def test_each_number_of_images_that_batch_norm_saw_is_told(
+    tmp_path, capsys, micro_sizes, synchronised, remark
+):
+    """A run may go on with another micro batch than it began with."""
+    folder = _leave_run(tmp_path, "table1/original", 1, 0.9, f"engine.sync_batch_norm={synchronised}")
+    lines = [{"kind": "plan", "micro_batch_size": each, "accumulation": 128 // each} for each in micro_sizes]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8"
+    )
+    _table(capsys, tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert _cells(text, "Table 1", "original")[0][-1] == remark
 
 
 def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
@@ -305,6 +346,103 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path, capsys):
     )
 
 
+@pytest.fixture
+def call(monkeypatch):
+    """Stands for `deepres/train.py`: `call(each_call)` has a function of the seed return status and whether stopped."""
+
+    def stand_in(each_call):
+        seeds = iter(range(1, 99))
+        monkeypatch.setattr(paper_reproduction.launch, "_call", lambda _: each_call(next(seeds)))
+        monkeypatch.setattr(paper_reproduction.launch, "_OWN_PROCESSES_GONE_S", 0.3)
+
+    return stand_in
+
+
+def _run_two(results, *options):
+    arguments = ["run", "resnet20/original", "--seeds", "1,2", "--results", str(results), *options]
+    return reproduce_paper.main(arguments)
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call, capsys, is_saved):
+    """Of two commands that begin together, one finds the folder held only once its own process has started."""
+    folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
+    with ExitStack() as others:
+
+        def each_call(seed):
+            if seed == 1:
+                if is_saved:
+                    config = _config("resnet20/original", FULL, "train.seed=1")
+                    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+                others.enter_context(hold_run_folder(folder))
+                return 2, False
+            made_by = folder.with_name("seed-2") / "made_by.json"
+            made_by.rename(tmp_path / "made_by.json")
+            made_by.parent.rmdir()
+            _leave_run(tmp_path, "resnet20/original", 2, 0.9)
+            return 0, False
+
+        call(each_call)
+        assert _run_two(tmp_path) == 0
+        assert (folder / "made_by.json").exists()
+    assert "seed 1: left to another process, which is training it, in" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_done(tmp_path, call):
+    folder = tmp_path / "resnet20" / "original" / "full"
+
+    def each_call(seed):
+        shutil.rmtree(folder / f"seed-{seed}")
+        _leave_run(tmp_path, "resnet20/original", seed, 0.9)
+        return 2, False
+
+    call(each_call)
+    assert _run_two(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("status", "is_stopped", "held_s"), [(143, True, 9), (1, False, 0.1)])
+def test_a_run_that_was_stopped_or_whose_own_processes_hold_it_ends_the_command(
+    tmp_path, call, monkeypatch, status, is_stopped, held_s
+):
+    folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
+    asked = []
+
+    def is_held(_):
+        asked.append(time.monotonic())
+        return len(asked) > 1 and time.monotonic() < asked[1] + held_s
+
+    monkeypatch.setattr(paper_reproduction.launch, "is_held", lambda path: path == folder and is_held(path))
+    call(lambda _: (status, is_stopped))
+    assert _run_two(tmp_path) == status
+    assert not folder.exists()
+
+
+def test_a_refused_run_leaves_the_note_of_the_process_that_began_the_same_run(tmp_path, call):
+    """Before that other process has the folder, and whoever of the two wrote the note last."""
+    made_by = tmp_path / "resnet20" / "original" / "full" / "seed-1" / "made_by.json"
+
+    def overwrite(_):
+        made_by.write_text("the other's", encoding="utf-8")
+        return 2, False
+
+    call(overwrite)
+    assert _run_two(tmp_path) == 2
+    assert made_by.read_text(encoding="utf-8") == "the other's"
+    call(lambda _: (2, False))
+    assert _run_two(tmp_path) == 2
+    assert made_by.read_text(encoding="utf-8") == "the other's"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_refused_run_removes_the_folders_that_it_made_and_no_others(tmp_path, call, is_there):
+    results = tmp_path / "own" / "results"
+    if is_there:
+        results.mkdir(parents=True)
+    call(lambda _: (2, False))
+    assert _run_two(results) == 2
+    assert sorted(tmp_path.rglob("*")) == ([results.parent, results] if is_there else [])
+
+
 def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     folder = _leave_run(tmp_path, "table1/original", 7, 0.9)
     arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]
@@ -348,6 +486,42 @@ def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_agai
         "224": f"{100 - 100 * outcome['top1']:.2f} / {100 - 100 * outcome['top5']:.2f}",
         "320": "40.00 / 20.00",
     }
+
+
+@pytest.mark.parametrize(
+    ("crop", "name"),
+    [
+        ((320, 320), "test-320.json"),
+        ((320, None), "test-320.json"),
+        ((320, 480), "test-320-of-480.json"),
+        ((224, 256), "test-224.json"),
+        ((None, 224), "test-224-of-224.json"),
+        ((None, None), "finished.json"),
+    ],
+)
+def test_a_test_s_file_is_named_after_its_crop_and_what_that_is_of(crop, name):
+    settings = [f"data.eval_{key}={'null' if value is None else value}"
+                for key, value in zip(("image_size", "shorter_side"), crop, strict=True)]  # fmt: skip
+    row = "table5/resnet152_original_at224"
+    assert outcome_file(_config(row, FULL, *settings), _config(row)) == name
+
+
+def test_a_result_at_another_shorter_side_is_not_the_row_s(tmp_path, monkeypatch, capsys):
+    at_320 = "table5/resnet152_original"
+    _leave_run(tmp_path, "table5/resnet152_original_at224", 1, 0.7)
+    monkeypatch.setattr(paper_reproduction.launch, "load_net", lambda *_: None)
+    monkeypatch.setattr(paper_reproduction.launch, "evaluate", lambda *_: SimpleNamespace(top1=0.6, top5=0.8))
+
+    def here():
+        _table(capsys, tmp_path)
+        text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+        return _cells(text, "Table 5", "152, original, 320 crop")[0][2]
+
+    arguments = ["run", at_320, "--results", str(tmp_path)]
+    assert reproduce_paper.main([*arguments, "data.eval_shorter_side=480"]) == 0
+    assert here() == "untested"
+    assert reproduce_paper.main(arguments) == 0
+    assert here() == "40.00 / 20.00"
 
 
 def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from deepres.evaluating import evaluate, load_net
 from deepres.load_config import load_config
 from deepres.run_folder import CONFIG, is_held
 from paper_reproduction.length import Length
-from paper_reproduction.origin import forget_origin, note_origin
+from paper_reproduction.origin import note_origin, withdraw_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import differences, outcome_file, read_run, seed_folder
 
 _TRAIN = ROOT / "deepres" / "train.py"
+_ENDED = ("finished", "diverged")
+_OWN_PROCESSES_GONE_S = 15.0
+"""After the end of a run, its processes that decode images hold its folder for a few seconds more."""
 _SET_HERE = {
     "train.seed": "use --seeds",
     "train.run_dir": "use --results",
@@ -90,7 +94,7 @@ def train(order: Order) -> int:
     """
     for run in list(_checked_runs(order)):
         state = run.state()
-        if state in ("finished", "diverged"):
+        if state in _ENDED:
             _say(f"{run}: {state} already, in {run.folder}")
             continue
         if state == "untested":
@@ -101,16 +105,21 @@ def train(order: Order) -> int:
             continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
         _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
-        if not state:
-            note_origin(run.folder, command, order.note)
+        noted = None if state else note_origin(run.folder, command, order.note)
+        is_left = False
         try:
-            status = _call(command)
+            status, is_stopped = _call(command)
+            # Another process may have begun the same run while this one's was starting, and this one's was refused.
+            is_left = not is_stopped and run.state() not in _ENDED and _stays_held(run.folder)
         finally:
             state = run.state()
-            if not state:
-                forget_origin(run.folder, order.results)
+            if noted and (is_left or not state):
+                withdraw_origin(noted)
+        if is_left and state not in _ENDED:
+            _say(f"{run}: left to another process, which is training it, in {run.folder}")
+            continue
         # What a launcher makes of a status is its own; the folder tells.
-        if state not in ("finished", "diverged"):
+        if state not in _ENDED:
             if state:
                 _say(f"{run}: ended with status {status} before its end; the same command goes on")
             return status or 1
@@ -156,25 +165,42 @@ def _test(run: _Run) -> None:
     replace_text(run.folder / outcome_file(config, trained.config), json.dumps(outcome) + "\n")
 
 
-def _call(command: Sequence[str]) -> int:
-    """Run a command to its end; a signal to this process is passed on, and its end awaited."""
+def _stays_held(folder: Path) -> bool:
+    """Whether a run is being written to a folder by others than the processes that a run of ours may have left."""
+    deadline = time.monotonic() + _OWN_PROCESSES_GONE_S
+    while is_held(folder):
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _call(command: Sequence[str]) -> tuple[int, bool]:
+    """Run a command to its end; a signal to this process is passed on, and its end awaited.
+
+    Returns:
+        The command's status, and whether there was such a signal.
+    """
     try:
         process = subprocess.Popen(command)
     except OSError as error:
         raise ReproductionError(f"--launcher: {command[0]} cannot be started: {error.strerror}") from None
-    with _signals_passed_on(process):
+    with _signals_passed_on(process) as passed_on:
         status = process.wait()
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else 128 - status, bool(passed_on)
 
 
 @contextmanager
-def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    passed_on: list[int] = []
+
     def pass_on(number: int, _: FrameType | None) -> None:
+        passed_on.append(number)
         process.send_signal(number)
 
     before = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield passed_on
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

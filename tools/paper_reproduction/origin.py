@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from deepres.commit import replace_text
+from deepres.run_folder import is_held
 from measuring.provenance import origin_text, provenance
 from paper_reproduction.rows import ROOT, ReproductionError
 
@@ -33,30 +34,64 @@ class Origin:
     note: str = ""
 
 
-def note_origin(folder: Path, command: Sequence[str], note: str = "") -> None:
+@dataclass(frozen=True)
+class Noted:
+    """What `note_origin` did.
+
+    Attributes:
+        folder: of the run.
+        text: that it wrote.
+        before: the text that was there, of another process that began the same run; None if there was none.
+        made: the folders that it made, the innermost first.
+    """
+
+    folder: Path
+    text: str
+    before: str | None
+    made: tuple[Path, ...]
+
+
+def note_origin(folder: Path, command: Sequence[str], note: str = "") -> Noted:
     """Note the command (see `portable`), date, machine and versions of a run that begins, and what is to be remarked.
 
     Raises:
         ReproductionError: the folder cannot be made.
         SaveError: the note cannot be written.
     """
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReproductionError(f"{folder} cannot be written: {error.strerror}") from None
     made_by = provenance("cuda" if torch.cuda.is_available() else "cpu")
-    replace_text(
-        folder / _NAME, json.dumps({"command": portable(command), "note": note, **made_by}, indent=1) + "\n"
-    )
+    text = json.dumps({"command": portable(command), "note": note, **made_by}, indent=1) + "\n"
+    before = _text(folder)
+    replace_text(folder / _NAME, text)
+    return Noted(folder, text, before, made)
 
 
-def forget_origin(folder: Path, results: Path) -> None:
-    """Undo `note_origin` of a run that was refused: its folder, and those above it within the results, if empty."""
-    (folder / _NAME).unlink(missing_ok=True)
-    for path in (folder, *folder.parents):
-        if path == results.parent or any(path.iterdir()):
+def withdraw_origin(noted: Noted) -> None:
+    """Undo `note_origin` for a run that was refused: the folders that it made go too, if they are empty.
+
+    Another process may have begun the same run: its note stays, or is put back.
+    """
+    if _text(noted.folder) == noted.text:
+        if noted.before is not None:
+            replace_text(noted.folder / _NAME, noted.before)
+        elif not is_held(noted.folder):
+            (noted.folder / _NAME).unlink(missing_ok=True)
+    for path in noted.made:
+        try:
+            path.rmdir()
+        except OSError:  # it is not empty, or another process has removed it
             return
-        path.rmdir()
+
+
+def _text(folder: Path) -> str | None:
+    try:
+        return (folder / _NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def portable(command: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def results_markdown(results: Results, command: str) -> str:
     """A file to read."""
     parts = [f"# {_TITLE}"]
     for table, cells in results.tables:
-        heading, *lines = ("| " + " | ".join(row) + " |" for row in cells)
+        heading, *lines = ("| " + " | ".join(map(_in_markdown, row)) + " |" for row in cells)
         rule = "|" + "|".join("---" if k in (0, 5, 6) else "---:" for k in range(len(cells[0]))) + "|"
         parts += [f"## {table.title}", "\n".join([heading, rule, *lines])]
     return "\n\n".join([*parts, *results.notes, _made_by(command)]) + "\n"
@@ -105,6 +105,11 @@ def results_html(results: Results, command: str) -> str:
     """A page that needs nothing but itself."""
     sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
     return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell's text where a bar would end the cell, and `<` begin a tag."""
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _made_by(command: str) -> str:
@@ -131,8 +136,10 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
     for run in runs:
         remarks = [str(each) for each in differences(wanted, run.config)]
         of_row = row.config.train.micro_batch_size
-        if run.batch_norm_size not in (None, of_row):
-            remarks.append(f"batch norm over {run.batch_norm_size} images, not {of_row}")
+        sizes = run.batch_norm_sizes
+        if set(sizes) - {of_row}:
+            always = "always " if of_row in sizes else ""
+            remarks.append(f"batch norm over {' and '.join(map(str, sizes))} images, not {always}{of_row}")
         groups.setdefault(tuple(remarks), []).append(run)
     return [
         _Group(_trained_for(row.config, wanted, of_one[0].config, length), remarks, of_one)
@@ -163,7 +170,8 @@ def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[st
     """What is to be said of runs, and of which seeds if not of all: notes, what is not finished, what diverged."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
-        remarks = [origins[run.folder].note] if origins[run.folder].note else []
+        note = " ".join(origins[run.folder].note.split())  # a cell is one line
+        remarks = [note] if note else []
         if run.state == "diverged":
             remarks.append(f"diverged in step {run.step}")
         if run.state == "unfinished":

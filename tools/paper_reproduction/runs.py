@@ -27,7 +27,7 @@ _NOT_OF_THE_RECIPE = (
     "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"
-_DEFAULT_CROP = 224
+_DEFAULT_CROP, _DEFAULT_SIDE = 224, 256
 State = Literal["finished", "diverged", "untested", "unfinished"]
 
 
@@ -66,7 +66,8 @@ class SeedRun:
             if it was trained as a twin and not tested at this row's crop.
         step: the last step that it logged.
         error, top5_error: test error in % at its end; infinite if it diverged, NaN if it has none.
-        batch_norm_size: images that batch norm saw together; None if it is not known.
+        batch_norm_sizes: how many images batch norm saw together, each number once, in the order of the run: it
+            may have gone on with another; empty if it is not known.
     """
 
     seed: int
@@ -76,7 +77,7 @@ class SeedRun:
     step: int
     error: float
     top5_error: float
-    batch_norm_size: int | None
+    batch_norm_sizes: tuple[int, ...]
 
     @property
     def has_result(self) -> bool:
@@ -108,9 +109,16 @@ def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
 
 
 def outcome_file(wanted: Config, trained: Config) -> str:
-    """The file in the folder of a run that has its test error at the crop that another configuration tests at."""
+    """The file in the folder of a run that has its test error at the crop that another configuration tests at.
+
+    `test-320.json`, or `test-320-of-480.json` where the shorter side is not the one that the paper's rows have.
+    """
     crops = [(each.data.eval_image_size, each.data.eval_shorter_side) for each in (wanted, trained)]
-    return FINISHED if crops[0] == crops[1] else f"test-{crops[0][0] or _DEFAULT_CROP}.json"
+    if crops[0] == crops[1]:
+        return FINISHED
+    size, side = crops[0][0] or _DEFAULT_CROP, crops[0][1]
+    of_rows = _DEFAULT_SIDE if size == _DEFAULT_CROP else size
+    return f"test-{size}.json" if side in (None, of_rows) else f"test-{size}-of-{side}.json"
 
 
 def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
@@ -144,7 +152,7 @@ def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
             if outcome.name != FINISHED:
                 step, *errors = _read_outcome(outcome)
             error, top5_error = errors
-    return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_size(config, metrics))
+    return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_sizes(config, metrics))
 
 
 def _read_outcome(path: Path) -> tuple[int, float, float]:
@@ -159,13 +167,13 @@ def _read_outcome(path: Path) -> tuple[int, float, float]:
     raise ReproductionError(f"{path} is damaged: it must say step, top1 and top5, which are fractions")
 
 
-def _batch_norm_size(config: Config, metrics: list[dict[str, Any]]) -> int | None:
-    micro = next(iter(_whole_numbers(metrics, "micro_batch_size")), None)
-    accumulation = next(iter(_whole_numbers(metrics, "accumulation")), None)
-    if config.engine.sync_batch_norm and accumulation is not None:
-        assert config.train.global_batch_size is not None
-        return config.train.global_batch_size // accumulation
-    return micro
+def _batch_norm_sizes(config: Config, metrics: list[dict[str, Any]]) -> tuple[int, ...]:
+    """A run has a line with its plan for each time that it began or went on."""
+    of_all = config.train.global_batch_size
+    sizes = _whole_numbers(metrics, "micro_batch_size")
+    if config.engine.sync_batch_norm and of_all is not None:
+        sizes = [of_all // each for each in _whole_numbers(metrics, "accumulation")] or sizes
+    return tuple(dict.fromkeys(sizes))
 
 
 def _seed_folders(row_folder: Path) -> Iterator[tuple[Length, int, Path]]:

@@ -133,6 +133,5 @@ def ten_crop_logits(net: nn.Module, images: Tensor, size: int = _TEN_CROP_SIZE) 
         for view in views
         for each in (view, view.flip(-1))
     ]
-    return torch.logsumexp(torch.stack(logs), dim=0) - math.log(
-        len(logs)
-    )  # finite where a probability is not
+    # Logarithms are finite where a probability is 0 in fp32.
+    return torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logs))

@@ -33,7 +33,8 @@ from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planning import PlannedRun, Planner
-from deepres.models import ResNet, build_resnet, compile_units
+from deepres.memory.run_memory import net_of
+from deepres.models import ResNet, compile_units
 from deepres.out_of_memory import (
     UntilOutOfMemory,
     free_device_bytes,
@@ -138,10 +139,9 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         )
     torch.manual_seed(config.train.seed)
     try:
-        net = build_resnet(**config.model.building(num_classes))
+        net = net_of(config, num_classes)
     except ValueError as error:
         raise ConfigError(f"{config_path}: {error}") from None
-    net.to(memory_format=config.parameters_format)  # type: ignore[call-overload]  # the stubs lack it
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)

@@ -96,12 +96,10 @@ class Trainer:
             if with_history:
                 start_memory_history(self._process.device)
             self._log.plan(self._planned)
-            if any_process([self._is_branch], self._process.device)[0]:
-                self._saved_step = None
-                if (
-                    self._config.train.save_every is not None
-                ):  # or train.resume=auto would begin anew in this folder
-                    self._save()
+            saves = self._config.train.save_every is not None
+            if saves and any_process([self._is_branch], self._process.device)[0]:
+                self._saved_step = None  # in another folder: train.resume=auto would begin anew in this one
+                self._save()
             self._save_or_stop()
             if self._evaluation_is_due:
                 self._evaluate()

@@ -17,7 +17,7 @@ from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
-from deepres.out_of_memory import is_out_of_memory
+from deepres.out_of_memory import UntilOutOfMemory
 
 
 def main(arguments: list[str]) -> int:
@@ -29,13 +29,12 @@ def main(arguments: list[str]) -> int:
         target = options.output or export_path(options.weights, options.format)
         default_size = 32 if config.model.dataset == "cifar" else 224
         side = options.image_size or config.data.image_size or default_size
-        difference = export(net, target, options.format, side)
+        with UntilOutOfMemory() as attempt:
+            difference = export(net, target, options.format, side)
     except (ConfigError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+    if attempt.ran_out:
         print(f"error: there is not enough memory for images of {side} x {side} pixels", file=sys.stderr)
         return 2
     print(f"{target}: {target.stat().st_size} bytes; logits differ by {difference:.2g} of the largest")

@@ -143,14 +143,18 @@ def image_size_of(config: Config) -> int:
     return config.data.image_size or (224 if config.data.name in ("imagenet", "image_folder") else 32)
 
 
-def net_of(config: Config) -> ResNet:
-    """A run's net, laid out as in training, with as many classes as is known without its data.
+def net_of(config: Config, num_classes: int | None = None) -> ResNet:
+    """A run's net, laid out as in training.
+
+    Args:
+        config: of the run.
+        num_classes: by default as many as is known without its data.
 
     Raises:
         ValueError: there is no such net.
     """
     model, data = config.model, config.data
-    num_classes = model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
+    num_classes = num_classes or model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
     net = build_resnet(**model.building(num_classes))
     for module in net.modules():
         if isinstance(module, nn.Conv2d):  # `Module.to` would not take tensors without values

@@ -4,17 +4,9 @@ import pytest
 import torch
 
 from deepres import build_resnet, measure_chain, predict_chain
-from deepres.memory import AllocatedBytes
 from deepres.memory.cpu_kernels import operator_peak_bytes
 from deepres.recompute import keep_all_plan, simulate, sqrt_plan
-
-
-def allocated_bytes(func, args):
-    meter = AllocatedBytes(torch.device("cpu"))
-    with meter:
-        result = func(*args)
-    del result
-    return meter.peak_bytes
+from tests.memory.operator_bytes import allocated_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

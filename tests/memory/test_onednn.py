@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from deepres import build_resnet, measure_chain, predict_chain
-from deepres.memory import AllocatedBytes
 from deepres.memory.onednn import convolution_peak_bytes
 from deepres.recompute import keep_all_plan, simulate
 from deepres.recompute.executor import planned_units
+from tests.memory.operator_bytes import allocated_bytes
 
 pytestmark = pytest.mark.skipif(
     not torch.cpu._is_avx512_bf16_supported(), reason="nobody has read what other kernels take"
@@ -41,15 +41,6 @@ def num_threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-def allocated_bytes(func, args):
-    func(*args)  # oneDNN makes its kernel
-    meter = AllocatedBytes(torch.device("cpu"))
-    with meter:
-        result = func(*args)
-    del result
-    return meter.peak_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

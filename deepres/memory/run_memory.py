@@ -157,8 +157,10 @@ def net_of(config: Config, num_classes: int | None = None) -> ResNet:
     num_classes = num_classes or model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
     net = build_resnet(**model.building(num_classes))
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):  # `Module.to` would not take tensors without values
-            module.weight.data = module.weight.data.contiguous(memory_format=config.parameters_format)
+        if isinstance(module, nn.Conv2d):
+            # As `Module.to`, which would not take tensors without values, and unlike `contiguous`, which leaves 1x1
+            # weights with strides of their own, for which units would be compiled anew.
+            module.weight.data = module.weight.data.to(memory_format=config.parameters_format)
     return net
 
 

@@ -3,9 +3,13 @@
 from dataclasses import asdict
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.config import Config, ConfigError
+from deepres.config import Config, ConfigError, ModelConfig, PrecisionConfig
 from deepres.memory import predict_run
+from deepres.memory.run_memory import net_of
+from deepres.models import build_resnet
 
 
 def _config(recompute, **train):
@@ -40,3 +44,16 @@ def test_a_devices_memory_is_kept_and_auto_is_the_cards():
 def test_an_automatic_micro_batch_is_refused():
     with pytest.raises(ConfigError, match=r"needs a number as train\.micro_batch_size, got auto"):
         predict_run(_config({"budget": "1GiB"}, micro_batch_size="auto"))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_runs_net_is_laid_out_as_by_module_to_with_or_without_values(channels_last):
+    update = {"model": ModelConfig(depth=29), "precision": PrecisionConfig(channels_last=channels_last)}
+    config = _config({}).model_copy(update=update)
+    expected = build_resnet(29).to(memory_format=config.parameters_format)
+    strides = [p.stride() for p in expected.parameters()]
+    assert [p.stride() for p in net_of(config).parameters()] == strides
+    with FakeTensorMode():
+        assert [p.stride() for p in net_of(config).parameters()] == strides
+    with torch.device("meta"):
+        assert [p.stride() for p in net_of(config).parameters()] == strides

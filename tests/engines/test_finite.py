@@ -12,11 +12,12 @@ from deepres.models import build_resnet
 
 
 def _step_with_gradient(value):
-    """A step in which one value of one parameter's gradient is that; the engine's net."""
+    """A step in which one value of one parameter's gradient is that; what momentum has of it."""
     config = Config.model_validate(
         {
             "model": {"depth": 11},
             "data": {"name": "synthetic"},
+            "optim": {"weight_decay": 0.0},
             "train": {"max_steps": 1, "micro_batch_size": 2},
         }
     )
@@ -31,7 +32,7 @@ def _step_with_gradient(value):
 
     next(net.parameters()).register_hook(replaced)
     engine.step([Batch(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]), torch.arange(2))], 0.0)
-    return net
+    return next(momentum for _, momentum in engine.momentum()).view(-1)[0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -40,6 +41,8 @@ def test_one_value_that_is_not_finite_is_enough(value):
         _step_with_gradient(value)
 
 
-@pytest.mark.parametrize("value", [1e30, -3e38])
-def test_a_finite_gradient_whose_square_is_not_is_taken(value):
-    _step_with_gradient(value)
+@pytest.mark.parametrize("value", [1e30, -3e38, -0.0, 1e-45])
+def test_a_finite_gradient_is_taken_and_keeps_its_bits(value):
+    """One whose square is not finite, too."""
+    taken, expected = _step_with_gradient(value), torch.tensor(value)
+    assert torch.equal(taken.view(torch.int32), expected.view(torch.int32))

@@ -8,62 +8,22 @@ torchrun --nproc_per_node 2 deepres/train.py --config configs/cifar10_resnet110.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
-import shutil
 import time
 import traceback
-from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
-from deepres.config import Config, ConfigError
-from deepres.data import DataError, FoundData, find_data
-from deepres.deterministic import use_deterministic_algorithms
-from deepres.distributed import Process, any_process, start_process_group, stop_process_group, this_process
-from deepres.engines import make_engine
-from deepres.engines.base import ComputeIn
+from deepres.config import ConfigError
+from deepres.data import DataError
+from deepres.distributed import stop_process_group
 from deepres.exit_status import ExitStatus, RunError
-from deepres.load_config import load_config
-from deepres.meeting import Meeting, meet
-from deepres.memory import keep_freed_memory, measure_activation_peak
-from deepres.memory.planning import PlannedRun, Planner
-from deepres.memory.run_memory import net_of
-from deepres.models import ResNet, compile_units
-from deepres.out_of_memory import (
-    UntilOutOfMemory,
-    free_device_bytes,
-    halve_until_it_fits,
-    limit_device_memory,
-    out_of_memory,
-)
-from deepres.recompute import apply_plan
-from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
-from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
-from deepres.run_log import Summary
-from deepres.screen import allow_any_encoding, complain, flush, say
-from deepres.stopping import PeerWatch, StopRequest
-from deepres.trainer import Trainer
+from deepres.job import prepare, run_job
+from deepres.screen import allow_any_encoding, complain, flush
+from deepres.stopping import StopRequest
 
 _FIRST_SPEAKS_S = 10.0  # a process of two may take seconds longer to import PyTorch
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that is known of a run before it starts anything."""
-
-    config: Config
-    config_path: Path
-    process: Process
-    sizes: BatchSizes
-    data: FoundData
-    net: ResNet
-    planner: Planner
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,189 +68,6 @@ def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
         # still there then, the error is its own.
         time.sleep(_FIRST_SPEAKS_S)
     complain(f"error: {error}")
-
-
-def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
-    """Read and check everything that can be checked before a process group or CUDA context exists.
-
-    Raises:
-        ConfigError: the configuration cannot be run here.
-        DataError: the data cannot be used.
-    """
-    config = load_config(config_path, overrides)
-    process = this_process(config.engine.device, local_rank)
-    sizes = batch_sizes(config.train, process.world_size)
-    if config.precision.compute == "fp16" and process.device.type == "cpu":
-        raise ConfigError("precision.compute fp16 needs a GPU: use bf16 or fp32 on a CPU")
-    if config.engine.cuda_graphs and (process.device.type != "cuda" or process.world_size > 1):
-        raise ConfigError(
-            f"engine.cuda_graphs needs one process on a GPU, got {process.world_size} on {process.device.type}: "
-            "switch it off"
-        )
-    if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("log.tensorboard needs the extra: pip install 'deepres[tensorboard]'")
-    data = find_data(**config.data.finding())
-    data.check_batch(sizes.global_size)
-    info = data.info
-    num_classes = config.model.num_classes or info.num_classes
-    if num_classes != info.num_classes:
-        raise ConfigError(
-            f"model.num_classes is {num_classes}, but {info.name} has {info.num_classes} classes"
-        )
-    torch.manual_seed(config.train.seed)
-    try:
-        net = net_of(config, num_classes)
-    except ValueError as error:
-        raise ConfigError(f"{config_path}: {error}") from None
-    if config.engine.compile == "units":
-        _find_compiler(process)
-        compile_units(net.units)
-    planner = Planner(config, net, info.image_size, process)
-    return Job(config, config_path, process, planner.predict(sizes), data, net, planner)
-
-
-def _find_compiler(process: Process) -> None:
-    """Raises ConfigError if the device's code cannot be compiled."""
-    if process.device.type == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            raise ConfigError(
-                "engine.compile=units needs triton on a GPU: pip install triton, or compile=none"
-            )
-    elif shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise ConfigError(
-            "engine.compile=units needs a C++ compiler on a CPU: install g++ or set CXX, or compile=none"
-        )
-
-
-def run_job(job: Job, stop: StopRequest) -> Summary:
-    """Train; collective.
-
-    Raises:
-        ConfigError: the run's folder cannot be written or holds another run, or there is nothing to go on from.
-        DataError: too many images cannot be read.
-        RunError: the run ended before its end.
-        SaveError: a checkpoint could not be written.
-    """
-    if not job.process.is_first:
-        return _run_together(job, None, None, stop)
-    path = run_folder_path(job.config, job.config_path)
-    with hold_run_folder(path):
-        folder, found = _open_run(job, path)
-        with closing(folder.metrics):
-            return _run_together(job, folder, found, stop)
-
-
-def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
-    """Meet the other processes, and train; an end of one is an end of all."""
-    process = job.process
-    meeting = meet(process, job.config.engine.meeting_timeout_s, stop) if process.world_size > 1 else None
-    with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
-        try:
-            if meeting is not None:
-                _start_group(process, meeting, peers)
-            start = share_start(found, job.config, process)
-            summary = _train(job, folder, start, stop)
-            any_process([False], process.device)  # nobody leaves while another still needs an answer
-        except (ConfigError, DataError, RunError, SaveError):
-            raise
-        except Exception as error:
-            dead = peers.look(wait_s=3.0)
-            if dead is None:
-                raise
-            message = f"{dead}: the run stops, and train.resume=auto goes on from its last checkpoint"
-            raise RunError(message, ExitStatus.PROCESS_DIED) from error
-    return summary
-
-
-def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
-    try:
-        start_process_group(process, meeting.store)
-    except (RuntimeError, ValueError) as error:
-        if peers.look(wait_s=3.0):
-            raise
-        reason = str(error).splitlines()[0]
-        raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
-
-
-def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
-    """The run's folder, at `path`, and the checkpoint that it goes on from."""
-    config = job.config
-    start = choose_start(config, run_identity(config, job.sizes, job.data.info), say)
-    prepare_run_folder(config, path)
-    return RunFolder(path, start.progress.metrics_bytes if start and start.is_in(path) else 0), start
-
-
-def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
-    config, process = job.config, job.process
-    if config.train.deterministic:
-        use_deterministic_algorithms()
-    torch.backends.cudnn.benchmark = not config.train.deterministic
-    torch.manual_seed(config.train.seed + 1 + process.rank)  # dropout differs between processes
-    if process.device.type == "cpu":
-        keep_freed_memory()
-    elif isinstance(config.recompute.device_memory, int):
-        limit_device_memory(process.device, config.recompute.device_memory)
-
-    planned, peak = _settle(job)
-    sizes = planned.sizes
-    data = job.data.open(
-        micro_batch_size=sizes.micro_size,
-        accumulation=sizes.accumulation,
-        eval_batch_size=config.train.eval_batch_size,
-        seed=config.train.seed,
-        rank=process.rank,
-        world_size=process.world_size,
-        device=process.device,
-        num_workers=config.data.num_workers,
-        max_bad_images=config.data.max_bad_images,
-    )
-    if start is not None:
-        load_net(start, job.net)
-    engine = make_engine(job.net, config, process, sizes)
-    if start is not None:
-        load_engine(start, engine)
-    trainer = Trainer(
-        config,
-        process,
-        engine,
-        data,
-        folder,
-        planned,
-        stop=stop,
-        start=start,
-        identity=run_identity(config, sizes, job.data.info),
-        activation_peak_bytes=peak,
-    )
-    try:
-        return trainer.run()
-    finally:
-        data.close()
-
-
-def _settle(job: Job) -> tuple[PlannedRun, int]:
-    """Put the net under its plan, on the device; the plan, and the measured peak of a micro batch.
-
-    With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
-    """
-    device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
-    planned = job.planner.settle(job.sizes)
-    apply_plan(job.net, planned.plan)
-    job.net.to(device)
-    compute_in = ComputeIn(job.net, precision.dtype, device.type)
-
-    def attempt(micro_size: int) -> int:
-        images = torch.zeros(micro_size, 3, side, side, device=device)
-        images = images.contiguous(memory_format=precision.memory_format)
-        labels = torch.zeros(micro_size, dtype=torch.long, device=device)
-        return measure_activation_peak(job.net, compute_in, images, labels)
-
-    if job.config.train.micro_batch_size == "auto":
-        sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
-        return replace(planned, sizes=sizes), peak_bytes
-    with UntilOutOfMemory():
-        return planned, attempt(planned.sizes.micro_size)
-    peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
-    raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes)
 
 
 def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitStatus:

@@ -15,13 +15,13 @@ from pathlib import Path
 from deepres.batch_sizes import batch_sizes
 from deepres.distributed import start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
+from deepres.job import prepare, run_job
 from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
 from deepres.resuming import load_engine, load_net, read_checkpoint
 from deepres.saving import commit_snapshot, take_snapshot
 from deepres.stopping import StopRequest
-from deepres.train import prepare, run_job
 
 ENGINES = {
     "plain": "name=plain zero_stage=0",

@@ -20,9 +20,9 @@ from deepres.config import OptimConfig
 from deepres.data import Batch
 from deepres.engines import make_engine
 from deepres.engines.cuda_graph import NUM_EAGER
+from deepres.job import prepare, run_job
 from deepres.optim import sgd_settings
 from deepres.stopping import StopRequest
-from deepres.train import prepare, run_job
 from measuring.timing import times_in_turns
 from recompute_benchmark.nets import make_batch
 

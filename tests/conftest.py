@@ -1,5 +1,7 @@
 """Settings that hold for all tests."""
 
+import gc
+
 import hypothesis
 import pytest
 import torch
@@ -9,6 +11,13 @@ from tests.forked import Forked
 # The same examples in every run, and no deadline: the machines that run this are slow at times.
 hypothesis.settings.register_profile("deepres", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("deepres")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_are_no_garbage():
+    """Measuring memory collects garbage often: to look through all that was imported each time takes longer than it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ arguments, imports) wants `tests.processes.run`.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -57,6 +58,7 @@ def _serve() -> None:
     import deepres.engines.deepspeed_engine  # noqa: F401
     from tests.faults.forks import fork_ranks, wait
 
+    gc.freeze()  # measuring memory collects garbage, and modules are none
     for line in sys.stdin:
         order = json.loads(line)
         folder = Path(order["folder"])

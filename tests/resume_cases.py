@@ -8,6 +8,7 @@
 `move:NAME:ENGINE:FROM:STEP` loads that checkpoint into an engine and saves it at once as FOLDER/NAME.
 """
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # measuring memory collects garbage, and modules are none
     start_process_group(this_process("cpu"))
     base = Path(sys.argv[1])
     for case in sys.argv[2:]:

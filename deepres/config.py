@@ -261,7 +261,11 @@ class RecomputeConfig(_Section):
         if self.segments != "none":
             given.insert(0, "segments")
         if len(given) > 1:
-            raise ValueError(f"give one of segments, budget, device_memory and plan, got {listed(given)}")
+            other = "segments=none" if given[0] == "segments" else f"{given[0]}=null"
+            raise ValueError(
+                f"give one of segments, budget, device_memory and plan, got {listed(given)}: recompute.{other} "
+                f"leaves {given[0]} out"
+            )
         return self
 
 

@@ -14,6 +14,7 @@ from deepres.config import Config, ConfigError, listed
 from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 
 _BASE = "base"
+_COMMAND_LINE = "command line"
 _PLAINLY = {
     "model_type": "be a section of lines `key: value`",
     "path_type": "be a path",
@@ -29,7 +30,7 @@ class _Source:
     Attributes:
         path: the file that was asked for.
         content: its sections, merged with its base's.
-        places: `file:line` of each key that a file has; none of those that the command line gave.
+        places: of each key, `file:line`, or that the command line gave it.
     """
 
     path: Path
@@ -95,6 +96,8 @@ def _apply_override(source: _Source, override: str) -> None:
     section[path[-1]] = parse_value(text)
     for keys in [k for k in source.places if k[: len(path)] == path]:
         del source.places[keys]
+    for length in range(1, len(path) + 1):
+        source.places.setdefault(path[:length], _COMMAND_LINE)
 
 
 def _one_line(error: ValidationError, source: _Source) -> str:

@@ -102,21 +102,33 @@ def test_a_mistake_beside_a_base_is_told_with_the_line_of_the_own_file(folder):
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("optim:\n", [], "rows/row.yaml:3: optim must be a section of lines `key: value`, got nothing"),
-        ("optim: 3\n", [], "rows/row.yaml:3: optim must be a section of lines `key: value`, got 3"),
-        ("", ["data.root="], "rows/row.yaml: data.root must be a path, got nothing"),
+        ("optim:\n", [], "{path}:3: optim must be a section of lines `key: value`, got nothing"),
+        ("optim: 3\n", [], "{path}:3: optim must be a section of lines `key: value`, got 3"),
+        ("", ["data.root="], "command line: data.root must be a path, got nothing"),
         (
             "",
             ["train.resume="],
-            "rows/row.yaml: train.resume must be 'auto' or 'never' or a path, got nothing",
+            "command line: train.resume must be 'auto' or 'never' or a path, got nothing",
         ),
-        ("", ["optim.milestones=3"], "rows/row.yaml: optim.milestones must be a list, got 3"),
+        ("", ["optim.milestones=3"], "command line: optim.milestones must be a list, got 3"),
     ],
 )
 def test_what_should_be_a_section_a_path_or_a_list_is_told_plainly(folder, text, overrides, message):
+    path = _row(folder, text)
     with pytest.raises(ConfigError) as caught:
-        load_config(_row(folder, text), overrides)
-    assert str(caught.value) == f"{folder}/{message}"
+        load_config(path, overrides)
+    assert str(caught.value) == message.format(path=path)
+
+
+def test_the_command_line_is_blamed_for_what_it_alone_gives(folder):
+    path = _row(folder, "recompute: {segments: sqrt}\n")
+    with pytest.raises(ConfigError, match=r"^command line: unknown key lgo; did you mean log\?$"):
+        load_config(path, ["lgo.every=2"])
+    with pytest.raises(ConfigError, match=r"^command line: train\.epochs must be .* 1, got 0$"):
+        load_config(path, ["train.epochs=0"])
+    with pytest.raises(ConfigError, match=r"row.yaml:3: .*: recompute.segments=none leaves segments out$"):
+        load_config(path, ["recompute.budget=1GiB"])
+    assert load_config(path, ["recompute.budget=1GiB", "recompute.segments=none"]).recompute.budget == 2**30
 
 
 def test_an_own_value_takes_the_place_of_a_bad_one_in_the_base(folder):

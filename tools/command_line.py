@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from deepres.bytesize import parse_bytes
 from deepres.config import MOST_PIXELS
 
 
@@ -40,6 +41,18 @@ def image_size(text: str) -> int:
         argparse.ArgumentTypeError: it is none.
     """
     return positive(text, MOST_PIXELS)
+
+
+def num_bytes(text: str) -> int:
+    """A size, with its unit or in bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def device(text: str) -> str:

@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "tools/predict_vs_measure.py", *(arguments or sys.argv[1:])])
+    print("  ".join(heading(options.device)), flush=True)
     results = list[Result]()
     for case in options.cases:
         for precision in ("fp32", "bf16"):
@@ -121,6 +122,12 @@ def chosen(report: Report) -> list[StrategyRow]:
     return [*others, half, plans[-1], report.row("floor")]
 
 
+def heading(device: str) -> list[str]:
+    """Of the table."""
+    beside = ["predicted without the card"] if device == "cuda" else []
+    return ["net × batch", "precision", "strategy", "predicted", "measured", "off by", *beside]
+
+
 def cells(result: Result) -> list[str]:
     """A line of the table."""
     sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
@@ -138,10 +145,7 @@ def _cases(text: str) -> list[Case]:
 def document(results: Sequence[Result], device: str, command: str) -> str:
     """The table as Markdown, worst case first."""
     ordered = sorted(results, key=lambda result: -abs(result.error))
-    heading = ["net × batch", "precision", "strategy", "predicted", "measured", "off by"]
-    if device == "cuda":
-        heading.append("predicted without the card")
-    rows = [heading, *map(cells, ordered)]
+    rows = [heading(device), *map(cells, ordered)]
     worst = max((abs(result.error) for result in results), default=0.0)
     made_by = provenance(device)
     return "\n".join(

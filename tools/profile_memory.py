@@ -13,8 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, image_size, positive
-from deepres.bytesize import parse_bytes
+from command_line import Parser, image_size, num_bytes, positive
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
@@ -23,6 +22,7 @@ from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
 from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
+from deepres.models.residual_unit import ACTIVATIONS
 from deepres.text_table import aligned
 from memory_profile.outputs import check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
@@ -53,11 +53,15 @@ def parser() -> Parser:
         "--offload", action="store_true", help="optimizer, at stage 3 parameters too, on the CPU"
     )
     what.add_argument("--world-size", type=positive, default=1, help="processes")
-    what.add_argument("--activation", help="of the units; see deepres.build_resnet")
-    what.add_argument("--budget", help="plan for this much of activations too (2GiB)")
+    what.add_argument("--activation", choices=ACTIVATIONS, help="of the units (full_preactivation)")
+    what.add_argument("--budget", type=num_bytes, help="plan for this much of activations too, such as 2GiB")
     where = parser.add_argument_group("the device")
     where.add_argument("--gpu", help=f'a card, "list" shows all ({DEFAULT_GPU})')
-    where.add_argument("--device-memory", help="what a process has of the device's memory (8GiB)")
+    where.add_argument(
+        "--device-memory",
+        type=num_bytes,
+        help="what a process has of the device's memory, such as 8GiB (the card's)",
+    )
     where.add_argument("--measure", action="store_true", help="run every plan on the device at hand too")
     where.add_argument(
         "--snapshot", type=Path, help="CUDA: --measure, and torch's memory history of a step, for memory_viz"
@@ -101,7 +105,7 @@ def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> 
     subjects = [Subject(config, target, options.world_size) for config in configs]
     if configs[0].train.micro_batch_size == "auto":
         print(f"train.micro_batch_size is auto: at {subjects[0].batch} here; --batch-size sets another\n")
-    budget_bytes = parse_bytes(options.budget) if options.budget else subjects[0].config.recompute.budget
+    budget_bytes = options.budget or subjects[0].config.recompute.budget
     reports, rows = list[Report](), list[DepthRow]()
     for subject in subjects:
         if device is not None:

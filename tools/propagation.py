@@ -22,7 +22,7 @@ import torch
 
 from command_line import Parser, device, positive, writable_folder
 from deepres.analysis.propagation import Propagation, measure_propagation
-from deepres.analysis.report import propagation_json, propagation_text, units_text
+from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
 from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
 from deepres.models.residual_unit import ACTIVATIONS
 
@@ -102,21 +102,26 @@ def run(options: argparse.Namespace) -> None:
         )
     depth = subjects[0].depth
     title = f"ResNet-{depth}, batch {options.batch_size} of {data}, {options.dtype}"
-    print(f"{title}\n\n{propagation_text(found)}")
+    print(f"{title}\n\n{propagation_text(found)}\n\n{NOTES}")
     if len(found) <= 2:
         for name, propagation in found.items():
             print(f"\n{name}, loss {propagation.loss:.3f}\n{units_text(propagation)}")
+    if options.json is not None or options.out is not None:
+        print()
     if options.json is not None:
         about = {
             "depth": depth, "batch_size": options.batch_size, "data": data, "dtype": options.dtype,
             "seed": options.seed, "torch": torch.__version__, "python": platform.python_version(),
         }  # fmt: skip
         options.json.write_text(json.dumps(propagation_json(found, about)) + "\n", encoding="utf-8")
+        print(f"wrote {options.json}")
     if options.out is not None:
         from deepres.analysis.plots import gradient_figure, signal_figure  # matplotlib takes its time
 
-        gradient_figure(found, title).savefig(options.out / "gradient.png")
-        signal_figure(found, title).savefig(options.out / "signal.png")
+        for name, figure in (("gradient", gradient_figure), ("signal", signal_figure)):
+            path = options.out / f"{name}.png"
+            figure(found, title).savefig(path)
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

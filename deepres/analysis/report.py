@@ -10,6 +10,14 @@ from deepres.analysis.propagation import Propagation
 from deepres.text_table import aligned
 
 FORMAT, VERSION = "deepres.propagation", 1
+NOTES = """\
+signal: root mean square of the first unit's input and of the last one's output
+h/F: norm of the shortcut's term over that of the residual's, of all units
+gradient: its norm at the first unit over that at the last one's output; the largest over the smallest of all
+shortcuts alone: the same of what comes through no residual; direct units: over those whose shortcut takes x as it is
+lambdas: what Equation 8 predicts for the number to the left, where it speaks of the net"""
+"""What a reader must know to read the table."""
+
 _HEADER = (
     ("", "net"),
     ("signal", "first"), ("", "last"),
@@ -42,7 +50,7 @@ def summary(found: Propagation) -> dict[str, float | None]:
 
 
 def propagation_text(nets: Mapping[str, Propagation]) -> str:
-    """A table, a line a net; `lambdas` is what Equation 8 predicts for the number to its left."""
+    """A table, a line a net; see `NOTES`."""
     rows = [[group for group, _ in _HEADER], [title for _, title in _HEADER]]
     for name, found in nets.items():
         of_net, ratios = summary(found), found.term_ratio

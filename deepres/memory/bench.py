@@ -67,12 +67,14 @@ class Bench(Protocol):
         """The number format to compute in (autocast)."""
 
 
-def check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
+def check_run(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """See that a model can be run on fp32 images in a number format.
 
     Raises:
         ValueError: it cannot.
     """
+    if not input_shape or min(input_shape) < 1:
+        raise ValueError(f"input_shape must be sizes of at least 1, batch first, got {tuple(input_shape)}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     for name, parameter in model.named_parameters():

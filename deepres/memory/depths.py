@@ -135,8 +135,8 @@ def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
             "√units",
             "extra",
             f"plan, ≤ {100 * OVERHEAD:g} % extra",
-            "plan in the room",
-            "extra",
+            "room",
+            "extra in it",
         ]
     ]
     for row in rows:
@@ -161,7 +161,7 @@ def depths_table(rows: Sequence[DepthRow]) -> list[list[str]]:
 def depths_text(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> str:
     """The table and the fitted laws, for people."""
     lines = [
-        "Growth with depth: the peak of activations, and the extra time of a step",
+        "Growth with depth: the peak of activations, the extra time of a step, and the room that there is for them",
         *("  " + line for line in aligned(depths_table(rows))),
         "",
         *("  " + line for line in aligned(laws_table(rows, laws), left=(0, 1))),
@@ -177,7 +177,10 @@ def laws_table(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> list[list[st
     depths = ", ".join(str(row.depth) for row in fitted)
     of = f", {fitted[0].block} units alone ({depths})" if len(fitted) < len(rows) else ""
     cells = [["", f"fitted over the units{of}", "off by at most"]]
-    return cells + [[law.what, law.law, f"{100 * law.largest_error:.1f} %"] for law in laws]
+    is_fit = len({row.num_units for row in fitted}) > 2  # a line through two points is never off
+    return cells + [
+        [law.what, law.law, f"{100 * law.largest_error:.1f} %" if is_fit else "two nets"] for law in laws
+    ]
 
 
 def _of_one_kind(rows: Sequence[DepthRow]) -> list[DepthRow]:

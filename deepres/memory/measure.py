@@ -20,7 +20,7 @@ from deepres.memory.bench import (
     Spec,
     allocate_gradients,
     as_in_training,
-    check_dtypes,
+    check_run,
     default_loss,
 )
 from deepres.memory.host_heap import keep_freed_memory
@@ -56,9 +56,9 @@ def measure_chain(
 
     Raises:
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
-        ValueError: the model cannot be run in that dtype.
+        ValueError: the input is empty, or the model cannot be run in that dtype.
     """
-    check_dtypes(model, dtype)
+    check_run(model, input_shape, dtype)
     bench = _DeviceBench(torch.device(device), dtype, repeats)
     if repeats and bench.device.type == "cpu":
         keep_freed_memory()

@@ -216,7 +216,7 @@ class Planner:
             asked = (
                 f"recompute.device_memory {device_memory if device_memory == 'auto' else format_bytes(limit)} "
                 f"leaves {format_bytes(max(0, limit - other_bytes))} for activations beside "
-                f"{format_bytes(other_bytes)} of model states, buckets, batch and reserve"
+                f"{format_bytes(other_bytes)} of model states, buckets, images and reserve"
             )
             smallest = smallest_bytes + other_bytes
         return ConfigError(

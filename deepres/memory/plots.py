@@ -94,7 +94,7 @@ def timeline_figure(subject: Subject, report: Report, row: StrategyRow) -> Figur
     axes.stackplot(
         times,
         [[*kind, kind[-1]] for kind in kinds],
-        labels=["states, batch, reserve", "kept inputs", "kept activations", "gradients", "transient"],
+        labels=["states, images, reserve", "kept inputs", "kept activations", "gradients", "transient"],
         colors=[GREY, SKY, BLUE, ORANGE, VERMILION],
         step="post",
         linewidth=0,
@@ -188,7 +188,7 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.memory.bench import Loss, Meter, Spec, as_in_training, check_dtypes, default_loss
+from deepres.memory.bench import Loss, Meter, Spec, as_in_training, check_run, default_loss
 from deepres.memory.cpu_kernels import operator_peak_bytes
 from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.passes import read_chain
@@ -51,9 +51,9 @@ def predict_chain(
 
     Raises:
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
-        ValueError: there is no card of that name, or the model cannot be run in that dtype.
+        ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype.
     """
-    check_dtypes(model, dtype)
+    check_run(model, input_shape, dtype)
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     images = torch.empty(input_shape, dtype=torch.float32, device="meta")
     if channels_last:

@@ -56,12 +56,12 @@ def make_report(
     if own_plan is not None:
         rows.append(strategy_row(subject, "own", "the configuration's", own_plan))
     keep_all_bytes = rows[0].peak_bytes
-    budgets = [(share, round(share * keep_all_bytes)) for share in shares]
+    budgets = [(share, round(share * keep_all_bytes), f"{100 * share:.3g} %") for share in shares]
     if budget_bytes is not None:
-        budgets.append((budget_bytes / keep_all_bytes, budget_bytes))
+        budgets.append((budget_bytes / keep_all_bytes, budget_bytes, format_bytes(budget_bytes)))
         budgets.sort(reverse=True)
-    for share, num_bytes in budgets:
-        name = f"plan for {100 * share:.3g} %"
+    for share, num_bytes, budget in budgets:
+        name = f"plan for {budget}"
         try:
             plan = frontier.plan(num_bytes)
         except InfeasibleBudgetError as error:
@@ -84,6 +84,7 @@ def make_report(
         device=subject.target.name,
         device_bytes=subject.target.memory_bytes,
         other_bytes=memory.without_activations_bytes,
+        images_bytes=memory.batch_bytes,
         workspace_bytes=memory.workspace_bytes,
         states=states_rows(subject),
         stages=stage_rows(subject),

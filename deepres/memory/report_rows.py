@@ -65,7 +65,7 @@ class StrategyRow:
         budget_bytes: None if it has none.
         plan: None if none fits the budget.
         peak_bytes: of activations; of a budget for which there is no plan, what the smallest plan needs.
-        total_bytes: with model states, batch and reserve.
+        total_bytes: with model states, images and reserve.
         extra_forwards: how often a unit is run forward again, on average.
         extra_share: the extra time as a share of a step with everything kept.
         least_extra_share: no plan within the budget takes less extra time; None if there is no budget.
@@ -108,8 +108,9 @@ class Report:
     Attributes:
         engine: under which the run is.
         device, device_bytes: what is to hold it.
-        other_bytes: what a process holds beside activations.
-        workspace_bytes: the part of it that is for what a card's libraries take while they compute.
+        other_bytes: what a process holds beside activations: model states, and the two that follow.
+        images_bytes: for a micro batch, and the images of data sets that live on the device.
+        workspace_bytes: for what a card's libraries take while they compute.
         states, stages, rows: the tables.
         ends_bytes: of the peak with everything kept, what is not in the stages.
         units_per_group: how many units were planned as one, at most.
@@ -120,6 +121,7 @@ class Report:
     device: str
     device_bytes: int
     other_bytes: int
+    images_bytes: int
     workspace_bytes: int
     states: tuple[StatesRow, ...]
     stages: tuple[StageRow, ...]

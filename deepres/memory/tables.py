@@ -24,8 +24,6 @@ def report_text(report: Report) -> str:
     model = report.model
     stages = ", ".join(map(str, model.units_per_stage))
     per = f", one of {model.world_size} processes" if model.world_size > 1 else ""
-    other = format_bytes(report.other_bytes)
-    room = format_bytes(max(0, report.device_bytes - report.other_bytes))
     lines = [
         f"ResNet-{model.depth}, {model.dataset}: {model.block} units, {model.activation}, shortcut {model.shortcut}",
         f"  {model.num_units} units in stages of {stages}",
@@ -40,7 +38,7 @@ def report_text(report: Report) -> str:
         *_indented(stages_table(report)),
         "",
         f"The trade on {report.device}, {format_bytes(report.device_bytes)}",
-        f"  {other} of it for model states, batch and reserve ({report.engine}), {room} for activations",
+        f"  {_division(report)}",
         "",
         *_indented(trade_table(report)),
         "",
@@ -101,7 +99,7 @@ def trade_table(report: Report) -> list[list[str]]:
 def notes(report: Report) -> list[str]:
     """What a reader must know to read the trade, a line each."""
     lines = [
-        "activations: the most that they take at once in a step; all told: with model states, batch and reserve",
+        "activations: the most that they take at once in a step; all told: with model states, images and reserve",
         "extra runs: how often a unit is run forward again, on average",
         "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
         "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
@@ -115,14 +113,9 @@ def notes(report: Report) -> list[str]:
         least = format_bytes(min(row.total_bytes for row in report.rows))
         lines.append(f"nothing fits: a run at batch {report.model.batch} takes at least {least}")
     if report.units_per_group > 1:
-        gaps = [
-            f"{100 * (row.extra_share - row.least_extra_share):z.1f}"
-            for row in report.rows
-            if row.least_extra_share is not None
-        ]
         lines.append(
-            f"units were planned in groups of up to {report.units_per_group}: what that costs is at most "
-            f"{', '.join(gaps)} % of a step, from the first plan to the last"
+            f"units were planned in groups of up to {report.units_per_group}, which costs no more than extra time is "
+            "above at least"
         )
     return lines
 
@@ -210,6 +203,17 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
         f"{row.measured_ms:,.1f}",
         f"{100 * (row.step_ms / row.measured_ms - 1):+z.1f} %" if row.measured_ms else "",
     ]
+
+
+def _division(report: Report) -> str:
+    """What the device's memory is for."""
+    states = format_bytes(report.other_bytes - report.images_bytes - report.workspace_bytes)
+    reserve = f", {format_bytes(report.workspace_bytes)} in reserve" if report.workspace_bytes else ""
+    room = format_bytes(max(0, report.device_bytes - report.other_bytes))
+    return (
+        f"{states} of it for model states ({report.engine}), {format_bytes(report.images_bytes)} for images{reserve}, "
+        f"{room} for activations"
+    )
 
 
 def _is_measured(report: Report) -> bool:

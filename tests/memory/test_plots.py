@@ -66,7 +66,7 @@ def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):
     (axes,) = figure.axes
     assert _is_labelled(axes)
     assert _labels(figure)[::-1] == [
-        "states, batch, reserve",
+        "states, images, reserve",
         "kept inputs",
         "kept activations",
         "gradients",

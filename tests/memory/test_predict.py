@@ -85,3 +85,10 @@ def test_a_card_is_found_by_its_name_and_its_speed_counts():
     slow, fast = (predict_chain(net, (64, 3, 32, 32), name) for name in ("RTX 3050", "RTX 4090"))
     assert fast.step_ms < slow.step_ms
     assert [u.output_bytes for u in fast.units] == [u.output_bytes for u in slow.units]
+
+
+@pytest.mark.parametrize("costs", [predict_chain, measure_chain])
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), ()])
+def test_an_empty_input_is_refused(costs, shape):
+    with pytest.raises(ValueError, match="input_shape must be sizes of at least 1, batch first, got"):
+        costs(build_resnet(20), shape)

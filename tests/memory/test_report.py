@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import depth_row, depths_text, growth
@@ -122,6 +123,10 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
     assert "NaN" not in text
     assert "nan" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
+    parts = report.states[0].total_bytes, report.images_bytes, report.workspace_bytes
+    assert sum(parts) == report.other_bytes
+    states, images, reserve = map(format_bytes, parts)
+    assert f"{states} of it for model states (plain), {images} for images, {reserve} in reserve, " in text
     assert gpus_text().count("\n") > 20
 
 

@@ -57,6 +57,7 @@ def test_all_shortcuts_are_measured_by_default_and_two_nets_or_fewer_unit_by_uni
     assert text.startswith("ResNet-8, batch 2 of noise, float32\n")
     for name in ("identity", "constant_scaling", "exclusive_gating", "conv1x1", "dropout"):
         assert f"\n{name} " in text
+    assert "\nlambdas: what Equation 8 predicts" in text
     assert "\noutput" not in text
     assert run(*SMALL, "--variants", "identity,original") == 0
     assert capsys.readouterr().out.count("\noutput") == 2

@@ -9,7 +9,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
-from deepres.bytesize import format_bytes, parse_bytes
+from deepres.bytesize import format_bytes
 from deepres.config import Config, ConfigError, RecomputeConfig
 from deepres.load_config import load_config
 from deepres.memory.gpus import find_gpu
@@ -141,7 +141,7 @@ def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, to
         ValueError: there is no such card, or no CUDA device where one is needed.
     """
     own_bytes = config.recompute.device_memory
-    memory_bytes = parse_bytes(options.device_memory) if options.device_memory else None
+    memory_bytes = options.device_memory
     if memory_bytes is None and options.gpu is None and isinstance(own_bytes, int):
         memory_bytes = own_bytes
     on_cuda = torch.cuda.is_available()

@@ -42,7 +42,8 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
     fractions = replay_fractions(depth, measured)
     chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
     floors = [smallest_budget(kind) for kind in (with_retentions(measured, "all"), measured)]
-    budgets = _budgets_mib(chains["model"][0], [floor / batch / MIB for floor in floors])
+    floors_mib = [math.ceil(1000 * floor / batch / MIB) / 1000 for floor in floors]
+    budgets = _budgets_mib(chains["model"][0], floors_mib)
     curves = {kind: _curves(chain, images, budgets) for kind, (chain, images) in chains.items()}
     rows = [
         {
@@ -62,8 +63,8 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         + ", ".join(f"{fraction:.2f}" for fraction in fractions)
         + f" forwards in the three stages, as measured. Measured: costs of each unit on this machine at batch {batch}, "
         "transients, stem, head and batch statistics included. Uniform: the best number of near-equal segments of "
-        "units kept by `all`. Two budgets, with three decimals, are the smallest that plans keep by measured costs, "
-        "with `all` and with both."
+        f"units kept by `all`. {' and '.join(f'{mib:g}' for mib in floors_mib)} MiB are the smallest budgets that "
+        "plans keep by measured costs, with `all` and with both."
     )
     return Report(
         name=f"frontier_{depth}",
@@ -134,10 +135,10 @@ def with_retentions(chain: Chain, *names: str) -> Chain:
 
 
 def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
-    """The round ones up to the first that keeps everything, and the smallest, rounded up."""
+    """The round ones up to the first that keeps everything, and the smallest."""
     keep_all_mib = _uniform_peaks(model)[0][0] / MIB
     used = [mib for k, mib in enumerate(BUDGETS_MIB) if min(BUDGETS_MIB[k:][:2]) < keep_all_mib]
-    return sorted({*used, *(math.ceil(mib * 1000) / 1000 for mib in floors_mib)}, reverse=True)
+    return sorted({*used, *floors_mib}, reverse=True)
 
 
 def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str, dict[float, float]]:

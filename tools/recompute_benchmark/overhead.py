@@ -64,7 +64,7 @@ def measured_overhead(
     chain = measure_chain(net, (batch, 3, 32, 32), device, repeats=7)
     plans: dict[str, Plan | None] = {"keep all": None}
     for budget_bytes in spaced_budgets(chain, num_budgets + 2)[1:-1]:
-        plans[f"budget {budget_bytes / MIB:.0f} MiB"] = make_plan(chain, budget_bytes)
+        plans[f"budget {budget_bytes / MIB:.4g} MiB"] = make_plan(chain, budget_bytes)
     job = Job(net, net, images, labels)
 
     applied: list[Plan | None] = [None]

@@ -10,6 +10,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TRAIN = "deepres/train.py"
+QUICKSTART = "configs/quickstart.yaml"
+SMALL = (
+    "data.name=synthetic", "data.image_size=8", "data.num_images=64", "model.depth=11", "train.epochs=1",
+    "train.global_batch_size=8", "log.every=2", "log.plots=false",
+)  # fmt: skip
+NO_PLAN = "recompute.segments=none"
+PLAIN = ("engine.name=plain", "engine.zero_stage=0", NO_PLAN)
 
 
 def environment(**variables: str) -> dict[str, str]:

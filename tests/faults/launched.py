@@ -12,9 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.forks import RUN
-from tests.processes import ROOT, environment, free_port
-
-TRAIN = "deepres/train.py"
+from tests.processes import ROOT, TRAIN, environment, free_port
 
 
 def start(launcher: str, run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:

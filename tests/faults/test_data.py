@@ -27,7 +27,7 @@ from tests.faults.forks import RUN
 from tests.faults.launched import end_all, output_of, processes_of, start, wait_for
 from tests.faults.test_damage import Canary
 from tests.faults.test_disk import needs_mount
-from tests.processes import ROOT, environment, metrics
+from tests.processes import ROOT, TRAIN, environment, metrics
 
 COLOURS = {"a": (200, 20, 30), "b": (30, 20, 200)}
 
@@ -158,7 +158,7 @@ def test_full_shared_memory_is_one_error(folder, tmp_path, table):
     more = ("data.num_workers=2", "data.max_bad_images=8", "train.epochs=1", "data.image_size=64")
     command = [
         sys.executable,
-        "deepres/train.py",
+        TRAIN,
         *RUN,
         f"train.run_dir={tmp_path / 'run'}",
         *on_images(folder, *more),

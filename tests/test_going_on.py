@@ -1,0 +1,127 @@
+"""A run's folder that is trained in again: what goes on, what is refused, what is kept."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deepres.exit_status import ExitStatus
+from deepres.train import main
+from deepres.trainer import Trainer
+from tests.processes import (
+    PLAIN,
+    QUICKSTART,
+    SMALL,
+    metrics,
+)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):
+    before = json.dumps({"kind": "summary"}) + "\n"
+    Path(tmp_path / "metrics.jsonl").write_text(before, encoding="utf-8")
+    assert main(["--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path}"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resuming_it(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2", "train.save_every=null", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a finished run and no checkpoint to go on from" in error
+    assert "train.overwrite=true replaces it" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = ("train.resume=never", "train.overwrite=true", "train.max_steps=1")
+    assert main(["--config", QUICKSTART, *arguments, *again]) == 0
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+def test_a_run_cannot_end_before_the_checkpoint_that_it_goes_on_from_but_with_it(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, "train.save_every=3 steps", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=4"]) == 0
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    resumed = (*arguments, "train.resume=auto")
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *resumed, "train.max_steps=2"]) == 2
+    error = capsys.readouterr().err
+    assert "step-00000003 is of step 3, and train.max_steps and train.epochs end the run at step 2" in error
+    assert error.count("\n") == 1
+    assert len(metrics(tmp_path, "train")) == 2
+    assert main(["--config", QUICKSTART, *resumed, "train.max_steps=3"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [3]
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 3
+
+
+def _killed_before_its_next_step(monkeypatch, *arguments: str) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_run_step", die)
+        with pytest.raises(SystemExit):
+            main(["--config", QUICKSTART, *arguments])
+
+
+def test_a_branch_of_a_run_that_is_killed_before_its_first_step_goes_on_from_where_it_began(
+    tmp_path, capsys, monkeypatch
+):
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2")
+    assert main(["--config", QUICKSTART, *arguments, f"train.run_dir={tmp_path / 'base'}"]) == 0
+    branch = (*arguments, "train.max_steps=4", f"train.run_dir={tmp_path / 'branch'}")
+    _killed_before_its_next_step(monkeypatch, *branch, f"train.resume={tmp_path / 'base'}")
+    assert main(["--config", QUICKSTART, *branch, "train.resume=auto"]) == 0
+    assert "step-00000002" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "branch", "train")] == [4]
+
+
+def test_a_finished_run_that_is_lengthened_has_no_weights_until_its_new_end(tmp_path, monkeypatch):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    assert (tmp_path / "model.safetensors").exists()
+    longer = (*arguments, "train.resume=auto", "train.max_steps=4")
+    _killed_before_its_next_step(monkeypatch, *longer)
+    assert not [name for name in ("model.safetensors", "finished.json") if (tmp_path / name).exists()]
+    assert main(["--config", QUICKSTART, *longer]) == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_an_evaluation_that_is_stopped_again_and_again_is_made_in_the_end(tmp_path, monkeypatch):
+    evaluate, told = Trainer._evaluate, list[int]()
+
+    def stop(trainer: Trainer) -> None:
+        told.append(trainer._step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(trainer)
+
+    arguments = (*SMALL, *PLAIN, "train.max_steps=null", "train.epochs=2", f"train.run_dir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", stop)
+        for resume in ("never", "auto", "auto"):
+            assert main(["--config", QUICKSTART, *arguments, f"train.resume={resume}"]) == ExitStatus.STOPPED
+    assert len(told) == 3
+    assert len(set(told)) == 1
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [told[0], 2 * told[0]]
+
+
+def test_a_run_whose_test_images_cannot_be_read_may_be_resumed_at_its_end(tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in "ab":
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / label / "0.png")
+    for path in (tmp_path / "images" / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    data = ("data.name=image_folder", f"data.root={tmp_path / 'images'}", "data.num_images=null")
+    sizes = ("data.max_bad_images=9", "train.global_batch_size=2", f"train.run_dir={tmp_path / 'run'}")
+    for resume in ("never", "auto"):
+        arguments = (*SMALL, *PLAIN, *data, *sizes, f"train.resume={resume}")
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        assert "test accuracy nan %" in capsys.readouterr().out
+    assert [row["num_images"] for row in metrics(tmp_path / "run", "test")] == [0]

@@ -1,0 +1,197 @@
+"""What a run is asked for: plans, budgets and micro batches that it keeps, and what is refused before it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from deepres.models import build_resnet
+from deepres.recompute import Plan, keep_all_plan
+from deepres.train import main
+from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
+
+
+def _one_step(run_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:
+    """The plan and the summary of a run of one step."""
+    arguments = (
+        *SMALL,
+        *PLAIN,
+        "model.depth=83",
+        "train.max_steps=1",
+        *overrides,
+        f"train.run_dir={run_dir}",
+    )
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    return {kind: metrics(run_dir, kind)[0] for kind in ("plan", "summary")}
+
+
+def test_segments_are_told_and_save_memory(tmp_path):
+    peaks = {}
+    for segments in ("none", "sqrt"):
+        run_dir = tmp_path / segments
+        overrides = ("model.depth=83", "train.max_steps=1", "engine.name=plain", "engine.zero_stage=0")
+        overrides += ("train.deterministic=false",)
+        arguments = (*SMALL, *overrides, f"recompute.segments={segments}", f"train.run_dir={run_dir}")
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        (peaks[segments],) = metrics(run_dir, "summary")
+    assert peaks["sqrt"]["activation_peak_bytes"] < 0.5 * peaks["none"]["activation_peak_bytes"]
+    assert peaks["none"]["recompute_share"] == 0
+    assert 0.1 < peaks["sqrt"]["recompute_share"] < 0.35  # a forward of 21 of 27 units, as measured
+
+
+def test_a_plan_file_that_is_not_for_this_net_or_not_whole_is_refused(tmp_path, capsys):
+    whole, newer, cut = (tmp_path / name for name in ("whole.json", "newer.json", "cut.json"))
+    keep_all_plan(333).save(whole)
+    newer.write_text(whole.read_text().replace('"version":1', '"version":2'))
+    cut.write_text(whole.read_text()[:100])
+    for path, message in {
+        whole: "this plan is for 333 units, the chain has 9",
+        newer: "has version 2, and this deepres reads up to 1",
+        cut: "not a complete JSON document",
+        tmp_path / "none.json": "cannot be read: No such file or directory",
+    }.items():
+        overrides = (f"recompute.plan={path}", f"train.run_dir={tmp_path / 'run'}")
+        assert main(["--config", QUICKSTART, *PLAIN, *overrides]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_is_kept_and_predicted(tmp_path, capsys):
+    rows = _one_step(tmp_path / "a", "recompute.budget=3MiB")
+    assert rows["plan"]["budget_bytes"] == 3 * 2**20
+    assert rows["summary"]["activation_peak_bytes"] <= 3 * 2**20 * 1.01
+    assert rows["summary"]["activation_peak_bytes"] == pytest.approx(
+        rows["plan"]["predicted_peak_bytes"], rel=0.02
+    )
+    assert rows["plan"]["num_segments"] > 0
+    told = capsys.readouterr().out
+    assert "plan for micro batch 8: budget 3.00 MiB, predicted peak of activations " in told
+    assert "% extra time predicted" in told
+    plan = Plan.load(tmp_path / "a" / "plan.json")
+    assert plan.num_segments == rows["plan"]["num_segments"]
+    again = _one_step(tmp_path / "b", f"recompute.plan={tmp_path / 'a' / 'plan.json'}")
+    assert again["summary"]["activation_peak_bytes"] == rows["summary"]["activation_peak_bytes"]
+
+
+def test_device_memory_is_for_the_whole_run(tmp_path):
+    rows = _one_step(tmp_path / "a", "recompute.device_memory=25MiB")
+    assert rows["plan"]["predicted_total_bytes"] <= 25 * 2**20
+    beside = rows["plan"]["predicted_total_bytes"] - rows["plan"]["predicted_peak_bytes"]
+    num_parameters = sum(p.numel() for p in build_resnet(83).parameters())
+    assert beside > 3 * 4 * num_parameters  # parameters, gradients and momentum, and the batch
+    assert rows["plan"]["budget_bytes"] == 25 * 2**20 - beside
+    free = _one_step(tmp_path / "b", "recompute.device_memory=auto")
+    assert free["plan"]["num_segments"] == 0
+
+
+def test_an_automatic_micro_batch_is_the_largest_that_fits_and_accumulation_keeps_the_global_batch(tmp_path):
+    rows = _one_step(
+        tmp_path / "a",
+        "recompute.budget=2.5MiB",
+        "train.micro_batch_size=auto",
+        "train.global_batch_size=16",
+        "recompute.max_extra=10",
+    )
+    assert rows["plan"]["micro_batch_size"] == 16
+    assert rows["plan"]["micro_batch_size"] * rows["plan"]["accumulation"] == 16
+    tight = _one_step(
+        tmp_path / "b",
+        "recompute.budget=0.7MiB",
+        "train.micro_batch_size=auto",
+        "train.global_batch_size=16",
+        "recompute.max_extra=10",
+    )
+    assert tight["plan"]["micro_batch_size"] < rows["plan"]["micro_batch_size"]
+    assert tight["plan"]["micro_batch_size"] * tight["plan"]["accumulation"] == 16
+
+
+@pytest.mark.multi_process
+def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path, forked):
+    for name, overrides in {"kept": (), "planned": ("recompute.budget=600KiB",)}.items():
+        forked.train(
+            *(tmp_path, "--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path / name}"),
+            *(
+                "engine.zero_stage=3",
+                "recompute.segments=none",
+                "model.depth=83",
+                "train.max_steps=2",
+                *overrides,
+            ),
+            num_processes=2,
+        )
+    (row,) = metrics(tmp_path / "planned", "plan")
+    assert row["num_segments"] > 0
+    kept, planned = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "planned"))
+    assert all(torch.equal(kept[name], planned[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.deph=20"], "unknown key model.deph; did you mean model.depth?"),
+        (
+            ["model.depth=1000"],
+            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
+        ),
+        (["train.micro_batch_size=3"], "train.micro_batch_size 3 does not divide; it may be 1, 2, 4, 8"),
+        (["precision.compute=fp16"], "precision.compute fp16 needs a GPU"),
+        (["recompute.segments=0"], "recompute.segments must be 'none' or 'sqrt'"),
+        (["recompute.segments=none", "recompute.budget=lots"], "expected a positive size such as"),
+        (["recompute.segments=none", "recompute.budget=-1"], "expected a positive size such as"),
+        (
+            ["recompute.segments=none", "recompute.budget=8e9", "recompute.device_memory=auto"],
+            "give one of segments",
+        ),
+        (
+            ["recompute.segments=none", "recompute.budget=1MiB"],
+            "recompute.budget 1.00 MiB is too small: the smallest that any plan needs for a micro batch of 8",
+        ),
+        (
+            ["recompute.segments=none", "recompute.budget=7MiB"],
+            "the largest micro batch that fits is train.micro",
+        ),
+        (
+            ["recompute.segments=none", "recompute.device_memory=9MiB"],
+            "recompute.device_memory 9.00 MiB leaves 0 B for activations beside",
+        ),
+        (["train.micro_batch_size=auto"], "needs recompute.device_memory or recompute.budget"),
+        (["recompute.segments=10"], "segments must be between 1 and the 9 units of this model, got 10"),
+        (["model.num_classes=11"], "model.num_classes is 11, but digits has 10 classes"),
+        (["data.name=cifar10", "data.root=/nowhere"], "no CIFAR-10 at /nowhere"),
+        (["data.name=imagenet", "data.root=/nowhere"], "no image folder at /nowhere"),
+        (["train.global_batch_size=4096"], "4096"),
+        (["data.name=digits", "data.augmentation=scale"], "scale"),
+        (
+            ["engine.name=plain", "engine.zero_stage=0", "engine.device=cpu", "engine.cuda_graphs=true"],
+            "engine.cuda_graphs needs one process on a GPU, got 1",
+        ),
+        pytest.param(
+            ["engine.device=cuda"],
+            "engine.device is cuda, but this host has no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line_before_anything_starts(tmp_path, capsys, overrides, message):
+    run_dir = tmp_path / "run"
+    config = ["--config", QUICKSTART, "train.global_batch_size=8", f"train.run_dir={run_dir}"]
+    assert main([*config, *overrides]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not dist.is_initialized()
+    assert not run_dir.exists()
+
+
+def test_two_processes_need_two_gpus(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--config", QUICKSTART]) == 2
+    assert "2 processes on this host need a GPU each, there are 1" in capsys.readouterr().err

@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"plan": NESTED, "dtype": torch.bfloat16},
     "gradients that are views of buckets": {"plan": NESTED, "ddp": {"gradient_as_bucket_view": True}},
     "buffers of the first process": {"plan": NESTED, "ddp": {"broadcast_buffers": True}},
+    "a static graph": {"plan": NESTED, "ddp": {"static_graph": True}},
     "accumulated gradients": {"plan": NESTED, "num_micro_batches": 3},
     "a frozen prefix": {"plan": uniform_plan(9, 2), "num_frozen": 3},
     "units without stem and head": {"plan": NESTED, "only_units": True},
@@ -85,12 +86,12 @@ def _refusals() -> list[str]:
     """What DDP would average before it is complete, under a plan."""
     torch.manual_seed(0)
     linear, messages = nn.Linear(6, 6), []
-    for shares in (True, False):
+    for shares, finds_unused in ((True, False), (False, False), (False, True)):
         units = nn.Sequential(
             *[nn.Sequential(linear if shares else nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
         )
         apply_plan(units, per_unit_plan(4))
-        parallel = DistributedDataParallel(units)
+        parallel = DistributedDataParallel(units, find_unused_parameters=finds_unused)
         try:
             (parallel(torch.randn(3, 6)).sum() + parallel(torch.randn(3, 6)).sum()).backward()
         except RuntimeError as error:
@@ -133,11 +134,12 @@ def test_data_parallel_training_under_a_plan_has_the_bits_of_training_without(pr
 
 def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(processes):
     for found in processes:
-        shared, twice = found["refusals"]
+        shared, twice, unused = found["refusals"]
         assert "under a plan and DistributedDataParallel, units must not share parameters" in shared
         assert (
             "each forward pass needs a backward pass of its own (all but the last under no_sync())" in twice
         )
+        assert "DistributedDataParallel cannot find unused parameters" in unused
 
 
 if __name__ == "__main__":

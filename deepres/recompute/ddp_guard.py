@@ -18,6 +18,10 @@ class DdpGuard:
     def __init__(self) -> None:
         self._last_task: int | None = None
 
+    def __getstate__(self) -> dict[str, None]:
+        """Another process, which a saved model may come to, numbers its backward passes anew."""
+        return {"_last_task": None}
+
     @staticmethod
     def is_under_ddp() -> bool:
         """Whether this is the forward pass of a module that DDP wraps."""

@@ -1,6 +1,7 @@
 """Plans under DistributedDataParallel, in two processes: the same bits as without, in each of them."""
 
 import contextlib
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepres import apply_plan, build_resnet
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
+from deepres.recompute.ddp_guard import DdpGuard
 from tests.processes import torchrun
 
 pytestmark = pytest.mark.multi_process
@@ -140,6 +142,33 @@ def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(p
             "each forward pass needs a backward pass of its own (all but the last under no_sync())" in twice
         )
         assert "DistributedDataParallel cannot find unused parameters" in unused
+
+
+class _Checked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, guard: DdpGuard) -> Tensor:
+        ctx.guard = guard
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.guard.check_backward()
+        return grads[0], None
+
+
+def test_a_saved_model_does_not_take_another_process_s_backward_pass_for_its_last():
+    """Backward passes are numbered in each process anew."""
+    guard = DdpGuard()
+    x = torch.ones(1, requires_grad=True)
+    y = _Checked.apply(x, guard)
+
+    def check_loaded(_: Tensor) -> None:
+        pickle.loads(pickle.dumps(guard)).check_backward()  # in a pass of the number of the last one
+        with pytest.raises(RuntimeError, match="each forward pass needs a backward pass of its own"):
+            guard.check_backward()
+
+    x.register_hook(check_loaded)
+    y.backward()
 
 
 if __name__ == "__main__":

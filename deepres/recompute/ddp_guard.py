@@ -18,6 +18,10 @@ class DdpGuard:
     def __init__(self) -> None:
         self._last_task: int | None = None
 
+    def __getstate__(self) -> dict[str, None]:
+        """Another process, which a saved model may come to, numbers its backward passes anew."""
+        return {"_last_task": None}
+
     @staticmethod
     def is_under_ddp() -> bool:
         """Whether this is the forward pass of a module that DDP wraps."""
@@ -27,8 +31,16 @@ class DdpGuard:
         """Called in the forward pass.
 
         Raises:
-            RuntimeError: units share parameters.
+            RuntimeError: units share parameters, or DDP looks for unused ones.
         """
+        ddp = DistributedDataParallel._active_ddp_module
+        assert ddp is not None
+        if ddp.find_unused_parameters and not ddp.static_graph:
+            raise RuntimeError(
+                "under a plan DistributedDataParallel cannot find unused parameters, as those of all units would seem "
+                "to be: give it static_graph=True instead of find_unused_parameters=True, or take the plan off with "
+                "deepres.apply_plan(model, None)"
+            )
         if states.share_parameters:
             raise RuntimeError(
                 "under a plan and DistributedDataParallel, units must not share parameters: their gradients would be "

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class State(NamedTuple):
-    """At one moment, of each parameter in turn and of each unit.
+    """At one moment, of each parameter and of each module in turn.
 
     Args:
         parameters: the parameters themselves, so that none of them can be taken for a later one.
         versions: how often each was changed in place.
         are_trained: whether each requires a gradient.
-        modes: whether each unit is in training.
+        modes: whether each module is in training.
     """
 
     parameters: Sequence[Tensor | None]
@@ -34,11 +34,9 @@ class UnitStates:
 
     def __init__(self, units: Sequence[nn.Module]) -> None:
         self.units = list(units)
+        self._modules = [(module, i) for i, unit in enumerate(units) for module in unit.modules()]
         self._places = [
-            (module._parameters, name, i)
-            for i, unit in enumerate(units)
-            for module in unit.modules()
-            for name in module._parameters
+            (module._parameters, name, i) for module, i in self._modules for name in module._parameters
         ]
 
     @property
@@ -58,7 +56,7 @@ class UnitStates:
             parameters,
             [0 if p is None else _version(p) for p in parameters],
             [p is not None and p.requires_grad for p in parameters],
-            [unit.training for unit in self.units],
+            [module.training for module, _ in self._modules],
         )
 
     def need_grad(self, needs_grad: bool) -> list[bool]:
@@ -69,8 +67,9 @@ class UnitStates:
             if p is not None and p.requires_grad:
                 are_trained[i] = True
         needs = [needs_grad]
-        for is_trained in are_trained:
-            needs.append(needs[-1] or is_trained)
+        for unit, is_trained in zip(self.units, are_trained, strict=True):
+            # Units that seem to be frozen, which a backward pass leaves out, may have been given new modules.
+            needs.append(needs[-1] or is_trained or any(p.requires_grad for p in unit.parameters()))
         return needs
 
     def check_same(self, then: State) -> None:
@@ -82,10 +81,11 @@ class UnitStates:
         now = self.read()
         if all(map(operator.is_, now.parameters, then.parameters)) and now[1:] == then[1:]:
             return
-        for i, (was_training, is_training) in enumerate(zip(then.modes, now.modes, strict=True)):
-            if was_training != is_training:
-                change = "put into training" if is_training else "put into evaluation"
-                raise _changed(f"unit {i} ({type(self.units[i]).__name__}) was {change} mode")
+        for k, (module, i) in enumerate(self._modules):
+            if then.modes[k] != now.modes[k]:
+                unit = f"unit {i} ({type(self.units[i]).__name__})"
+                what = unit if module is self.units[i] else f"{type(module).__name__} in {unit}"
+                raise _changed(f"{what} was put into {'training' if now.modes[k] else 'evaluation'} mode")
         for k, (_, name, i) in enumerate(self._places):
             if then.parameters[k] is not now.parameters[k] or then.versions[k] != now.versions[k]:
                 raise _changed(f"parameter {name!r} of unit {i} ({type(self.units[i]).__name__}) was changed")

@@ -1,6 +1,7 @@
 """Plans under DistributedDataParallel, in two processes: the same bits as without, in each of them."""
 
 import contextlib
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepres import apply_plan, build_resnet
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
+from deepres.recompute.ddp_guard import DdpGuard
 from tests.processes import torchrun
 
 pytestmark = pytest.mark.multi_process
@@ -32,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"plan": NESTED, "dtype": torch.bfloat16},
     "gradients that are views of buckets": {"plan": NESTED, "ddp": {"gradient_as_bucket_view": True}},
     "buffers of the first process": {"plan": NESTED, "ddp": {"broadcast_buffers": True}},
+    "a static graph": {"plan": NESTED, "ddp": {"static_graph": True}},
     "accumulated gradients": {"plan": NESTED, "num_micro_batches": 3},
     "a frozen prefix": {"plan": uniform_plan(9, 2), "num_frozen": 3},
     "units without stem and head": {"plan": NESTED, "only_units": True},
@@ -85,12 +88,12 @@ def _refusals() -> list[str]:
     """What DDP would average before it is complete, under a plan."""
     torch.manual_seed(0)
     linear, messages = nn.Linear(6, 6), []
-    for shares in (True, False):
+    for shares, finds_unused in ((True, False), (False, False), (False, True)):
         units = nn.Sequential(
             *[nn.Sequential(linear if shares else nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
         )
         apply_plan(units, per_unit_plan(4))
-        parallel = DistributedDataParallel(units)
+        parallel = DistributedDataParallel(units, find_unused_parameters=finds_unused)
         try:
             (parallel(torch.randn(3, 6)).sum() + parallel(torch.randn(3, 6)).sum()).backward()
         except RuntimeError as error:
@@ -133,11 +136,39 @@ def test_data_parallel_training_under_a_plan_has_the_bits_of_training_without(pr
 
 def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(processes):
     for found in processes:
-        shared, twice = found["refusals"]
+        shared, twice, unused = found["refusals"]
         assert "under a plan and DistributedDataParallel, units must not share parameters" in shared
         assert (
             "each forward pass needs a backward pass of its own (all but the last under no_sync())" in twice
         )
+        assert "DistributedDataParallel cannot find unused parameters" in unused
+
+
+class _Checked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, guard: DdpGuard) -> Tensor:
+        ctx.guard = guard
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.guard.check_backward()
+        return grads[0], None
+
+
+def test_a_saved_model_does_not_take_another_process_s_backward_pass_for_its_last():
+    """Backward passes are numbered in each process anew."""
+    guard = DdpGuard()
+    x = torch.ones(1, requires_grad=True)
+    y = _Checked.apply(x, guard)
+
+    def check_loaded(_: Tensor) -> None:
+        pickle.loads(pickle.dumps(guard)).check_backward()  # in a pass of the number of the last one
+        with pytest.raises(RuntimeError, match="each forward pass needs a backward pass of its own"):
+            guard.check_backward()
+
+    x.register_hook(check_loaded)
+    y.backward()
 
 
 if __name__ == "__main__":

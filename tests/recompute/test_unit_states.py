@@ -11,7 +11,7 @@ from torch import nn
 
 from deepres import apply_plan
 from deepres.recompute import Plan, per_unit_plan
-from tests.recompute.exactness import assert_exact, cross_entropy, small_net
+from tests.recompute.exactness import assert_exact, assert_same_bits, cross_entropy, small_net
 
 ADVICE = "do so after the backward pass, or take the plan off"
 
@@ -28,6 +28,10 @@ def _replace(net: nn.Module) -> None:
 CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "evaluation mode": (lambda net: net.eval(), r"^unit 0 \(ResidualUnit\) was put into evaluation mode"),
     "one unit's mode": (lambda net: net.units[3].eval(), r"^unit 3 \(ResidualUnit\) was put into evaluation"),
+    "one layer's mode": (
+        lambda net: net.units[3].norms[1].eval(),
+        r"^BatchNorm2d in unit 3 \(ResidualUnit\) was put into evaluation mode",
+    ),
     "in place": (_clamp, r"^parameter 'weight' of unit 4 \(ResidualUnit\) was changed"),
     "replaced": (_replace, r"^parameter 'weight' of unit 4 \(ResidualUnit\) was changed"),
     "frozen": (
@@ -124,3 +128,19 @@ def test_a_unit_may_be_replaced_by_another_but_not_added_or_taken_away():
         RuntimeError, match=r"^the plan of this model is for 4 units, but now it has 3: make a new"
     ):
         net(x)
+
+
+@pytest.mark.parametrize("segments", [((0, 3),), ((0, 2), (2, 3)), ((2, 3),)])
+def test_layers_that_are_put_into_frozen_units_under_a_plan_are_trained(segments):
+    def gradients(plan: Plan | None) -> list[torch.Tensor | None]:
+        torch.manual_seed(0)
+        net = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)])
+        net[:3].requires_grad_(False)
+        apply_plan(net, plan)
+        net[1][0] = nn.Sequential(net[1][0], nn.Linear(6, 6))
+        net(torch.randn(2, 6)).square().sum().backward()
+        return [p.grad for p in net.parameters()]
+
+    found = gradients(Plan(4, segments, ("all",) * 4))
+    assert [gradient is not None for gradient in found] == [False] * 4 + [True] * 2 + [False] * 2 + [True] * 2
+    assert_same_bits(found, gradients(None))

@@ -43,7 +43,7 @@ def batch_sizes(train: TrainConfig, world_size: int) -> BatchSizes:
         name = "micro_batch_size" if micro is not None else "accumulation"
         raise ConfigError(
             f"{what} over {world_size} processes is {share} images each, which train.{name} {given} does not "
-            f"divide; it may be {listed(_nearest_divisors(share, given))}"
+            f"divide; nearest: {listed(_nearest_divisors(share, given))}"
         )
     if micro is not None and accumulation is not None and micro * accumulation != share:
         raise ConfigError(

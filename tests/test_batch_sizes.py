@@ -37,9 +37,9 @@ def test_one_alone_means_no_accumulation():
         (
             1,
             {"global_batch_size": 63, "micro_batch_size": 2},
-            r"micro_batch_size 2 does not divide; it may be 1, 3, 7, 9",
+            r"micro_batch_size 2 does not divide; nearest: 1, 3, 7, 9",
         ),
-        (2, {"global_batch_size": 64, "accumulation": 5}, r"accumulation 5 does not divide; it may be"),
+        (2, {"global_batch_size": 64, "accumulation": 5}, r"accumulation 5 does not divide; nearest:"),
         (
             2,
             {"global_batch_size": 64, "micro_batch_size": 8, "accumulation": 3},

@@ -138,7 +138,7 @@ def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path, forked
             ["model.depth=1000"],
             "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
         ),
-        (["train.micro_batch_size=3"], "train.micro_batch_size 3 does not divide; it may be 1, 2, 4, 8"),
+        (["train.micro_batch_size=3"], "train.micro_batch_size 3 does not divide; nearest: 1, 2, 4, 8"),
         (["precision.compute=fp16"], "precision.compute fp16 needs a GPU"),
         (["recompute.segments=0"], "recompute.segments must be 'none' or 'sqrt'"),
         (["recompute.segments=none", "recompute.budget=lots"], "expected a positive size such as"),

@@ -12,12 +12,7 @@ from PIL import Image
 from deepres.exit_status import ExitStatus
 from deepres.train import main
 from deepres.trainer import Trainer
-from tests.processes import (
-    PLAIN,
-    QUICKSTART,
-    SMALL,
-    metrics,
-)
+from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(tmp_path, capsys):

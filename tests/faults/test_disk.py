@@ -14,7 +14,7 @@ import pytest
 from deepres.resuming import newest_checkpoint, read_checkpoint
 from deepres.saving import checkpoints_in
 from tests.faults.forks import RUN
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, TRAIN, environment
 
 CAN_MOUNT = subprocess.run(
     ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False
@@ -22,7 +22,7 @@ CAN_MOUNT = subprocess.run(
 needs_mount = pytest.mark.skipif(not CAN_MOUNT, reason="mounting a file system needs privileges")
 
 
-def train(run_dir, *overrides, mount=None, then="", script="deepres/train.py"):
+def train(run_dir, *overrides, mount=None, then="", script=TRAIN):
     """Train in a name space of mounts of its own, with the folder's file system as `mount` makes it."""
     steps = f"""
         set -e
@@ -44,7 +44,7 @@ def train(run_dir, *overrides, mount=None, then="", script="deepres/train.py"):
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param("deepres/train.py", id="before", marks=pytest.mark.slow),
+        pytest.param(TRAIN, id="before", marks=pytest.mark.slow),
         pytest.param("tests/faults/filling_disk.py", id="during"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_tells_path_and_bytes(tmp_path
     """Too full for a second checkpoint: before it is begun, and from the middle of it on."""
     disk, saved = tmp_path / "disk", tmp_path / "saved"
     disk.mkdir()
-    size_kib = 1650 if script == "deepres/train.py" else 2600
+    size_kib = 1650 if script == TRAIN else 2600
     mount = f"mount -t tmpfs -o size={size_kib}k tmpfs {disk}"
     done = train(disk / "run", mount=mount, then=f"cp -r {disk}/run {saved}", script=script)
     (path,) = checkpoints_in(saved / "checkpoints")

@@ -144,29 +144,21 @@ def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(p
         assert "DistributedDataParallel cannot find unused parameters" in unused
 
 
-class _Checked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, guard: DdpGuard) -> Tensor:
-        ctx.guard = guard
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        ctx.guard.check_backward()
-        return grads[0], None
-
-
 def test_a_saved_model_does_not_take_another_process_s_backward_pass_for_its_last():
     """Backward passes are numbered in each process anew."""
     guard = DdpGuard()
     x = torch.ones(1, requires_grad=True)
-    y = _Checked.apply(x, guard)
+    y = x.clone()
+
+    def check(_: Tensor) -> None:
+        guard.check_backward()
 
     def check_loaded(_: Tensor) -> None:
         pickle.loads(pickle.dumps(guard)).check_backward()  # in a pass of the number of the last one
         with pytest.raises(RuntimeError, match="each forward pass needs a backward pass of its own"):
             guard.check_backward()
 
+    y.register_hook(check)
     x.register_hook(check_loaded)
     y.backward()
 

@@ -213,8 +213,8 @@ def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[],
     """What computes ReLU(norm(x)) again from the statistics in `memo`, even where parameters were released."""
     assert isinstance(norm, BatchNorm2d)
     mean, invstd = memo[norm]
-    x, scale, bias = x.detach(), invstd * norm.weight.detach(), norm.bias.detach()
-    return lambda: torch.relu_(normalise(x, scale, bias, mean))
+    x, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
+    return lambda: torch.relu_(normalise(x, weight, bias, mean, invstd))
 
 
 def _prefixes_to(step: str, order: str) -> Iterator[str]:

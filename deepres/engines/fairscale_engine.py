@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,10 +46,8 @@ class FairscaleEngine(Engine):
             self.module, self._optimizer, broadcast_buffers=False, reduce_buffer_size=num_elements
         )
 
-    @contextmanager
-    def _accumulating(self, *, is_last: bool) -> Iterator[None]:
-        with nullcontext() if is_last else self.module.no_sync():  # type: ignore[operator]  # the wrapper's
-            yield
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if is_last else self.module.no_sync()  # type: ignore[operator]  # the wrapper's
 
     def _clip(self, norm: float) -> None:
         self._optimizer.clip_grad_norm(norm)

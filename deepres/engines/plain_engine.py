@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,10 @@ class PlainEngine(Engine):
                     bucket_cap_mb=config.engine.bucket_mb,
                 )
 
-    @contextmanager
-    def _accumulating(self, *, is_last: bool) -> Iterator[None]:
-        ddp = isinstance(self.module, DistributedDataParallel) and not is_last
-        with self.module.no_sync() if ddp else nullcontext():  # type: ignore[operator]  # it is DDP's
-            yield
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        if is_last or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return self.module.no_sync()
 
     def run_eagerly(self) -> None:
         """See `Engine`."""

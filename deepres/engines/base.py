@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -57,8 +56,11 @@ class NonFiniteError(ArithmeticError):
 MAX_SKIPPED_STEPS = 20
 """Steps in a row that fp16's loss scaler may skip, each with half the scale of the one before."""
 
+MOMENTUM = "momentum_buffer"
+"""What `torch.optim.SGD` calls it."""
 
-class Engine(ABC):
+
+class Engine:
     """One way to run the training steps of a net across processes.
 
     The loss of a step is the cross entropy summed over the images of the global batch and divided by its
@@ -256,11 +258,12 @@ class Engine(ABC):
         """Make room for what `_set_momentum` is to set."""
         return
 
-    @abstractmethod
-    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor: ...
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+        momentum: Tensor = self._optimizer.state[parameter][MOMENTUM]
+        return momentum
 
-    @abstractmethod
-    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None: ...
+    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        self._optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(whole).detach()
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
-from deepres.engines.base import Engine
+from deepres.engines.base import MOMENTUM, Engine
 from deepres.memory.states import bucket_elements
 from deepres.optim import sgd_settings
 
@@ -58,7 +58,7 @@ class FairscaleEngine(Engine):
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
         owner = self._owners[parameter]
         if owner == self.process.rank:
-            momentum: Tensor = self._optimizer.optim.state[parameter]["momentum_buffer"]
+            momentum: Tensor = self._optimizer.optim.state[parameter][MOMENTUM]
         else:
             momentum = torch.empty_like(parameter)
         if self.process.world_size > 1:
@@ -68,4 +68,4 @@ class FairscaleEngine(Engine):
     def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
         if self._owners[parameter] == self.process.rank:
             momentum = torch.empty_like(parameter).copy_(whole).detach()
-            self._optimizer.optim.state[parameter]["momentum_buffer"] = momentum
+            self._optimizer.optim.state[parameter][MOMENTUM] = momentum

@@ -64,12 +64,3 @@ class PlainEngine(Engine):
             super()._forget_gradients()
         else:  # the recorded pass adds to the gradients where they are
             torch._foreach_zero_(self._gradients())
-
-    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
-        momentum: Tensor = self._optimizer.state[parameter]["momentum_buffer"]
-        return momentum
-
-    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        self._optimizer.state[parameter]["momentum_buffer"] = (
-            torch.empty_like(parameter).copy_(whole).detach()
-        )

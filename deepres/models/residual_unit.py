@@ -138,6 +138,12 @@ class ResidualUnit(nn.Module):
                 ReLU make of them is replayed). The result and its gradients are the same, bit for bit.
             memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
                 batch norms put their statistics there, and find them there (see `BatchNorm2d`).
+
+        Returns:
+            x_{l+1}: (N, out_channels, H / stride, W / stride), rounded up.
+
+        Raises:
+            ValueError: there is no such retention, or batch norm would see one value a channel.
         """
         if self.code is not None and self.code.fits(self):
             return self.code(self, x, memo)

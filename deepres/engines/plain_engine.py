@@ -42,7 +42,7 @@ class PlainEngine(Engine):
                     self.module,
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
-                    bucket_cap_mb=config.engine.bucket_mb,
+                    bucket_cap_mb=config.engine.bucket_mb * 1e6 / 2**20,  # it means MiB
                 )
 
     def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deepres.palette import BLUE, VERMILION
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # apart for colour-blind readers, and in grey
 
 
 def plot_curves(metrics: Path, picture: Path) -> bool:
@@ -48,7 +48,7 @@ def curves_figure(metrics: Path) -> Figure | None:
         (loss_axes, "loss", 1.0, "cross entropy"),
         (error_axes, "top1", 100.0, "top-1 error (%)"),
     ):
-        for series, colour, style, who in ((trains, _BLUE, "-", "training"), (tests, _ORANGE, "o-", "test")):
+        for series, colour, style, who in ((trains, BLUE, "-", "training"), (tests, VERMILION, "o-", "test")):
             known = [row for row in series if row[name] is not None]
             values = [scale * (row[name] if name == "loss" else 1 - row[name]) for row in known]
             axes.plot([row["epoch"] for row in known], values, style, color=colour, label=who, markersize=4)
@@ -58,7 +58,7 @@ def curves_figure(metrics: Path) -> Figure | None:
         axes.grid(visible=True, which="both", alpha=0.25)
     loss_axes.legend(frameon=False)
     final = f"test at the end {100 * (1 - tests[-1]['top1']):.2f} %"
-    error_axes.annotate(final, (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", color=_ORANGE)
+    error_axes.annotate(final, (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", color=VERMILION)
     return figure
 
 

@@ -19,6 +19,7 @@ from deepres.commit import SaveError
 from deepres.distributed import sum_over_processes
 
 IGNORED_LABEL = -100
+"""The label of a row that must not count: `torch.nn.functional.cross_entropy` ignores it by default."""
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,8 +14,15 @@ from deepres.batch_sizes import BatchSizes
 from deepres.distributed import any_process
 from deepres.exit_status import ExitStatus, RunError
 
-# CPU allocators and libraries under PyTorch have no exception of their own for it.
-_MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "could not create a memory object")
+# CPU allocators and libraries under PyTorch have no exception of their own for it. Where no algorithm of cuDNN's got a
+# workspace, PyTorch says that it found none (pytorch#108645).
+_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "could not create a memory object",
+    "unable to find an engine to execute this computation",
+)
 
 Measured = TypeVar("Measured")
 

@@ -20,8 +20,8 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -152,19 +152,14 @@ class SaveSchedule:
         self._since = time.monotonic()
 
 
-def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that training draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:
     device = engine.process.device
+    generators = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(device)
     tensors = {
         f"{rank}/generator/{name}": state
-        for name, own in generator_states(device).items()
+        for name, own in generators.items()
         for rank, state in enumerate(to_first_process(own.to(device)))
     }
     floats = [(name, b) for name, b in engine.net.named_buffers() if b.is_floating_point()]
@@ -255,7 +250,7 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
         SaveError: it cannot be written; checkpoints that were there still are.
     """
     target = folder / f"{PREFIX}{snapshot.step:08d}"
-    tensors = {name: _tensor_writer(content) for name, content in snapshot.tensors.items()}
+    tensors = {name: partial(save_file, content) for name, content in snapshot.tensors.items()}
     documents = {name: _text_writer(text) for name, text in snapshot.documents.items()}
     commit_folder(target, {**tensors, **documents}, snapshot.num_bytes)
     replace_text(folder / LATEST, target.name + "\n")
@@ -277,10 +272,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
         return []
     found = [p for p in folder.iterdir() if p.name.startswith(PREFIX) and p.name[len(PREFIX) :].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
-
-
-def _tensor_writer(tensors: Mapping[str, Tensor]) -> Any:
-    return lambda path: save_file(dict(tensors), path)
 
 
 def _text_writer(text: str) -> Any:

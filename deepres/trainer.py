@@ -143,7 +143,7 @@ class Trainer:
         sizes = self._engine.sizes
         try:
             with UntilOutOfMemory() as attempt:
-                result = self._engine.step(batches.take(sizes.accumulation), learning_rate)
+                sums = self._engine.step(batches.take(sizes.accumulation), learning_rate)
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         if attempt.ran_out:
@@ -153,7 +153,7 @@ class Trainer:
             free_bytes = free_device_bytes(self._process.device)
             when = f"in step {self._step + 1}"
             raise out_of_memory(when, sizes, self._activation_peak_bytes, free_bytes)
-        self._sums += result.sums
+        self._sums += sums
         self._step += 1
         self._is_evaluated = False
         self._rate.count(sizes.micro_size * sizes.accumulation, batches.waited_s())

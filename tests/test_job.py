@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from deepres.job import prepare
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
 from deepres.train import main
@@ -192,3 +193,11 @@ def test_two_processes_need_two_gpus(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert main(["--config", QUICKSTART]) == 2
     assert "2 processes on this host need a GPU each, there are 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["recompute.budget=2GiB", "recompute.device_memory=2GiB"])
+def test_a_run_on_a_gpu_is_prepared_without_asking_the_gpu(monkeypatch, override):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delattr(torch.cuda, "mem_get_info")
+    job = prepare(Path(QUICKSTART), ["engine.device=cuda", "recompute.segments=none", override])
+    assert job.process.device.type == "cuda"

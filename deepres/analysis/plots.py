@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deepres.analysis.propagation import Propagation
+from deepres.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
-# Okabe and Ito's colours, apart for colour-blind readers; styles tell them apart in grey.
-_BLUE = ("#0072B2", "-")
+# Styles tell colours apart in grey.
 _STYLES = (
-    ("#D55E00", "-"), ("#009E73", "--"), ("#E69F00", "-."),
-    ("#CC79A7", "-"), ("#56B4E9", "--"), ("#000000", ":"), ("#666666", "-."),
+    (VERMILION, "-"), (GREEN, "--"), (ORANGE, "-."), (PURPLE, "-"), (SKY, "--"), (BLACK, ":"), (GREY, "-."),
 )  # fmt: skip
 _SIZE, _DPI = (11.0, 5.0), 150
 _FONT = 13
@@ -86,7 +85,7 @@ def _styles(names: Iterable[str]) -> list[tuple[str, str, float]]:
     names = list(names)
     proposed = [name for name in names if name.startswith("identity") or "full_preactivation" in name]
     others = itertools.cycle(_STYLES)
-    return [(*_BLUE, 3.5) if name in (proposed or names)[:1] else (*next(others), 2.0) for name in names]
+    return [(BLUE, "-", 3.5) if name in (proposed or names)[:1] else (*next(others), 2.0) for name in names]
 
 
 def _curve(axes: Axes, values: Sequence[float], colour: str, style: str, name: str, width: float) -> None:

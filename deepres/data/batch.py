@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
-"""The label of a row that must not count: `torch.nn.functional.cross_entropy` ignores it by default."""
+from deepres.metrics import IGNORED_LABEL as IGNORED_LABEL  # whoever reads data has it from here
 
 
 class DataError(ValueError):

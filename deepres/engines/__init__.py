@@ -7,9 +7,9 @@ from torch import nn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
-from deepres.engines.base import Engine, NonFiniteError, StepResult
+from deepres.engines.base import Engine, NonFiniteError
 
-__all__ = ["Engine", "NonFiniteError", "StepResult", "make_engine"]
+__all__ = ["Engine", "NonFiniteError", "make_engine"]
 
 
 def make_engine(net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> Engine:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,21 +14,10 @@ from torch import Tensor, nn
 
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
+from deepres.data import Batch
 from deepres.distributed import Process, any_process, average_over_processes
 from deepres.metrics import answer_sums, summed_loss
 from deepres.models import synchronize_batch_norm
-
-
-class MicroBatch(Protocol):
-    """Images (N, 3, H, W) and their labels (N,), on the engine's device."""
-
-    @property
-    def images(self) -> Tensor:
-        """(N, 3, H, W)."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,); -100 does not count."""
 
 
 class ComputeIn(nn.Module):
@@ -54,17 +41,6 @@ class ComputeIn(nn.Module):
         return logits.float()
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step saw.
-
-    Attributes:
-        sums: this process's `answer_sums` over its micro batches, (4,) float64.
-    """
-
-    sums: Tensor
-
-
 class NonFiniteError(ArithmeticError):
     """A step's loss or gradient was not finite in some process; no process has taken the step.
 
@@ -80,15 +56,18 @@ class NonFiniteError(ArithmeticError):
 MAX_SKIPPED_STEPS = 20
 """Steps in a row that fp16's loss scaler may skip, each with half the scale of the one before."""
 
+MOMENTUM = "momentum_buffer"
+"""What `torch.optim.SGD` calls it."""
 
-class Engine(ABC):
+
+class Engine:
     """One way to run the training steps of a net across processes.
 
     The loss of a step is the cross entropy summed over the images of the global batch and divided by its
     nominal size, however it is cut into processes and micro batches; images with the ignored label add nothing.
 
     Args:
-        net: the net, on the CPU, with parameters that are the same in every process.
+        net: the net, on any device, with parameters that are the same in every process.
         config: the run's configuration.
         process: this process.
         sizes: how the global batch is divided.
@@ -108,8 +87,11 @@ class Engine(ABC):
         self._optimizer: Any = None
         self._scaler: torch.amp.GradScaler | None = None
 
-    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepResult:
+    def step(self, micro_batches: Iterable[Batch], learning_rate: float) -> Tensor:
         """Run one optimizer step over `accumulation` micro batches.
+
+        Returns:
+            This process's `answer_sums` over its micro batches, (4,) float64.
 
         Raises:
             NonFiniteError: in all processes and before any parameter has changed; for gradients in fp16, after
@@ -127,10 +109,10 @@ class Engine(ABC):
         self._has_momentum |= is_updated
         if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
             raise NonFiniteError("gradient")
-        return StepResult(sums)
+        return sums
 
-    def run_passes(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
-        """Forward and backward passes of a step, without its update; its sums, see `StepResult`.
+    def run_passes(self, micro_batches: Iterable[Batch]) -> Tensor:
+        """Forward and backward passes of a step, without its update; its sums, as of `step`.
 
         `micro_batches` is asked for one more than there are, before anything waits for the device.
         """
@@ -218,10 +200,9 @@ class Engine(ABC):
         self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
         return sums
 
-    @contextmanager
-    def _accumulating(self, *, is_last: bool) -> Iterator[None]:  # noqa: ARG002
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:  # noqa: ARG002
         """Around a micro batch; gradients of all but the last may stay in this process."""
-        yield
+        return nullcontext()
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -277,11 +258,12 @@ class Engine(ABC):
         """Make room for what `_set_momentum` is to set."""
         return
 
-    @abstractmethod
-    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor: ...
+    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
+        momentum: Tensor = self._optimizer.state[parameter][MOMENTUM]
+        return momentum
 
-    @abstractmethod
-    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None: ...
+    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        self._optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(whole).detach()
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
-from deepres.engines.base import Engine, on_cpu
+from deepres.engines.base import MOMENTUM, Engine, on_cpu
 from deepres.memory.states import bucket_elements
 from deepres.models import ResidualUnit
 from deepres.optim import sgd
@@ -34,7 +34,6 @@ warnings.filterwarnings(
     "ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
 )
 logger.setLevel(logging.ERROR)
-_MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 # On CPUs it would compile, for a minute and into a cache that processes share, a collective for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -103,31 +102,30 @@ class DeepSpeedEngine(Engine):
             return
         flats = zero.single_partition_of_fp32_groups if stage < 3 else zero.fp32_partitioned_groups_flat
         for flat in flats:
-            zero.optimizer.state[flat][_MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
+            zero.optimizer.state[flat][MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
         if stage < 3:
             # As after ZeRO's first step: parameters learn which part of the flat momentum is theirs.
             zero._lazy_init_hp_params_optimizer_state()
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
         if self.config.engine.zero_stage == 0:
-            momentum: Tensor = self._optimizer.state[parameter][_MOMENTUM]
-        else:
-            momentum = safe_get_full_optimizer_state(parameter, _MOMENTUM)
+            return super()._whole_momentum(parameter)
+        momentum: Tensor = safe_get_full_optimizer_state(parameter, MOMENTUM)
         return momentum
 
     def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
         stage = self.config.engine.zero_stage
         if stage == 0:
-            self._optimizer.state[parameter][_MOMENTUM] = torch.empty_like(parameter).copy_(whole).detach()
+            super()._set_momentum(parameter, whole)
         elif stage < 3:
-            safe_set_full_optimizer_state(parameter, whole, _MOMENTUM)
+            safe_set_full_optimizer_state(parameter, whole, MOMENTUM)
         else:
             # Not the function for whole tensors, which fails where they do not divide by the processes.
             num_mine = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
             padded = torch.zeros(num_mine * self.process.world_size, dtype=whole.dtype)
             padded[: whole.numel()] = whole.reshape(-1)
             mine = padded[num_mine * self.process.rank :][:num_mine]
-            safe_set_local_optimizer_state(parameter, mine, _MOMENTUM)
+            safe_set_local_optimizer_state(parameter, mine, MOMENTUM)
 
 
 def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -> dict[str, Any]:

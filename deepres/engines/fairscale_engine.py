@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
-from deepres.engines.base import Engine
+from deepres.engines.base import MOMENTUM, Engine
 from deepres.memory.states import bucket_elements
 from deepres.optim import sgd_settings
 
@@ -46,10 +46,8 @@ class FairscaleEngine(Engine):
             self.module, self._optimizer, broadcast_buffers=False, reduce_buffer_size=num_elements
         )
 
-    @contextmanager
-    def _accumulating(self, *, is_last: bool) -> Iterator[None]:
-        with nullcontext() if is_last else self.module.no_sync():  # type: ignore[operator]  # the wrapper's
-            yield
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if is_last else self.module.no_sync()  # type: ignore[operator]  # the wrapper's
 
     def _clip(self, norm: float) -> None:
         self._optimizer.clip_grad_norm(norm)
@@ -60,7 +58,7 @@ class FairscaleEngine(Engine):
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
         owner = self._owners[parameter]
         if owner == self.process.rank:
-            momentum: Tensor = self._optimizer.optim.state[parameter]["momentum_buffer"]
+            momentum: Tensor = self._optimizer.optim.state[parameter][MOMENTUM]
         else:
             momentum = torch.empty_like(parameter)
         if self.process.world_size > 1:
@@ -70,4 +68,4 @@ class FairscaleEngine(Engine):
     def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
         if self._owners[parameter] == self.process.rank:
             momentum = torch.empty_like(parameter).copy_(whole).detach()
-            self._optimizer.optim.state[parameter]["momentum_buffer"] = momentum
+            self._optimizer.optim.state[parameter][MOMENTUM] = momentum

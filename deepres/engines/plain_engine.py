@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,13 @@ class PlainEngine(Engine):
                     self.module,
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
-                    bucket_cap_mb=config.engine.bucket_mb,
+                    bucket_cap_mb=config.engine.bucket_mb * 1e6 / 2**20,  # it means MiB
                 )
 
-    @contextmanager
-    def _accumulating(self, *, is_last: bool) -> Iterator[None]:
-        ddp = isinstance(self.module, DistributedDataParallel) and not is_last
-        with self.module.no_sync() if ddp else nullcontext():  # type: ignore[operator]  # it is DDP's
-            yield
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        if is_last or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return self.module.no_sync()
 
     def run_eagerly(self) -> None:
         """See `Engine`."""
@@ -65,12 +64,3 @@ class PlainEngine(Engine):
             super()._forget_gradients()
         else:  # the recorded pass adds to the gradients where they are
             torch._foreach_zero_(self._gradients())
-
-    def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
-        momentum: Tensor = self._optimizer.state[parameter]["momentum_buffer"]
-        return momentum
-
-    def _set_momentum(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        self._optimizer.state[parameter]["momentum_buffer"] = (
-            torch.empty_like(parameter).copy_(whole).detach()
-        )

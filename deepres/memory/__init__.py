@@ -4,16 +4,13 @@ from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.host_heap import keep_freed_memory
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.predict import predict_chain
-from deepres.memory.run_memory import RunMemory, predict_run
 from deepres.memory.tracking import TensorBytes
 
 __all__ = [
     "AllocatedBytes",
-    "RunMemory",
     "TensorBytes",
     "keep_freed_memory",
     "measure_activation_peak",
     "measure_chain",
     "predict_chain",
-    "predict_run",
 ]

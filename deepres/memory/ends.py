@@ -25,6 +25,7 @@ class Ends:
 
     Attributes:
         first: the first unit's input.
+        needs_grad: whether that has a gradient.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Ends:
         meter = bench.meter()
         with meter:
             x = self._stem()
-        self.first, self._needs_grad = Spec.of(x), x.requires_grad
+        self.first, self.needs_grad = Spec.of(x), x.requires_grad
         self._kept_bytes = max(0, meter.live_bytes - self.first.num_bytes)
         self._stem_bytes = meter.peak_bytes
         if x.requires_grad:
@@ -48,11 +49,6 @@ class Ends:
             with meter:
                 torch.autograd.backward(edge, gradient)
             self._stem_bytes = max(self._stem_bytes, meter.peak_bytes + self.first.num_bytes)
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether the first unit's input has a gradient."""
-        return self._needs_grad
 
     def chain(self, last: Spec, units: tuple[UnitCost, ...], memo_bytes: int) -> Chain:
         """The chain of `units` between stem and head; `last` is what the last of them puts out."""

@@ -98,7 +98,7 @@ class Planner:
             self._plan(self._predicted(sizes), sizes, 0)
             return sizes
         if self._config.recompute.device_memory == "auto" and self._on_cuda:
-            return sizes  # to ask the card is to start CUDA on it
+            return sizes
         return next(self._feasible(self._candidates(sizes), self._free_bytes()))
 
     def settle(self, sizes: BatchSizes) -> PlannedRun:
@@ -277,7 +277,12 @@ class Planner:
         )
 
     def _free_bytes(self) -> int:
-        """What the device has free, shared out among the processes that compute on it."""
+        """What the device has free, shared out among the processes that compute on it; 0 if that is not asked for.
+
+        To ask a card is to start CUDA on it.
+        """
+        if self._config.recompute.device_memory != "auto":
+            return 0
         if not self._on_cuda:
             return int(psutil.virtual_memory().available) // self._process.local_world_size
         torch.cuda.empty_cache()

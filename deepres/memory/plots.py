@@ -13,15 +13,12 @@ from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject
+from deepres.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from deepres.recompute import Chain, Plan, uniform_plan
 from deepres.recompute.frontier import Frontier, extra_of, peak_of
 from deepres.recompute.segment_tree import segment_tree
 from deepres.recompute.simulate import timeline
 
-# Okabe and Ito's colours: apart for colour-blind readers.
-BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#666666",
-)  # fmt: skip
 _SIZE, _DPI = (8.0, 4.5), 160
 _HIGHEST_EXTRA = 1.0
 """Plans that take more than a whole step extra are left out of pictures."""

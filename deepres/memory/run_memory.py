@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.memory.gpus import Gpu, find_gpu
+from deepres.config import Config, RecomputeConfig
+from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
 from deepres.models import ResNet, build_resnet
-from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, simulate, sqrt_plan, uniform_plan
-
-if TYPE_CHECKING:
-    from deepres.config import Config, RecomputeConfig
+from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, sqrt_plan, uniform_plan
 
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
 _RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
@@ -95,52 +91,14 @@ def run_memory(
     )
 
 
-def predict_run(config: Config, world_size: int = 1, gpu: Gpu | str | None = None) -> RunMemory:
-    """What a run of `config` holds at the peak of a step, without starting it and without its data.
-
-    Args:
-        config: with sizes from which the micro batch follows, not `auto`.
-        world_size: the run's processes.
-        gpu: a card, or its name in `deepres.memory.gpus`; None for a CPU.
-
-    Raises:
-        ValueError: there is no such net or card, no plan fits the budget, or `recompute.device_memory` is `auto` and no
-            card is given.
-        ConfigError: the batch sizes contradict each other, or the micro batch is `auto`.
-    """
-    from deepres.batch_sizes import batch_sizes  # with pydantic, which `import deepres` does without
-    from deepres.config import ConfigError
-
-    if config.train.micro_batch_size == "auto":
-        raise ConfigError("predict_run needs a number as train.micro_batch_size, got auto")
-    card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    if config.recompute.device_memory == "auto" and card is None:
-        raise ValueError("recompute.device_memory is auto: give gpu, or a number of bytes")
-    sizes = batch_sizes(config.train, world_size)
-    image_size = image_size_of(config)
-    with FakeTensorMode():
-        net = net_of(config)
-    chain = predict_run_chain(config, net, sizes.micro_size, image_size, card)
-
-    def memory(activations_bytes: int) -> RunMemory:
-        return run_memory(
-            config,
-            num_parameters=sum(p.numel() for p in net.parameters()),
-            image_size=image_size,
-            micro_size=sizes.micro_size,
-            world_size=world_size,
-            on_cuda=card is not None,
-            activations_bytes=activations_bytes,
-        )
-
-    device_bytes = card.memory_bytes if card is not None else 0
-    plan = plan_for(config.recompute, chain, memory(0).without_activations_bytes, device_bytes)
-    return memory(simulate(chain, plan).peak_bytes)
-
-
 def image_size_of(config: Config) -> int:
     """Height and width of a run's training images, as far as that is known without its data."""
     return config.data.image_size or (224 if config.data.name in ("imagenet", "image_folder") else 32)
+
+
+def num_classes_of(config: Config) -> int:
+    """How many classes a run's net tells apart, as far as that is known without its data."""
+    return config.model.num_classes or config.data.num_classes or _CLASSES.get(config.data.name, 10)
 
 
 def net_of(config: Config, num_classes: int | None = None) -> ResNet:
@@ -148,14 +106,12 @@ def net_of(config: Config, num_classes: int | None = None) -> ResNet:
 
     Args:
         config: of the run.
-        num_classes: by default as many as is known without its data.
+        num_classes: by default `num_classes_of` it.
 
     Raises:
         ValueError: there is no such net.
     """
-    model, data = config.model, config.data
-    num_classes = num_classes or model.num_classes or data.num_classes or _CLASSES.get(data.name, 10)
-    net = build_resnet(**model.building(num_classes))
+    net = build_resnet(**config.model.building(num_classes or num_classes_of(config)))
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             # As `Module.to`, which would not take tensors without values, and unlike `contiguous`, which leaves 1x1
@@ -165,7 +121,7 @@ def net_of(config: Config, num_classes: int | None = None) -> ResNet:
 
 
 def predict_run_chain(
-    config: Config, net: nn.Module, micro_size: int, image_size: int, gpu: Gpu | str | None
+    config: Config, net: nn.Module, micro_size: int, image_size: int, gpu: Gpu | None
 ) -> Chain:
     """`predict_chain` for a micro batch of a run of `config`."""
     return predict_chain(

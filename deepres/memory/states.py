@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from deepres.config import EngineConfig
+from deepres.config import EngineConfig
 
 _VALUE_BYTES = 4  # parameters, gradients and momentum are fp32
 

@@ -8,9 +8,11 @@ count a second batch, and reduce (under synchronisation: communicate) once more.
    its caller keeps: two floats a channel.
 2. Every later pass over the same batch is given that memo and only normalises with what it finds there. It
    reduces nothing, communicates nothing, updates nothing.
-3. Both passes run the very same kernel on the very same operands, so their results agree in every bit:
-   `native_batch_norm` normalises with `scale = invstd * weight` whatever `invstd` came from, and with running
-   statistics `(mean, variance 0)`, `eps = 1` and `weight = invstd * weight` that product is the same one.
+3. Both passes run the very same kernel on the very same operands, so their results agree in every bit. On CUDA it is
+   the second half of `native_batch_norm`, an operator of its own: `batch_norm_elemt`. On a CPU `native_batch_norm`
+   normalises with `scale = invstd * weight` whatever `invstd` came from, and with running statistics
+   `(mean, variance 0)`, `eps = 1` and `weight = invstd * weight` that product is the same one. (CUDA multiplies by
+   `weight` first, then by `invstd`, so there it would not be.)
 4. The gradient of both is the training one, through the statistics (`native_batch_norm_backward`).
 For the same reason the training pass never goes through cuDNN, whose kernels round differently.
 """
@@ -102,9 +104,14 @@ def synchronize_batch_norm(model: nn.Module, process_group: dist.ProcessGroup | 
             module.process_group = process_group
 
 
-def normalise(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor) -> Tensor:
-    """`(x - mean) * scale + bias` for each channel, with the kernel (and so the bits) of the training pass."""
-    y: Tensor = torch.native_batch_norm(x, scale, bias, mean, torch.zeros_like(mean), False, 0.0, 1.0)[0]
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    """`(x - mean) * invstd * weight + bias` by channel, with the kernel (and so the bits) of the training pass."""
+    y: Tensor
+    if x.is_cuda:
+        y = torch.batch_norm_elemt(x, weight, bias, mean, invstd, 0.0)
+    else:
+        scale, zero = invstd * weight, torch.zeros_like(mean)
+        y = torch.native_batch_norm(x, scale, bias, mean, zero, False, 0.0, 1.0)[0]
     return y
 
 
@@ -125,7 +132,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.eps = eps
         ctx.process_group = process_group
-        return normalise(x, invstd * weight, bias, mean)
+        return normalise(x, weight, bias, mean, invstd)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -138,6 +138,12 @@ class ResidualUnit(nn.Module):
                 ReLU make of them is replayed). The result and its gradients are the same, bit for bit.
             memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
                 batch norms put their statistics there, and find them there (see `BatchNorm2d`).
+
+        Returns:
+            x_{l+1}: (N, out_channels, H / stride, W / stride), rounded up.
+
+        Raises:
+            ValueError: there is no such retention, or batch norm would see one value a channel.
         """
         if self.code is not None and self.code.fits(self):
             return self.code(self, x, memo)
@@ -213,8 +219,8 @@ def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[],
     """What computes ReLU(norm(x)) again from the statistics in `memo`, even where parameters were released."""
     assert isinstance(norm, BatchNorm2d)
     mean, invstd = memo[norm]
-    x, scale, bias = x.detach(), invstd * norm.weight.detach(), norm.bias.detach()
-    return lambda: torch.relu_(normalise(x, scale, bias, mean))
+    x, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
+    return lambda: torch.relu_(normalise(x, weight, bias, mean, invstd))
 
 
 def _prefixes_to(step: str, order: str) -> Iterator[str]:

@@ -175,9 +175,8 @@ class Optimum:
 
         def extra_ms(a: Any, b: Any, num_bytes: Any) -> Any:
             lower, upper, share = self._between(num_bytes + looked_up_bytes)
-            lowest = self._lowest[
-                a, b
-            ]  # of the levels that have a plan; with none, the range is the last choice
+            # Of the levels that have a plan; with none, the range is the last choice.
+            lowest = self._lowest[a, b]
             at_lower = np.minimum(self._table[a, b, np.maximum(lower, lowest)], _LAST_CHOICE_MS)
             at_upper = np.minimum(self._table[a, b, np.maximum(upper, lowest)], _LAST_CHOICE_MS)
             return at_lower + share * (at_upper - at_lower)

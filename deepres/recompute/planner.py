@@ -16,7 +16,7 @@ _SMALL_TABLE = 2**22
 class InfeasibleBudgetError(ValueError):
     """No plan fits the budget.
 
-    Args:
+    Attributes:
         budget_bytes: what was asked for.
         smallest_bytes: the smallest budget for which there is a plan.
     """

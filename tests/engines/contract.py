@@ -6,15 +6,14 @@ A case is `NAME:accumulation:extra`; its losses and final state go to OUTPUT_FOL
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
+from deepres.data import Batch
 from deepres.distributed import start_process_group, stop_process_group, sum_over_processes, this_process
 from deepres.engines import make_engine
 from deepres.models import build_resnet
@@ -33,12 +32,6 @@ ENGINES = {
     "fairscale": {"name": "fairscale"},
 }
 DEPTH, MICRO_BATCH, LEARNING_RATE = 20, 4, 1e-3
-
-
-@dataclass
-class Batch:
-    images: Tensor
-    labels: Tensor
 
 
 def train(case: str, folder: Path) -> None:
@@ -72,8 +65,8 @@ def train(case: str, folder: Path) -> None:
     for _ in range(10 if extra in ("none", "plan") and sizes.accumulation == 1 else 4):
         images = torch.randn(sizes.accumulation, MICRO_BATCH, 3, 8, 8, generator=generator)
         labels = torch.randint(0, 10, (sizes.accumulation, MICRO_BATCH), generator=generator)
-        batches = [Batch(*pair) for pair in zip(images, labels, strict=True)]
-        sums = engine.step(batches, LEARNING_RATE).sums
+        batches = [Batch(*pair, torch.arange(MICRO_BATCH)) for pair in zip(images, labels, strict=True)]
+        sums = engine.step(batches, LEARNING_RATE)
         losses.append(sum_over_processes(sums)[0] / sizes.global_size)
     engine.average_buffers()
     state = engine.state()

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from deepres import apply_plan, build_resnet, make_plan, measure_chain, predict_chain
 from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
+from deepres.models import BatchNorm2d
 from deepres.out_of_memory import limit_device_memory
 from deepres.recompute import keep_all_plan, per_unit_plan, sqrt_plan
 
@@ -69,6 +71,10 @@ def test_plans_change_no_bit(shortcut, monkeypatch):
     torch.use_deterministic_algorithms(True)
     try:
         net = build_resnet(29, shortcut=shortcut).cuda()
+        for module in net.modules():
+            if isinstance(module, BatchNorm2d):  # scales of 1 would hide in which order they are multiplied
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
         chain = predict_chain(net, (32, 3, 32, 32), GPUS[0])
         plans = [
             None,

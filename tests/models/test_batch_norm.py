@@ -86,6 +86,33 @@ def test_a_replay_gives_the_first_pass_s_bits_and_updates_nothing(dtypes, memory
     assert int(norm.num_batches_tracked) == 1
 
 
+def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward passes of batch norm in the arithmetic of CUDA's kernel (Normalization.cuh), which multiplies by
+    the weight first."""
+
+    def normalise(x, weight, bias, mean, invstd, _):
+        weight, bias, mean, invstd = (t.view(1, -1, 1, 1) for t in (weight, bias, mean, invstd))
+        return weight * (x - mean) * invstd + bias
+
+    def whole(x, weight, bias, running_mean, running_var, training, _, eps):
+        mean, var = running_mean, running_var
+        if training:
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        invstd = torch.rsqrt(var + eps)
+        return normalise(x, weight, bias, mean, invstd, eps), mean, invstd
+
+    monkeypatch.setattr(torch, "native_batch_norm", whole)
+    monkeypatch.setattr(torch, "batch_norm_elemt", normalise)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+
+
+def test_a_replay_gives_the_first_pass_s_bits_by_the_arithmetic_of_cuda_too(monkeypatch):
+    _as_on_cuda(monkeypatch)
+    norm, x, memo = _norm(7, torch.float32), torch.randn(4, 7, 5, 6), {}
+    first, replay = norm(x, memo), norm(x, memo)
+    assert torch.equal(first, replay)
+
+
 def test_a_memo_holds_the_batch_s_mean_and_inverse_standard_deviation():
     norm = _norm(5, torch.float64)
     x = torch.randn(4, 5, 3, 3, dtype=torch.float64)

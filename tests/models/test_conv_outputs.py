@@ -83,9 +83,9 @@ def test_a_bottleneck_unit_of_inner_width_w_keeps_6w_values_a_pixel_and_not_12w(
     unit = ResidualUnit(4 * width, width, 4 * width)
     x = torch.randn(batch, 4 * width, side, side, requires_grad=True)
     pixels, channels = batch * side * side, 4 * width + width + width
-    # With all comes mean and inverse std for each channel of a batch norm; conv_outputs adds invstd * weight.
+    # With both come mean and inverse std for each channel of a batch norm.
     assert _kept_bytes(unit, x, "all") == 4 * (12 * width * pixels + 2 * channels)
-    assert _kept_bytes(unit, x, "conv_outputs") == 4 * (6 * width * pixels + 3 * channels)
+    assert _kept_bytes(unit, x, "conv_outputs") == 4 * (6 * width * pixels + 2 * channels)
 
 
 @given(width=st.integers(1, 9), batch=st.integers(1, 3), side=st.integers(2, 7))
@@ -94,7 +94,7 @@ def test_a_basic_unit_of_width_w_keeps_2w_values_a_pixel_and_not_4w(width, batch
     x = torch.randn(batch, width, side, side, requires_grad=True)
     pixels = batch * side * side
     assert _kept_bytes(unit, x, "all") == 4 * (4 * width * pixels + 2 * 2 * width)
-    assert _kept_bytes(unit, x, "conv_outputs") == 4 * (2 * width * pixels + 3 * 2 * width)
+    assert _kept_bytes(unit, x, "conv_outputs") == 4 * (2 * width * pixels + 2 * 2 * width)
 
 
 def test_under_autocast_the_values_take_two_bytes_each():
@@ -106,7 +106,7 @@ def test_under_autocast_the_values_take_two_bytes_each():
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             kept[retention] = _kept_bytes(unit, x, retention)
     assert kept["all"] == 2 * 12 * 4 * 72 + weights + 4 * 2 * 24
-    assert kept["conv_outputs"] == 2 * 6 * 4 * 72 + weights + 4 * 3 * 24
+    assert kept["conv_outputs"] == 2 * 6 * 4 * 72 + weights + 4 * 2 * 24
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -133,7 +133,7 @@ def test_a_shared_activation_that_projection_and_branch_read_is_dropped_and_reco
     conv_outputs = (8 + 8 + 32) * quarter  # two convolutions' and the sum, all behind the stride
     dropped = 16 * pixels + (8 + 8) * quarter
     assert kept["all"] == 4 * (conv_outputs + dropped + 2 * channels)
-    assert kept["conv_outputs"] == 4 * (conv_outputs + 3 * channels)
+    assert kept["conv_outputs"] == 4 * (conv_outputs + 2 * channels)
 
     calls = 0
 

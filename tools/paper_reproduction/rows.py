@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from deepres import build_resnet
 from deepres.config import Config, ModelConfig, listed
 from deepres.load_config import load_config
+from deepres.memory.run_memory import num_classes_of
 from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "paper"
 RESULTS = ROOT / "results" / "paper"
-_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 class ReproductionError(ValueError):
@@ -73,8 +73,7 @@ class Row:
     @property
     def num_parameters(self) -> int:
         """Of the net, all trained."""
-        model = self.config.model
-        return _num_parameters(model, model.num_classes or _NUM_CLASSES[self.config.data.name])
+        return _num_parameters(self.config.model, num_classes_of(self.config))
 
 
 def all_rows() -> tuple[Row, ...]:

@@ -48,7 +48,7 @@ def op_times(depth: int, batch: int, repeats: int) -> list[dict[str, list[float]
                 one, zero = torch.ones(channels), torch.zeros(channels)
 
                 def activate(x: Tensor, one: Tensor = one, zero: Tensor = zero) -> Tensor:
-                    return torch.relu_(normalise(x, one, zero, zero))
+                    return torch.relu_(normalise(x, one, zero, zero, one))
 
                 times[0].append(_time_ms(conv, x, repeats))
                 times[1].append(_time_ms(activate, x, repeats))

@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# Apart for colour-blind readers, and in grey (Okabe and Ito 2008).
-_ORANGE, _BLUE, _GREEN, _BLACK = "#E69F00", "#0072B2", "#009E73", "#000000"
+from deepres.palette import BLACK, BLUE, GREEN, ORANGE
 
 
 def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
@@ -23,11 +22,11 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots()
     uniform = [(point["mib"], point["extra_percent"]) for point in document["uniform"]]
     curves = (
-        (uniform, _ORANGE, (0, (4, 2)), "predicted: uniform segments, best number", ("steps-post", 2.4)),
-        (_curve(document, "measured_all"), _BLUE, "-", "predicted: plan, retention “all”", ("default", 2.8)),
+        (uniform, ORANGE, (0, (4, 2)), "predicted: uniform segments, best number", ("steps-post", 2.4)),
+        (_curve(document, "measured_all"), BLUE, "-", "predicted: plan, retention “all”", ("default", 2.8)),
         (
             _curve(document, "measured_both"),
-            _GREEN,
+            GREEN,
             "-",
             "predicted: plan, both retentions",
             ("default", 3.6),
@@ -36,7 +35,7 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     for curve, colour, style, label, (draw, width) in curves:
         x, y = zip(*curve, strict=True)
         axes.plot(x, y, color=colour, linestyle=style, linewidth=width, drawstyle=draw, label=label, zorder=3)
-    axes.plot(*uniform[0], "o", color=_ORANGE, markersize=9, zorder=4)
+    axes.plot(*uniform[0], "o", color=ORANGE, markersize=9, zorder=4)
     axes.annotate(
         "least memory of\nuniform segments", uniform[0], xytext=(0, 14), textcoords="offset points",
         fontsize=13, ha="left", va="bottom", color="#7A5200",
@@ -51,7 +50,7 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
             [point["mib"] for point in points],
             [point["extra_percent"] for point in points],
             "D",
-            color=_BLACK,
+            color=BLACK,
             markersize=8,
             label="measured: steps under plans, both",
             zorder=5,

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from deepres.data.image_files import Entry, FolderFiles, ImageFiles, TarFiles, U
 SPLITS = ("train", "val", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
+_CHUNK_BYTES = 2**20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
@@ -62,7 +64,8 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
             entries = sorted(_one_prefix(root, _in_compressed_tar(root, content)))
             files = UnpackedFiles(root, entries, np.frombuffer(content, np.uint8))
     except _BROKEN as error:
-        raise DataError(f"{root}: cannot be read: {error or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{root}: cannot be read: {reason}") from error
     for first, second in itertools.pairwise(entries):
         if first[:3] == second[:3]:
             raise DataError(f"{root}: refused: holds {'/'.join(first[:3])} twice")
@@ -119,9 +122,30 @@ def _place(
     return tuple(part for part in prefix if part), Entry(split, class_name, file_name, offset, num_bytes, crc)
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive that must end with its end mark: to tarfile, a broken header is an end, too."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}: {error}") from error
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """See that nothing but padding follows the end mark; of compressed files, the checksum is compared on the way."""
+    assert tar.fileobj is not None
+    while chunk := tar.fileobj.read(_CHUNK_BYTES):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("more follows behind its end: several archives in one file?")
+
+
 def _in_tar(root: Path) -> Iterator[_Placed]:
     archive_bytes = root.stat().st_size
-    with tarfile.open(root, "r:") as tar:
+    with tarfile.open(root, "r:", tarinfo=_Member) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # a million of them would take a gigabyte
             if member.isdir():
@@ -137,11 +161,12 @@ def _in_tar(root: Path) -> Iterator[_Placed]:
                 raise tarfile.ReadError(f"cut off in {member.name}")
             if placed is not None:
                 yield placed
+        _read_to_the_end(tar)
 
 
 def _in_compressed_tar(root: Path, content: bytearray) -> Iterator[_Placed]:
     most_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    with tarfile.open(root, "r|*") as tar:
+    with tarfile.open(root, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if member.isdir():
                 continue
@@ -159,6 +184,7 @@ def _in_compressed_tar(root: Path, content: bytearray) -> Iterator[_Placed]:
             assert file is not None
             content += file.read()
             yield placed
+        _read_to_the_end(tar)
 
 
 def _in_zip(root: Path) -> Iterator[_Placed]:

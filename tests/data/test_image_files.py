@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import io
+import lzma
 import os
 import pickle
 import stat
@@ -160,6 +163,40 @@ def test_a_cut_off_archive_is_an_error_of_one_line(image_folder, pack, name):
     with pytest.raises(DataError, match=f"{name}: cannot be read: ") as error:
         find_image_files(path)
     assert "\n" not in str(error.value)
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("damage", ["cut at a member", "cut in a header", "broken header", "two in one"])
+def test_a_tar_archive_never_ends_before_its_end_mark(image_folder, pack, suffix, damage):
+    path = pack(image_folder, "set.tar")
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        begin = tar.getmembers()[10].offset
+    spoilt = {
+        "cut at a member": whole[:begin],
+        "cut in a header": whole[: begin + 100],
+        "broken header": whole[: begin + 20] + b"?" + whole[begin + 21 :],
+        "two in one": whole + whole,
+    }[damage]
+    message = (
+        "more follows behind its end" if damage == "two in one" else f"damaged or cut off at byte {begin}: "
+    )
+    path = path.with_name(f"spoilt.tar{suffix}")
+    path.write_bytes(COMPRESS[suffix](spoilt))
+    with pytest.raises(DataError, match=rf"spoilt\.tar{suffix}: cannot be read: {message}"):
+        find_image_files(path)
+
+
+def test_the_checksum_of_a_gzip_file_is_compared(image_folder, pack):
+    path = pack(image_folder, "set.tar")
+    packed = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    packed[len(packed) // 2] ^= 1  # in the pixels of an image
+    path.with_name("set.tar.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"set\.tar\.gz: cannot be read: CRC check failed"):
+        find_image_files(path.with_name("set.tar.gz"))
 
 
 def test_an_archive_larger_than_memory_says_to_unpack_it(image_folder, pack, monkeypatch):

@@ -24,6 +24,7 @@ from deepres.data.image_files import Entry, FolderFiles, ImageFiles, TarFiles, U
 SPLITS = ("train", "val", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
+_NESTED = "a folder inside a class's; images must lie in their class's folder itself"
 _CHUNK_BYTES = 2**20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
@@ -74,17 +75,26 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
 
 def _in_folder(root: Path) -> Iterator[Entry]:
     for split in SPLITS:
-        if not (root / split).is_dir():
+        if not _is_folder(root / split):
             continue
-        for class_folder in _visible(root / split):
-            if not class_folder.is_dir():
+        for class_folder in map(Path, _visible(root / split)):
+            if not _is_folder(class_folder):
                 continue
-            names = [
-                file.name for file in _visible(Path(class_folder)) if file.is_file() or file.is_symlink()
-            ]
+            files = _visible(class_folder)
+            inner = next((file.path for file in files if file.is_dir()), None)
+            if inner is not None:
+                raise DataError(f"{inner}: {_NESTED}")
+            names = [file.name for file in files if file.is_file() or file.is_symlink()]
             if not names:
-                raise DataError(f"{class_folder.path}: a class without images")
+                raise DataError(f"{class_folder}: a class without images")
             yield from (Entry(split, class_folder.name, name) for name in names)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one; a link that leads nowhere is no answer: with a class missing, others get its label."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: refused: a link that leads nowhere; mend or remove it")
+    return path.is_dir()
 
 
 def _visible(folder: Path) -> list["os.DirEntry[str]"]:
@@ -115,7 +125,12 @@ def _place(
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{root}: refused: holds {name!r}, a name that leads outside of the archive")
     *prefix, split, class_name, file_name = ("", "", "", *path.parts)
-    if split not in SPLITS or file_name.startswith(".") or class_name.startswith("."):
+    if file_name.startswith(".") or class_name.startswith("."):
+        return None
+    if split not in SPLITS:
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if not (is_hidden or set(SPLITS).isdisjoint(path.parts[:-3])):
+            raise DataError(f"{root}: refused: {name!r}: {_NESTED}")
         return None
     if not is_regular:
         raise DataError(f"{root}: refused: {name!r} is no regular file but a link or the like")

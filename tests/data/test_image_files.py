@@ -64,11 +64,41 @@ def test_forked_processes_do_not_disturb_each_other(image_folder, pack, expected
 
 
 def test_hidden_files_and_files_elsewhere_do_not_count(image_folder, pack, expected):
-    for name in (".DS_Store", "readme.txt", "train/.hidden/0.png", "train/cat/._0.png", "extra/cat/0.png"):
+    for name in (
+        ".DS_Store",
+        "readme.txt",
+        "train/.hidden/0.png",
+        "train/.hidden/x/0.png",
+        "train/cat/._0.png",
+        "extra/cat/0.png",
+    ):
         (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
         (image_folder / name).write_bytes(b"x")
     for root in (image_folder, pack(image_folder, "set.zip"), pack(image_folder, "set.tar")):
         assert content(*find_image_files(root)) == expected
+
+
+def test_a_folder_inside_a_class_is_refused_rather_than_passed_over(image_folder, pack):
+    (image_folder / "train" / "cat" / "more").mkdir()
+    (image_folder / "train" / "cat" / "more" / "0.png").write_bytes(b"x")
+    for root in (image_folder, pack(image_folder, "set.zip", "some/"), pack(image_folder, "set.tar")):
+        with pytest.raises(
+            DataError, match=r"train/cat/more.*: a folder inside a class's; images must lie in"
+        ):
+            find_image_files(root)
+
+
+@pytest.mark.parametrize("link", ["class", "split"])
+def test_a_class_or_split_that_is_a_link_counts_if_it_leads_somewhere(image_folder, expected, link):
+    elsewhere = image_folder.with_name("elsewhere")
+    elsewhere.mkdir()
+    for folder in ("train/dog", "test/dog") if link == "class" else ("test",):
+        (image_folder / folder).rename(elsewhere / folder.replace("/", "_"))
+        (image_folder / folder).symlink_to(elsewhere / folder.replace("/", "_"))
+    assert content(*find_image_files(image_folder)) == expected
+    elsewhere.rename(elsewhere.with_name("gone"))
+    with pytest.raises(DataError, match=r"refused: a link that leads nowhere; mend or remove it"):
+        find_image_files(image_folder)
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"x", **fields) -> None:

@@ -31,8 +31,8 @@ def find_cifar(
         download: fetch the official binary archive into `root` if no files are found there. Its checksum is
             always compared.
         base_url: where the archive lies.
-        verify: compare the checksums of the python files with the official ones. (For single binary files none
-            are published.)
+        verify: compare the checksums of the python files with the official ones. For single binary files none
+            are published: with `download`, they are compared with those in the official archive.
 
     Returns:
         The layout, and the folder that holds its files.
@@ -52,7 +52,7 @@ def find_cifar(
             ) from None
     binary = cifar.layouts[0]
     url = f"{base_url.rstrip('/')}/{cifar.archive}"
-    download_and_unpack(url, md5=cifar.archive_md5, root=root, folder=binary.folder)
+    download_and_unpack(url, md5=cifar.archive_md5, root=root, folder=binary.folder, verify=verify)
     return _check(cifar, binary, root / binary.folder)
 
 

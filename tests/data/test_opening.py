@@ -199,6 +199,16 @@ def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
             r"data\.num_images is for the synthetic set alone, got 100 for digits",
         ),
         (
+            "imagenet",
+            {"root": "x", "download": True},
+            r"data\.download is for cifar10 and cifar100 alone, got true for",
+        ),
+        (
+            "image_folder",
+            {"root": "x", "verify": True},
+            r"data\.verify is for cifar10 and .* alone, got true for image_f",
+        ),
+        (
             "digits",
             {"augmentation": "scale"},
             r"data\.augmentation=scale is for image files; digits takes none",

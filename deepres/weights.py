@@ -8,16 +8,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deepres.commit import MANIFEST, DamagedError, verify_file
 from deepres.config import ConfigError
 from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG, MODEL, checkpoints_in
+from deepres.saving import CONFIG, FILES, MODEL, checkpoints_in
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
 
-    Nothing in a file is executed: a `.pt` is read with `weights_only=True`.
+    Nothing in a file is executed: a `.pt` is read with `weights_only=True`. Of a checkpoint, the file
+    is compared with the manifest.
 
     Raises:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
@@ -31,10 +33,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
+        if path.name == MODEL and (path.parent / MANIFEST).exists():
+            verify_file(path, FILES)
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError as error:
+        raise ConfigError(str(error)) from None
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file

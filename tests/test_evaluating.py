@@ -141,6 +141,19 @@ def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_checkpoint_that_has_changed_since_it_was_saved_is_told(run_dir, tmp_path, capsys):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000008"
+    shutil.copytree(run_dir / "checkpoints" / "step-00000008", folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-2] ^= 1  # of a weight, which is still finite
+    (folder / "model.safetensors").write_bytes(content)
+    for weights in (folder, folder / "model.safetensors", tmp_path / "run"):
+        for arguments in ((evaluate, weights), (export, weights, "--format", "safetensors")):
+            assert status(*arguments, "--config", run_dir / "config.yaml") == 2
+            told = f"error: {folder / 'model.safetensors'} has changed since it was saved (SHA-256)\n"
+            assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("crop", ["224", "320", "ten"])
 def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, crop, capsys):
     overrides = ["data.name=image_folder", f"data.root={images}", "data.image_size=8", "data.num_images=null"]

@@ -86,7 +86,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
         device: where to compute.
 
     Raises:
-        ConfigError: the crop is for image files only, or the data has more classes than the net.
+        ConfigError: the crop is for image files only, or the data has another number of classes than the net.
         deepres.data.DataError: the data cannot be used.
     """
     settings = config.data.finding()
@@ -107,7 +107,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:
         num_classes = len(net.get_parameter("head.linear.weight"))
-        if data.info.num_classes > num_classes:
+        if data.info.num_classes != num_classes:
             raise ConfigError(
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
             )

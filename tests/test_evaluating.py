@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -39,10 +40,10 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Three classes of one colour each, larger than a crop."""
+    """Ten classes of one colour each, larger than a crop."""
     root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
-        for label in range(3):
+        for label in range(10):
             (root / split / f"c{label}").mkdir(parents=True)
             pixels = np.full((40, 50, 3), 25 * label, np.uint8)
             Image.fromarray(pixels).save(root / split / f"c{label}" / "0.png")
@@ -72,6 +73,16 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's own
             loaded = torch.jit.load(run_dir / "export.pt")
             torch.testing.assert_close(loaded(x), net(x))
+
+
+def test_a_net_of_image_files_is_exported_for_images_of_their_size(run_dir, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text()) | {"data": {"name": "image_folder"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(run_dir / "model.safetensors", tmp_path)
+    assert status(export, tmp_path, "--format", "onnx") == 0
+    (images,) = onnx.load(tmp_path / "export.onnx").graph.input
+    assert [dim.dim_value for dim in images.type.tensor_type.shape.dim[1:]] == [3, 224, 224]
 
 
 def last_test(run_dir):
@@ -158,7 +169,7 @@ def test_a_checkpoint_that_has_changed_since_it_was_saved_is_told(run_dir, tmp_p
 def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, crop, capsys):
     overrides = ["data.name=image_folder", f"data.root={images}", "data.image_size=8", "data.num_images=null"]
     assert status(evaluate, run_dir, "--crop", crop, *overrides, "train.eval_batch_size=2") == 0
-    assert capsys.readouterr().out.startswith("test on 3 images: loss ")
+    assert capsys.readouterr().out.startswith("test on 10 images: loss ")
 
 
 def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
@@ -191,6 +202,7 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
     [
         (evaluate, ["RUN", "model.depth=20"], "the weights at"),
         (evaluate, ["RUN", "data.num_classes=11"], "synthetic has 11 classes, and the net tells 10 apart"),
+        (evaluate, ["RUN", "data.num_classes=9"], "synthetic has 9 classes, and the net tells 10 apart"),
         (evaluate, ["RUN", "--crop", "ten"], "crop ten is for image files, not for synthetic: use config"),
         (evaluate, ["RUN", "--crop", "9"], "argument --crop: invalid choice: '9'"),
         (evaluate, ["RUN", "depth=20"], "expected section.key=value (e.g. train.epochs=3), got 'depth=20'"),

@@ -17,6 +17,7 @@ from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
+from deepres.memory.run_memory import image_size_of
 from deepres.out_of_memory import UntilOutOfMemory
 
 
@@ -27,8 +28,7 @@ def main(arguments: list[str]) -> int:
         config = find_config(options.weights, options.config)
         net = load_net(options.weights, config)
         target = options.output or export_path(options.weights, options.format)
-        default_size = 32 if config.model.dataset == "cifar" else 224
-        side = options.image_size or config.data.image_size or default_size
+        side = options.image_size or image_size_of(config)
         with UntilOutOfMemory() as attempt:
             difference = export(net, target, options.format, side)
     except (ConfigError, SaveError) as error:

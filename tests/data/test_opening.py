@@ -43,7 +43,7 @@ def test_facts_agree_with_the_batches(name):
         assert batch.images.dtype == torch.float32
         assert batch.labels.max() < info.num_classes
     assert source.device_bytes > 0
-    assert source.num_bad_images == 0
+    assert not source.bad_images.any()
     source.close()
 
 

@@ -12,6 +12,9 @@ IGNORED_LABEL = -100
 class DataError(ValueError):
     """A data set is missing, incomplete, broken or unfit for what was asked; the message is one line."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a file's name may have several
+
 
 @dataclass(frozen=True)
 class DataInfo:

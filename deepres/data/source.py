@@ -10,7 +10,7 @@ from torch import Tensor
 from deepres.data.augment import NUM_CROP_DRAWS, Normalization, crop_and_flip
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
 from deepres.data.sampling import Schedule, uniforms
-from deepres.data.supply import Fetched, Supply
+from deepres.data.supply import Failure, Fetched, Supply
 
 DeviceAugmentation = Literal["none", "crop", "crop_flip"]
 
@@ -107,7 +107,7 @@ class DataSource:
     def _finish(self, fetched: Fetched, *, augment: bool) -> Batch:
         for failure in fetched.failures:
             first = 0 if augment else self.info.num_train
-            self._count_bad(first + failure.sample, failure.path, " ".join(failure.reason.split()))
+            self._count_bad(first + failure.sample, failure)
         request, labels = fetched.request, fetched.labels
         images = self._normalization(fetched.images)
         if augment and self._augmentation != "none":
@@ -119,10 +119,11 @@ class DataSource:
             images = images.masked_fill_((labels == IGNORED_LABEL).view(-1, 1, 1, 1), 0)
         return Batch(images, labels, torch.from_numpy(request.indices))
 
-    def _count_bad(self, number: int, path: str, reason: str) -> None:
+    def _count_bad(self, number: int, failure: Failure) -> None:
         if number in self._bad_images:
             return
         self._bad_images.add(number)
+        path, reason = (" ".join(text.splitlines()) for text in (failure.path, failure.reason))
         _logger.warning("%s cannot be read and is left out: %s", path, reason)
         if len(self._bad_images) > self._max_bad_images:
             raise DataError(

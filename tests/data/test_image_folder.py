@@ -170,6 +170,16 @@ def test_one_bad_image_too_many_stops_with_its_path(image_folder, num_workers):
     source.close()
 
 
+def test_a_name_of_several_lines_is_told_in_one(image_folder, caplog):
+    (image_folder / "train" / "cat" / "no\nimage").touch()
+    with pytest.raises(DataError, match=r"the last: .*/no image") as error:
+        list(opened(image_folder, micro_batch_size=22).train_batches(0))
+    (image_folder / "test" / "no\nclass").mkdir()
+    with pytest.raises(DataError, match="no class: a class without images") as other:
+        find_data("image_folder", root=image_folder)
+    assert not any("\n" in text for text in (str(error.value), str(other.value), *caplog.messages))
+
+
 def test_bad_test_images_and_fillers_do_not_count(image_folder):
     spoil(image_folder, "test")
     sources = [

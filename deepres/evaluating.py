@@ -100,6 +100,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
     data = find_data(**settings).open(
         micro_batch_size=1,
         eval_batch_size=batch_size,
+        seed=config.train.seed,
         device=device,
         num_workers=config.data.num_workers,
         max_bad_images=config.data.max_bad_images,

@@ -126,16 +126,19 @@ def test_evaluating_a_run_or_a_part_of_it_repeats_its_own_last_evaluation(
         assert capsys.readouterr().out.startswith(last_test(run_dir)), arguments
 
 
-def test_a_run_is_tested_in_its_own_precision(tmp_path, capsys):
+def test_a_run_is_tested_in_its_own_precision_and_on_images_of_its_own_seed(tmp_path, capsys):
     folder = tmp_path / "bf16"
     settings = ("engine.name=plain", "engine.zero_stage=0", "data.name=synthetic", "data.num_images=64")
-    own = (f"train.run_dir={folder}", "precision.compute=bf16", "precision.channels_last=true")
+    own = (
+        f"train.run_dir={folder}", "precision.compute=bf16", "precision.channels_last=true", "train.seed=3",
+    )  # fmt: skip
     assert main(["--config", str(CONFIG), *SMALL, *settings, *own]) == 0
     capsys.readouterr()
     assert status(evaluate, folder) == 0
     assert capsys.readouterr().out.startswith(last_test(folder))
-    assert status(evaluate, folder, "precision.compute=fp32") == 0
-    assert not capsys.readouterr().out.startswith(last_test(folder))
+    for other in ("precision.compute=fp32", "train.seed=4"):
+        assert status(evaluate, folder, other) == 0
+        assert not capsys.readouterr().out.startswith(last_test(folder))
 
 
 def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):

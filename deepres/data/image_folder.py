@@ -76,7 +76,9 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
         raise DataError(f"{root}: train and {test_split} have different classes; {differences}")
     class_names = tuple(sorted(classes["train"]))
     if num_classes is not None and len(class_names) != num_classes:
-        raise DataError(f"{root}: expected {num_classes} classes, found {len(class_names)}")
+        raise DataError(
+            f"{root}: expected {num_classes} classes, found {len(class_names)}; data.name=image_folder takes any number"
+        )
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
     train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)

@@ -49,7 +49,9 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
             entries = sorted(_in_folder(root))
             return FolderFiles(root, entries), entries
         if not root.is_file():
-            raise DataError(f"no image folder at {root}: there is nothing")
+            raise DataError(
+                f"no image folder at {root}: there is nothing; set data.root to the folder or archive that holds train/"
+            )
         if not root.name.endswith(ARCHIVE_SUFFIXES):
             raise DataError(
                 f"{root} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}) of images"

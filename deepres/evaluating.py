@@ -38,8 +38,6 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     """
     if given is not None:
         return load_config(given, overrides)
-    if not weights.exists():
-        raise ConfigError(f"there is no {weights}")
     path = config_file_of(weights)
     if path is None:
         folder = weights if weights.is_dir() else weights.parent

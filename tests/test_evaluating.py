@@ -211,6 +211,13 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
         (evaluate, ["RUN", "depth=20"], "expected section.key=value (e.g. train.epochs=3), got 'depth=20'"),
         (evaluate, ["RUN", "--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read: No such file"),
         (evaluate, ["/nowhere"], "there is no /nowhere"),
+        (evaluate, ["x" * 300], "x cannot be read: [Errno 36] File name too long"),
+        (evaluate, ["x" * 300, "--config", "RUN_CONFIG"], "x cannot be read: [Errno 36] File name too long"),
+        (
+            export,
+            ["RUN", "--format", "torchscript", "--output", "/proc/x"],
+            "/proc/x cannot be written: No such file",
+        ),
         (evaluate, ["/usr"], "nothing tells of the net of /usr: /usr has no config.yaml of a run and no "),
         (evaluate, [], "the following arguments are required: weights"),
         (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
@@ -224,10 +231,11 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
         (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
         (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else getattr(value, "__name__", ""),
 )
 def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments, message, capsys):
-    assert status(tool, *[run_dir if argument == "RUN" else argument for argument in arguments]) == 2
+    there = {"RUN": run_dir, "RUN_CONFIG": run_dir / "config.yaml"}
+    assert status(tool, *[there.get(argument, argument) for argument in arguments]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("error: ")

@@ -146,7 +146,7 @@ def read_cifar(
         Images (N, 3, 32, 32) uint8 and labels (N,) int64.
 
     Raises:
-        DataError: a file is cut off, or holds labels that do not exist.
+        DataError: a file cannot be read, is cut off, or holds labels that do not exist.
     """
     files = layout.train if split == "train" else (layout.test,)
     read = _read_binary if layout.kind == "binary" else _read_python
@@ -160,7 +160,10 @@ _Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
 def _read_binary(cifar: Cifar, path: Path, num_images: int) -> _Split:
-    content = np.fromfile(path, np.uint8)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
     if len(content) != num_images * cifar.record_bytes:
         raise DataError(f"{path}: expected {num_images * cifar.record_bytes} bytes, found {len(content)}")
     records = content.reshape(num_images, cifar.record_bytes)

@@ -167,16 +167,19 @@ def find_data(
     Raises:
         DataError: with one line that says what was wrong, what was found, and what to do.
     """
-    info, found = _locate(
-        name,
-        root=root,
-        download=download,
-        base_url=base_url,
-        verify=verify,
-        image_size=image_size,
-        num_classes=num_classes,
-        num_images=num_images,
-    )
+    try:
+        info, found = _locate(
+            name,
+            root=root,
+            download=download,
+            base_url=base_url,
+            verify=verify,
+            image_size=image_size,
+            num_classes=num_classes,
+            num_images=num_images,
+        )
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read: {error}") from error
     pipeline = make_pipeline(
         name,
         is_files=isinstance(found, ImageFolder),

@@ -226,6 +226,12 @@ def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "image_folder"])
+def test_a_place_that_the_system_refuses_is_an_error(name, tmp_path):
+    with pytest.raises(DataError, match=r"x: cannot be read: \[Errno 36\] File name too long"):
+        find_data(name, root=tmp_path / ("x" * 300))
+
+
 def test_a_set_with_fewer_images_than_a_step_takes_is_refused_before_and_when_it_is_opened():
     found = find_data("synthetic", num_images=9)
     found.check_batch(9)

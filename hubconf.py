@@ -1,4 +1,8 @@
-"""Entry points of `torch.hub.load("OWNER/deepres", "resnet164", weights="run/model.safetensors")`."""
+"""Entry points of `torch.hub.load("OWNER/deepres", "resnet164", weights="run/model.safetensors")`.
+
+These are the paper's nets. A run whose shortcuts were scaled or dropped, or whose strides were elsewhere, left weights
+of the same names and shapes, which are not told apart here: `tools/export.py --format torchscript` writes such a net.
+"""
 
 from __future__ import annotations
 

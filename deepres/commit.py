@@ -87,13 +87,24 @@ def verify_folder(folder: Path, names: frozenset[str]) -> None:
         DamagedError: the manifest or a file is missing, is a link, has changed, or is newer than this deepres.
     """
     for name, (num_bytes, sha256) in sorted(_read_manifest(folder, names).items()):
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise DamagedError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
-        if path.stat().st_size != num_bytes:
-            raise DamagedError(f"{path} has {path.stat().st_size} bytes, {num_bytes} were saved")
-        if file_sha256(path) != sha256:
-            raise DamagedError(f"{path} has changed since it was saved (SHA-256)")
+        _verify(folder / name, num_bytes, sha256)
+
+
+def verify_file(path: Path, names: frozenset[str]) -> None:
+    """As `verify_folder`, for one file of the folder; the others may be gone."""
+    files = _read_manifest(path.parent, names)
+    if path.name not in files:
+        raise DamagedError(f"{path.parent / MANIFEST} does not list {path.name}")
+    _verify(path, *files[path.name])
+
+
+def _verify(path: Path, num_bytes: int, sha256: str) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise DamagedError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
+    if path.stat().st_size != num_bytes:
+        raise DamagedError(f"{path} has {path.stat().st_size} bytes, {num_bytes} were saved")
+    if file_sha256(path) != sha256:
+        raise DamagedError(f"{path} has changed since it was saved (SHA-256)")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -38,8 +38,6 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     """
     if given is not None:
         return load_config(given, overrides)
-    if not weights.exists():
-        raise ConfigError(f"there is no {weights}")
     path = config_file_of(weights)
     if path is None:
         folder = weights if weights.is_dir() else weights.parent
@@ -86,7 +84,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
         device: where to compute.
 
     Raises:
-        ConfigError: the crop is for image files only, or the data has more classes than the net.
+        ConfigError: the crop is for image files only, or the data has another number of classes than the net.
         deepres.data.DataError: the data cannot be used.
     """
     settings = config.data.finding()
@@ -100,6 +98,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
     data = find_data(**settings).open(
         micro_batch_size=1,
         eval_batch_size=batch_size,
+        seed=config.train.seed,
         device=device,
         num_workers=config.data.num_workers,
         max_bad_images=config.data.max_bad_images,
@@ -107,7 +106,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:
         num_classes = len(net.get_parameter("head.linear.weight"))
-        if data.info.num_classes > num_classes:
+        if data.info.num_classes != num_classes:
             raise ConfigError(
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
             )

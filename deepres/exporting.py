@@ -78,7 +78,8 @@ def _write_safetensors(net: nn.Module, path: Path, _: Tensor) -> Callable[[Tenso
 def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what C++ programs load
-        torch.jit.save(torch.jit.trace(net, images), path)
+        with path.open("wb") as file:  # a file that cannot be written is an OSError then
+            torch.jit.save(torch.jit.trace(net, images), file)
         loaded: Callable[[Tensor], Tensor] = torch.jit.load(path)
     return loaded
 

@@ -126,7 +126,7 @@ def _one_line(error: ValidationError, source: _Source) -> str:
     if first["msg"].startswith("Input should ") or first["type"] in _PLAINLY:
         got = "nothing" if first["input"] is None else repr(first["input"])
         return f"{where}: {name} must {problem}, got {got}"
-    return f"{where}: {name}: {problem}"
+    return ": ".join(part for part in (where, name, problem) if part)
 
 
 def _config_keys(location: tuple[int | str, ...]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -201,12 +203,15 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
     if model["block"] is None:
         model["block"] = default_block(config.model.depth, config.model.dataset)
     data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
+    # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
+    names = "/".join(info.class_names) if config.data.name in ("image_folder", "imagenet") else ""
     return {
         **{f"model.{name}": value for name, value in model.items()},
         "model.num_classes": info.num_classes,
         **{f"data.{name}": value for name, value in data.items()},
         "data.image_size": info.image_size,
         "the number of training images": info.num_train,
+        "the SHA-256 of the classes' names": hashlib.sha256(os.fsencode(names)).hexdigest()[:12],
         "train.seed": config.train.seed,
         "the global batch size": sizes.global_size,
     }
@@ -220,9 +225,9 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """
     saved = checkpoint.progress.identity
     differences = [
-        f"{name} is {identity.get(name)}, there {saved.get(name)}"
-        for name in dict.fromkeys([*identity, *saved])
-        if identity.get(name) != saved.get(name)
+        f"{name} is {identity.get(name)}, there {value}"
+        for name, value in saved.items()  # an older deepres did not save all of them
+        if identity.get(name) != value
     ]
     if differences:
         raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")

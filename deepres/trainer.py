@@ -247,8 +247,9 @@ class Trainer:
         self._test, self._is_evaluated = metrics, True
 
     def _finish(self, summary: Summary) -> None:
-        bad = torch.tensor(float(self._data.num_bad_images), device=self._process.device)
-        num_bad = int(sum_over_processes(bad))
+        # Several processes may have met the same image, in different epochs.
+        bad = sum_over_processes(self._data.bad_images.to(self._process.device))
+        num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
             self._folder.save_weights(state)

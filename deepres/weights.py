@@ -8,20 +8,44 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deepres.commit import MANIFEST, DamagedError, verify_file
 from deepres.config import ConfigError
 from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG, MODEL, checkpoints_in
+from deepres.saving import CONFIG, FILES, MODEL, checkpoints_in
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
 
-    Nothing in a file is executed: a `.pt` is read with `weights_only=True`.
+    Nothing in a file is executed: a `.pt` is read with `weights_only=True`. Of a checkpoint, the file
+    is compared with the manifest.
 
     Raises:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
     """
+    try:
+        path = _weights_file(path)
+        if path.name == MODEL and (path.parent / MANIFEST).exists():
+            verify_file(path, FILES)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
+    except DamagedError as error:
+        raise ConfigError(str(error)) from None
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
+        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
+    return {str(name): value for name, value in content.items()}
+
+
+def _weights_file(path: Path) -> Path:
     if path.is_dir():
         candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -30,18 +54,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         path = found
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
-        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
-    return {str(name): value for name, value in content.items()}
+    return path
 
 
 def num_classes_of(weights: dict[str, Tensor], path: Path) -> int:
@@ -63,10 +76,18 @@ def config_file_of(weights: Path) -> Path | None:
 
     Args:
         weights: a run's folder, a checkpoint, or a file of weights.
+
+    Raises:
+        ConfigError: there is nothing, or it cannot be read.
     """
-    folder = weights if weights.is_dir() else weights.parent
-    files = (folder / RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / RUN_CONFIG)
-    return next((file for file in files if file.is_file()), None)
+    try:
+        if not weights.exists():
+            raise ConfigError(f"there is no {weights}")
+        folder = weights if weights.is_dir() else weights.parent
+        files = (folder / RUN_CONFIG, folder / CONFIG, run_folder_of(weights) / RUN_CONFIG)
+        return next((file for file in files if file.is_file()), None)
+    except OSError as error:
+        raise ConfigError(f"{weights} cannot be read: {error}") from None
 
 
 def run_folder_of(weights: Path) -> Path:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -39,10 +40,10 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Three classes of one colour each, larger than a crop."""
+    """Ten classes of one colour each, larger than a crop."""
     root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
-        for label in range(3):
+        for label in range(10):
             (root / split / f"c{label}").mkdir(parents=True)
             pixels = np.full((40, 50, 3), 25 * label, np.uint8)
             Image.fromarray(pixels).save(root / split / f"c{label}" / "0.png")
@@ -72,6 +73,16 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's own
             loaded = torch.jit.load(run_dir / "export.pt")
             torch.testing.assert_close(loaded(x), net(x))
+
+
+def test_a_net_of_image_files_is_exported_for_images_of_their_size(run_dir, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text()) | {"data": {"name": "image_folder"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(run_dir / "model.safetensors", tmp_path)
+    assert status(export, tmp_path, "--format", "onnx") == 0
+    (images,) = onnx.load(tmp_path / "export.onnx").graph.input
+    assert [dim.dim_value for dim in images.type.tensor_type.shape.dim[1:]] == [3, 224, 224]
 
 
 def last_test(run_dir):
@@ -115,16 +126,19 @@ def test_evaluating_a_run_or_a_part_of_it_repeats_its_own_last_evaluation(
         assert capsys.readouterr().out.startswith(last_test(run_dir)), arguments
 
 
-def test_a_run_is_tested_in_its_own_precision(tmp_path, capsys):
+def test_a_run_is_tested_in_its_own_precision_and_on_images_of_its_own_seed(tmp_path, capsys):
     folder = tmp_path / "bf16"
     settings = ("engine.name=plain", "engine.zero_stage=0", "data.name=synthetic", "data.num_images=64")
-    own = (f"train.run_dir={folder}", "precision.compute=bf16", "precision.channels_last=true")
+    own = (
+        f"train.run_dir={folder}", "precision.compute=bf16", "precision.channels_last=true", "train.seed=3",
+    )  # fmt: skip
     assert main(["--config", str(CONFIG), *SMALL, *settings, *own]) == 0
     capsys.readouterr()
     assert status(evaluate, folder) == 0
     assert capsys.readouterr().out.startswith(last_test(folder))
-    assert status(evaluate, folder, "precision.compute=fp32") == 0
-    assert not capsys.readouterr().out.startswith(last_test(folder))
+    for other in ("precision.compute=fp32", "train.seed=4"):
+        assert status(evaluate, folder, other) == 0
+        assert not capsys.readouterr().out.startswith(last_test(folder))
 
 
 def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):
@@ -141,11 +155,24 @@ def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_checkpoint_that_has_changed_since_it_was_saved_is_told(run_dir, tmp_path, capsys):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000008"
+    shutil.copytree(run_dir / "checkpoints" / "step-00000008", folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-2] ^= 1  # of a weight, which is still finite
+    (folder / "model.safetensors").write_bytes(content)
+    for weights in (folder, folder / "model.safetensors", tmp_path / "run"):
+        for arguments in ((evaluate, weights), (export, weights, "--format", "safetensors")):
+            assert status(*arguments, "--config", run_dir / "config.yaml") == 2
+            told = f"error: {folder / 'model.safetensors'} has changed since it was saved (SHA-256)\n"
+            assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("crop", ["224", "320", "ten"])
 def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, crop, capsys):
     overrides = ["data.name=image_folder", f"data.root={images}", "data.image_size=8", "data.num_images=null"]
     assert status(evaluate, run_dir, "--crop", crop, *overrides, "train.eval_batch_size=2") == 0
-    assert capsys.readouterr().out.startswith("test on 3 images: loss ")
+    assert capsys.readouterr().out.startswith("test on 10 images: loss ")
 
 
 def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
@@ -178,11 +205,19 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
     [
         (evaluate, ["RUN", "model.depth=20"], "the weights at"),
         (evaluate, ["RUN", "data.num_classes=11"], "synthetic has 11 classes, and the net tells 10 apart"),
+        (evaluate, ["RUN", "data.num_classes=9"], "synthetic has 9 classes, and the net tells 10 apart"),
         (evaluate, ["RUN", "--crop", "ten"], "crop ten is for image files, not for synthetic: use config"),
         (evaluate, ["RUN", "--crop", "9"], "argument --crop: invalid choice: '9'"),
         (evaluate, ["RUN", "depth=20"], "expected section.key=value (e.g. train.epochs=3), got 'depth=20'"),
         (evaluate, ["RUN", "--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read: No such file"),
         (evaluate, ["/nowhere"], "there is no /nowhere"),
+        (evaluate, ["x" * 300], "x cannot be read: [Errno 36] File name too long"),
+        (evaluate, ["x" * 300, "--config", "RUN_CONFIG"], "x cannot be read: [Errno 36] File name too long"),
+        (
+            export,
+            ["RUN", "--format", "torchscript", "--output", "/proc/x"],
+            "/proc/x cannot be written: No such file",
+        ),
         (evaluate, ["/usr"], "nothing tells of the net of /usr: /usr has no config.yaml of a run and no "),
         (evaluate, [], "the following arguments are required: weights"),
         (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
@@ -196,10 +231,11 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
         (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
         (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else getattr(value, "__name__", ""),
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else getattr(value, "__name__", ""),
 )
 def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments, message, capsys):
-    assert status(tool, *[run_dir if argument == "RUN" else argument for argument in arguments]) == 2
+    there = {"RUN": run_dir, "RUN_CONFIG": run_dir / "config.yaml"}
+    assert status(tool, *[there.get(argument, argument) for argument in arguments]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("error: ")

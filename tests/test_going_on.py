@@ -106,6 +106,23 @@ def test_an_evaluation_that_is_stopped_again_and_again_is_made_in_the_end(tmp_pa
     assert [row["step"] for row in metrics(tmp_path, "test")] == [told[0], 2 * told[0]]
 
 
+def test_a_run_is_not_gone_on_with_where_a_class_has_another_name(tmp_path, capsys):
+    """Its labels would be others: of `a` and `b` the second one becomes the first."""
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / place / "0.png")
+    data = ("data.name=image_folder", f"data.root={tmp_path / 'images'}", "data.num_images=null")
+    arguments = (*SMALL, *PLAIN, *data, "train.global_batch_size=2", f"train.run_dir={tmp_path / 'run'}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "b").rename(tmp_path / "images" / split / "B")
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto", "train.epochs=2"]) == 2
+    error = capsys.readouterr().err
+    assert "is a checkpoint of another run: the SHA-256 of the classes' names is " in error
+    assert error.count("\n") == 1
+
+
 def test_a_run_whose_test_images_cannot_be_read_may_be_resumed_at_its_end(tmp_path, capsys):
     for split in ("train", "val"):
         for label in "ab":

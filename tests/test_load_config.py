@@ -131,6 +131,13 @@ def test_the_command_line_is_blamed_for_what_it_alone_gives(folder):
     assert load_config(path, ["recompute.budget=1GiB", "recompute.segments=none"]).recompute.budget == 2**30
 
 
+def test_what_is_of_no_section_is_told_with_the_file_alone(folder):
+    with pytest.raises(
+        ConfigError, match=r"row.yaml: engine.compile=units needs precision.channels_last=true"
+    ):
+        load_config(_row(folder), ["engine.compile=units"])
+
+
 def test_an_own_value_takes_the_place_of_a_bad_one_in_the_base(folder):
     (folder / "recipe.yaml").write_text(BASE.replace("epochs: 6", "epochs: 0"), encoding="utf-8")
     assert load_config(_row(folder, "train: {epochs: 2}")).train.epochs == 2

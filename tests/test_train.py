@@ -54,6 +54,15 @@ def test_a_deterministic_rerun_with_segments_has_the_same_bits(tmp_path, forked,
     assert all(torch.equal(kept[name], replayed[name]) for name in kept)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_trains_a_net_with_an_odd_number_of_parameters(tmp_path, forked, stage):
+    arguments = (*SMALL, "data.num_classes=5", f"engine.zero_stage={stage}", "train.max_steps=1")
+    forked.train(tmp_path, "--config", QUICKSTART, *arguments, f"train.run_dir={tmp_path / 'run'}")
+    net = build_resnet(11, block="bottleneck", num_classes=5)
+    assert sum(p.numel() for p in net.parameters()) % 2 == 1
+    net.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+
+
 @pytest.mark.slow  # tests/models/test_compiled_unit.py has the same within one process
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler on CPUs needs g++")
 def test_compiled_units_train_to_the_same_bits_under_a_plan(tmp_path):

@@ -11,6 +11,9 @@ from deepres.metrics import IGNORED_LABEL as IGNORED_LABEL  # whoever reads data
 class DataError(ValueError):
     """A data set is missing, incomplete, broken or unfit for what was asked; the message is one line."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a file's name may have several
+
 
 @dataclass(frozen=True)
 class DataInfo:

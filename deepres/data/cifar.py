@@ -31,8 +31,8 @@ def find_cifar(
         download: fetch the official binary archive into `root` if no files are found there. Its checksum is
             always compared.
         base_url: where the archive lies.
-        verify: compare the checksums of the python files with the official ones. (For single binary files none
-            are published.)
+        verify: compare the checksums of the python files with the official ones. For single binary files none
+            are published: with `download`, they are compared with those in the official archive.
 
     Returns:
         The layout, and the folder that holds its files.
@@ -52,7 +52,7 @@ def find_cifar(
             ) from None
     binary = cifar.layouts[0]
     url = f"{base_url.rstrip('/')}/{cifar.archive}"
-    download_and_unpack(url, md5=cifar.archive_md5, root=root, folder=binary.folder)
+    download_and_unpack(url, md5=cifar.archive_md5, root=root, folder=binary.folder, verify=verify)
     return _check(cifar, binary, root / binary.folder)
 
 
@@ -146,7 +146,7 @@ def read_cifar(
         Images (N, 3, 32, 32) uint8 and labels (N,) int64.
 
     Raises:
-        DataError: a file is cut off, or holds labels that do not exist.
+        DataError: a file cannot be read, is cut off, or holds labels that do not exist.
     """
     files = layout.train if split == "train" else (layout.test,)
     read = _read_binary if layout.kind == "binary" else _read_python
@@ -160,7 +160,10 @@ _Split = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
 def _read_binary(cifar: Cifar, path: Path, num_images: int) -> _Split:
-    content = np.fromfile(path, np.uint8)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
     if len(content) != num_images * cifar.record_bytes:
         raise DataError(f"{path}: expected {num_images * cifar.record_bytes} bytes, found {len(content)}")
     records = content.reshape(num_images, cifar.record_bytes)

@@ -3,6 +3,7 @@
 Crops are resized with Pillow's bicubic filter, straight from the region of the original that they show.
 """
 
+import contextlib
 import io
 import struct
 import warnings
@@ -56,7 +57,8 @@ def decode_rgb(content: bytes) -> Image.Image:
         try:
             image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            with contextlib.suppress(*_PILLOW_ERRORS):  # EXIF data that are damaged leave the pixels whole
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode in _MODES_16_BITS:
                 values = np.asarray(image).clip(0, 65535)
                 has_8_bits = image.mode == "I" and image.format == "TIFF" and values.max() <= 255

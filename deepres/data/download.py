@@ -25,24 +25,32 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def download_and_unpack(url: str, *, md5: str, root: Path, folder: str) -> None:
-    """Downloads a tar archive into `root` and unpacks its top folder `folder` there.
+def download_and_unpack(url: str, *, md5: str, root: Path, folder: str, verify: bool = False) -> None:
+    """Downloads a tar archive into `root` and unpacks its top folder `folder` there, unless that is there.
 
     The processes of one machine take turns, so that only the first of them downloads. An archive of the right
     checksum that lies in `root` already is not fetched again. What fails leaves nothing but an empty lock file.
 
+    Args:
+        verify: compare the files of a folder that is there with the archive's.
+
     Raises:
-        DataError: the archive cannot be fetched, is cut off, has another checksum or lacks `folder`.
+        DataError: the archive cannot be fetched, is cut off, has another checksum or lacks `folder`, or a file is
+            not the archive's.
     """
     archive = root / url.rsplit("/", 1)[-1]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _turn(root / f".{folder}.lock"):
-            if (root / folder).exists():
+            is_there = (root / folder).exists()
+            if is_there and not verify:
                 return
             if not (archive.is_file() and file_md5(archive) == md5):
                 _download(url, archive, md5)
-            _unpack(archive, root, folder)
+            if is_there:
+                _compare(archive, root)
+            else:
+                _unpack(archive, root, folder)
     except DataError:
         raise
     except urllib.error.HTTPError as error:
@@ -95,3 +103,13 @@ def _unpack(archive: Path, root: Path, folder: str) -> None:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(temporary)
+
+
+def _compare(archive: Path, root: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file, path = tar.extractfile(member), root / member.name
+            if file is not None and not (path.is_file() and path.read_bytes() == file.read()):
+                raise DataError(
+                    f"{path} is not the official file, as {archive} holds it; remove {path.parent} to have it unpacked"
+                )

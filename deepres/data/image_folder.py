@@ -21,7 +21,7 @@ from deepres.data.decode import BadImageError, Crop, decode_rgb
 from deepres.data.image_files import ImageFiles
 from deepres.data.image_search import find_image_files
 from deepres.data.sampling import Request, uniforms
-from deepres.data.supply import Fetched
+from deepres.data.supply import Failure, Fetched
 
 IMAGE_SIZE = 224
 NUM_IMAGENET_CLASSES = 1000
@@ -76,7 +76,9 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
         raise DataError(f"{root}: train and {test_split} have different classes; {differences}")
     class_names = tuple(sorted(classes["train"]))
     if num_classes is not None and len(class_names) != num_classes:
-        raise DataError(f"{root}: expected {num_classes} classes, found {len(class_names)}")
+        raise DataError(
+            f"{root}: expected {num_classes} classes, found {len(class_names)}; data.name=image_folder takes any number"
+        )
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
     train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)
@@ -88,7 +90,7 @@ def _first_few(names: set[str]) -> str:
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-_Decoded = tuple[Request, Tensor, Tensor, tuple[tuple[str, str], ...]]
+_Decoded = tuple[Request, Tensor, Tensor, tuple[Failure, ...]]
 
 
 class _Decoder(Dataset[Any]):
@@ -120,7 +122,7 @@ class _Decoder(Dataset[Any]):
                 pixels[row] = self._crop(decode_rgb(self._files.read(number)), draws[row])
                 labels[row] = int(self._labels[index])
             except (BadImageError, OSError) as error:
-                failures.append((self._files.path(number), str(error)))
+                failures.append(Failure(index, self._files.path(number), str(error)))
         if get_worker_info() is not None:
             # Otherwise a thread of the worker does it later, and if there is no room drops the batch without a word.
             images.share_memory_()
@@ -217,7 +219,7 @@ class FileSupply:
                 request,
                 images.to(self._device, non_blocking=True).permute(0, 3, 1, 2),
                 labels.to(self._device, non_blocking=True),
-                tuple((path, reason) for path, reason in failures),
+                failures,
             )
 
     def close(self) -> None:

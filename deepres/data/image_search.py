@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from deepres.data.image_files import Entry, FolderFiles, ImageFiles, TarFiles, U
 SPLITS = ("train", "val", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
+_NESTED = "a folder inside a class's; images must lie in their class's folder itself"
+_CHUNK_BYTES = 2**20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
@@ -46,7 +49,9 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
             entries = sorted(_in_folder(root))
             return FolderFiles(root, entries), entries
         if not root.is_file():
-            raise DataError(f"no image folder at {root}: there is nothing")
+            raise DataError(
+                f"no image folder at {root}: there is nothing; set data.root to the folder or archive that holds train/"
+            )
         if not root.name.endswith(ARCHIVE_SUFFIXES):
             raise DataError(
                 f"{root} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}) of images"
@@ -62,7 +67,8 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
             entries = sorted(_one_prefix(root, _in_compressed_tar(root, content)))
             files = UnpackedFiles(root, entries, np.frombuffer(content, np.uint8))
     except _BROKEN as error:
-        raise DataError(f"{root}: cannot be read: {error or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{root}: cannot be read: {reason}") from error
     for first, second in itertools.pairwise(entries):
         if first[:3] == second[:3]:
             raise DataError(f"{root}: refused: holds {'/'.join(first[:3])} twice")
@@ -71,17 +77,26 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
 
 def _in_folder(root: Path) -> Iterator[Entry]:
     for split in SPLITS:
-        if not (root / split).is_dir():
+        if not _is_folder(root / split):
             continue
-        for class_folder in _visible(root / split):
-            if not class_folder.is_dir():
+        for class_folder in map(Path, _visible(root / split)):
+            if not _is_folder(class_folder):
                 continue
-            names = [
-                file.name for file in _visible(Path(class_folder)) if file.is_file() or file.is_symlink()
-            ]
+            files = _visible(class_folder)
+            inner = next((file.path for file in files if file.is_dir()), None)
+            if inner is not None:
+                raise DataError(f"{inner}: {_NESTED}")
+            names = [file.name for file in files if file.is_file() or file.is_symlink()]
             if not names:
-                raise DataError(f"{class_folder.path}: a class without images")
+                raise DataError(f"{class_folder}: a class without images")
             yield from (Entry(split, class_folder.name, name) for name in names)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one; a link that leads nowhere is no answer: with a class missing, others get its label."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: refused: a link that leads nowhere; mend or remove it")
+    return path.is_dir()
 
 
 def _visible(folder: Path) -> list["os.DirEntry[str]"]:
@@ -112,16 +127,42 @@ def _place(
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{root}: refused: holds {name!r}, a name that leads outside of the archive")
     *prefix, split, class_name, file_name = ("", "", "", *path.parts)
-    if split not in SPLITS or file_name.startswith(".") or class_name.startswith("."):
+    if file_name.startswith(".") or class_name.startswith("."):
+        return None
+    if split not in SPLITS:
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if not (is_hidden or set(SPLITS).isdisjoint(path.parts[:-3])):
+            raise DataError(f"{root}: refused: {name!r}: {_NESTED}")
         return None
     if not is_regular:
         raise DataError(f"{root}: refused: {name!r} is no regular file but a link or the like")
     return tuple(part for part in prefix if part), Entry(split, class_name, file_name, offset, num_bytes, crc)
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive that must end with its end mark: to tarfile, a broken header is an end, too."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}: {error}") from error
+
+
+def _read_to_the_end(tar: tarfile.TarFile) -> None:
+    """See that nothing but padding follows the end mark; of compressed files, the checksum is compared on the way."""
+    assert tar.fileobj is not None
+    while chunk := tar.fileobj.read(_CHUNK_BYTES):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("more follows behind its end: several archives in one file?")
+
+
 def _in_tar(root: Path) -> Iterator[_Placed]:
     archive_bytes = root.stat().st_size
-    with tarfile.open(root, "r:") as tar:
+    with tarfile.open(root, "r:", tarinfo=_Member) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # a million of them would take a gigabyte
             if member.isdir():
@@ -137,11 +178,12 @@ def _in_tar(root: Path) -> Iterator[_Placed]:
                 raise tarfile.ReadError(f"cut off in {member.name}")
             if placed is not None:
                 yield placed
+        _read_to_the_end(tar)
 
 
 def _in_compressed_tar(root: Path, content: bytearray) -> Iterator[_Placed]:
     most_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    with tarfile.open(root, "r|*") as tar:
+    with tarfile.open(root, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if member.isdir():
                 continue
@@ -159,6 +201,7 @@ def _in_compressed_tar(root: Path, content: bytearray) -> Iterator[_Placed]:
             assert file is not None
             content += file.read()
             yield placed
+        _read_to_the_end(tar)
 
 
 def _in_zip(root: Path) -> Iterator[_Placed]:

@@ -149,7 +149,7 @@ def find_data(
             `imagenet`, `image_folder`: a folder or an archive with `train/` and `val/` or `test/`.
         download: fetch CIFAR if it is not there.
         base_url: where CIFAR's archives lie.
-        verify: compare the checksums of CIFAR's python files with the official ones.
+        verify: compare the checksums of CIFAR's files with the official ones, see `find_cifar`.
         image_size: height and width that the model sees; 224 for image files if unset, else 32 (CIFAR's only).
         num_classes: of the synthetic set (10 if unset); for others, what is expected, to be compared.
         num_images: training images of the synthetic set (50,000 if unset); it has a fifth as many test images.
@@ -167,16 +167,19 @@ def find_data(
     Raises:
         DataError: with one line that says what was wrong, what was found, and what to do.
     """
-    info, found = _locate(
-        name,
-        root=root,
-        download=download,
-        base_url=base_url,
-        verify=verify,
-        image_size=image_size,
-        num_classes=num_classes,
-        num_images=num_images,
-    )
+    try:
+        info, found = _locate(
+            name,
+            root=root,
+            download=download,
+            base_url=base_url,
+            verify=verify,
+            image_size=image_size,
+            num_classes=num_classes,
+            num_images=num_images,
+        )
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read: {error}") from error
     pipeline = make_pipeline(
         name,
         is_files=isinstance(found, ImageFolder),
@@ -205,6 +208,9 @@ def _locate(
         raise DataError(f"data.name must be one of {', '.join(DATASETS)}, got {name!r}")
     if num_images is not None and name != "synthetic":
         raise DataError(f"data.num_images is for the synthetic set alone, got {num_images} for {name}")
+    for key, is_asked in (("download", download), ("verify", verify)):
+        if is_asked and name not in _CIFARS:
+            raise DataError(f"data.{key} is for {' and '.join(_CIFARS)} alone, got true for {name}")
     if name == "synthetic":
         num_images = 50_000 if num_images is None else num_images
         return DataInfo(name, num_classes or 10, image_size or 32, num_images, max(1, num_images // 5)), None

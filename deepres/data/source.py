@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from deepres.data.augment import NUM_CROP_DRAWS, Normalization, crop_and_flip
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
 from deepres.data.sampling import Schedule, uniforms
-from deepres.data.supply import Fetched, Supply
+from deepres.data.supply import Failure, Fetched, Supply
 
 DeviceAugmentation = Literal["none", "crop", "crop_flip"]
 
@@ -50,7 +51,7 @@ class DataSource:
         self._normalization = normalization
         self._augmentation = augmentation
         self._max_bad_images = max_bad_images
-        self._bad_paths: set[str] = set()
+        self._bad_images: set[int] = set()
 
     @property
     def num_train_batches(self) -> int:
@@ -68,9 +69,11 @@ class DataSource:
         return self._train.device_bytes + self._test.device_bytes
 
     @property
-    def num_bad_images(self) -> int:
-        """Images that this rank could not read so far; one that fails again is not counted again."""
-        return len(self._bad_paths)
+    def bad_images(self) -> Tensor:
+        """1 for each image that this rank could not read so far: (num_train + num_test,) float32, on the CPU."""
+        bad = torch.zeros(self.info.num_train + self.info.num_test)
+        bad[list(self._bad_images)] = 1
+        return bad
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's micro batches of an epoch, shuffled and augmented.
@@ -102,8 +105,9 @@ class DataSource:
         self._test.close()
 
     def _finish(self, fetched: Fetched, *, augment: bool) -> Batch:
-        for path, reason in fetched.failures:
-            self._count_bad(path, " ".join(reason.split()))
+        for failure in fetched.failures:
+            first = 0 if augment else self.info.num_train
+            self._count_bad(first + failure.sample, failure)
         request, labels = fetched.request, fetched.labels
         images = self._normalization(fetched.images)
         if augment and self._augmentation != "none":
@@ -115,13 +119,14 @@ class DataSource:
             images = images.masked_fill_((labels == IGNORED_LABEL).view(-1, 1, 1, 1), 0)
         return Batch(images, labels, torch.from_numpy(request.indices))
 
-    def _count_bad(self, path: str, reason: str) -> None:
-        if path in self._bad_paths:
+    def _count_bad(self, number: int, failure: Failure) -> None:
+        if number in self._bad_images:
             return
-        self._bad_paths.add(path)
+        self._bad_images.add(number)
+        path, reason = (" ".join(text.splitlines()) for text in (failure.path, failure.reason))
         _logger.warning("%s cannot be read and is left out: %s", path, reason)
-        if len(self._bad_paths) > self._max_bad_images:
+        if len(self._bad_images) > self._max_bad_images:
             raise DataError(
-                f"{len(self._bad_paths)} images cannot be read, of which data.max_bad_images allows "
+                f"{len(self._bad_images)} images cannot be read, of which data.max_bad_images allows "
                 f"{self._max_bad_images}; the last: {path} ({reason})"
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,14 @@ from torch import Tensor
 from deepres.data.batch import IGNORED_LABEL
 from deepres.data.sampling import Request
 from deepres.data.transfer import on_device
+
+
+class Failure(NamedTuple):
+    """A sample of the split that could not be read: its number, its file's path, and why."""
+
+    sample: int
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -20,13 +28,13 @@ class Fetched:
         request: the request.
         images: (N, 3, H, W) uint8 on the device, of any strides.
         labels: (N,) int64 on the device; `IGNORED_LABEL` where there is no image.
-        failures: path and reason of each image that could not be read.
+        failures: the images that could not be read.
     """
 
     request: Request
     images: Tensor
     labels: Tensor
-    failures: tuple[tuple[str, str], ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     @property
     def is_whole(self) -> bool:

@@ -137,7 +137,7 @@ def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
         "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "allgather_bucket_size": bucket + bucket % 2,  # DeepSpeed insists on an even number
         "overlap_comm": False,
         "contiguous_gradients": True,
     }

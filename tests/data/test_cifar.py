@@ -103,6 +103,13 @@ def test_a_binary_file_one_byte_off_is_told_with_both_sizes(tiny_cifar, change):
         read_cifar(cifar, layout, root / layout.folder, "train")
 
 
+def test_a_binary_file_that_cannot_be_read_is_told(tiny_cifar):
+    layout = tiny_cifar.cifar.layouts[0]
+    (tiny_cifar.root / layout.folder / layout.test).unlink()
+    with pytest.raises(DataError, match=f"{layout.test}: cannot be read: .*No such file"):
+        read_cifar(tiny_cifar.cifar, layout, tiny_cifar.root / layout.folder, "test")
+
+
 def test_a_cut_off_python_file_is_told(tiny_cifar):
     cifar, root = tiny_cifar.cifar, tiny_cifar.root
     layout = cifar.layouts[1]

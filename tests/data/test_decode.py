@@ -121,6 +121,18 @@ def test_an_image_is_turned_upright_as_its_exif_data_say(orientation):
     assert_quarters(image, tolerance=12)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_data_do_not_spoil_an_image(kind):
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"):
+        assert_quarters(decode_rgb(encoded(quarters(), kind, exif=exif)), tolerance=12)
+    data = Image.Exif()
+    data[0x0112], data[0x011A] = 6, 72.0
+    # A resolution that is a text: Pillow reads it, and cannot write it again.
+    exif = data.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    stored = quarters().transpose(Image.Transpose.ROTATE_90)
+    assert_quarters(decode_rgb(encoded(stored, kind, exif=exif, quality=95)), tolerance=12)
+
+
 def bomb(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -78,6 +79,23 @@ def test_an_archive_that_is_there_already_is_not_fetched_again(archive, tmp_path
     (root / cifar.archive).write_bytes((server[1] / cifar.archive).read_bytes())
     find_cifar(cifar, root, download=True, base_url=url)
     assert Handler.requests == []
+
+
+def test_binary_files_that_are_there_are_verified_by_the_archive(archive, tmp_path, tiny_cifar):
+    url, cifar = archive
+    root, binary = tmp_path / "root", cifar.layouts[0]
+    shutil.copytree(tiny_cifar.root / binary.folder, root / binary.folder)
+    for _ in range(2):
+        assert find_cifar(cifar, root, download=True, base_url=url, verify=True)[0] == binary
+    assert Handler.requests == [f"/{cifar.archive}"]
+    path = root / binary.folder / binary.test
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=f"{path} is not the official file, as .*{cifar.archive} holds it"):
+        find_cifar(cifar, root, download=True, base_url=url, verify=True)
+    path.unlink()
+    with pytest.raises(DataError, match="is not the official file"):
+        find_cifar(cifar, root, download=True, base_url=url, verify=True)
 
 
 def test_nothing_is_fetched_unasked(archive, tmp_path):

@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import io
+import lzma
 import os
 import pickle
 import stat
@@ -61,11 +64,41 @@ def test_forked_processes_do_not_disturb_each_other(image_folder, pack, expected
 
 
 def test_hidden_files_and_files_elsewhere_do_not_count(image_folder, pack, expected):
-    for name in (".DS_Store", "readme.txt", "train/.hidden/0.png", "train/cat/._0.png", "extra/cat/0.png"):
+    for name in (
+        ".DS_Store",
+        "readme.txt",
+        "train/.hidden/0.png",
+        "train/.hidden/x/0.png",
+        "train/cat/._0.png",
+        "extra/cat/0.png",
+    ):
         (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
         (image_folder / name).write_bytes(b"x")
     for root in (image_folder, pack(image_folder, "set.zip"), pack(image_folder, "set.tar")):
         assert content(*find_image_files(root)) == expected
+
+
+def test_a_folder_inside_a_class_is_refused_rather_than_passed_over(image_folder, pack):
+    (image_folder / "train" / "cat" / "more").mkdir()
+    (image_folder / "train" / "cat" / "more" / "0.png").write_bytes(b"x")
+    for root in (image_folder, pack(image_folder, "set.zip", "some/"), pack(image_folder, "set.tar")):
+        with pytest.raises(
+            DataError, match=r"train/cat/more.*: a folder inside a class's; images must lie in"
+        ):
+            find_image_files(root)
+
+
+@pytest.mark.parametrize("link", ["class", "split"])
+def test_a_class_or_split_that_is_a_link_counts_if_it_leads_somewhere(image_folder, expected, link):
+    elsewhere = image_folder.with_name("elsewhere")
+    elsewhere.mkdir()
+    for folder in ("train/dog", "test/dog") if link == "class" else ("test",):
+        (image_folder / folder).rename(elsewhere / folder.replace("/", "_"))
+        (image_folder / folder).symlink_to(elsewhere / folder.replace("/", "_"))
+    assert content(*find_image_files(image_folder)) == expected
+    elsewhere.rename(elsewhere.with_name("gone"))
+    with pytest.raises(DataError, match=r"refused: a link that leads nowhere; mend or remove it"):
+        find_image_files(image_folder)
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"x", **fields) -> None:
@@ -160,6 +193,40 @@ def test_a_cut_off_archive_is_an_error_of_one_line(image_folder, pack, name):
     with pytest.raises(DataError, match=f"{name}: cannot be read: ") as error:
         find_image_files(path)
     assert "\n" not in str(error.value)
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("damage", ["cut at a member", "cut in a header", "broken header", "two in one"])
+def test_a_tar_archive_never_ends_before_its_end_mark(image_folder, pack, suffix, damage):
+    path = pack(image_folder, "set.tar")
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        begin = tar.getmembers()[10].offset
+    spoilt = {
+        "cut at a member": whole[:begin],
+        "cut in a header": whole[: begin + 100],
+        "broken header": whole[: begin + 20] + b"?" + whole[begin + 21 :],
+        "two in one": whole + whole,
+    }[damage]
+    message = (
+        "more follows behind its end" if damage == "two in one" else f"damaged or cut off at byte {begin}: "
+    )
+    path = path.with_name(f"spoilt.tar{suffix}")
+    path.write_bytes(COMPRESS[suffix](spoilt))
+    with pytest.raises(DataError, match=rf"spoilt\.tar{suffix}: cannot be read: {message}"):
+        find_image_files(path)
+
+
+def test_the_checksum_of_a_gzip_file_is_compared(image_folder, pack):
+    path = pack(image_folder, "set.tar")
+    packed = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    packed[len(packed) // 2] ^= 1  # in the pixels of an image
+    path.with_name("set.tar.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"set\.tar\.gz: cannot be read: CRC check failed"):
+        find_image_files(path.with_name("set.tar.gz"))
 
 
 def test_an_archive_larger_than_memory_says_to_unpack_it(image_folder, pack, monkeypatch):

@@ -147,7 +147,7 @@ def test_bad_images_are_logged_once_counted_and_left_without_a_label(image_folde
                 else:
                     assert index not in good or label == good[index]
         assert sorted(bad) == [0, 8, 16]
-    assert source.num_bad_images == 3
+    assert source.bad_images.nonzero().flatten().tolist() == [0, 8, 16]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     messages = sorted(record.getMessage() for record in caplog.records)
     assert len(messages) == 3
@@ -170,6 +170,16 @@ def test_one_bad_image_too_many_stops_with_its_path(image_folder, num_workers):
     source.close()
 
 
+def test_a_name_of_several_lines_is_told_in_one(image_folder, caplog):
+    (image_folder / "train" / "cat" / "no\nimage").touch()
+    with pytest.raises(DataError, match=r"the last: .*/no image") as error:
+        list(opened(image_folder, micro_batch_size=22).train_batches(0))
+    (image_folder / "test" / "no\nclass").mkdir()
+    with pytest.raises(DataError, match="no class: a class without images") as other:
+        find_data("image_folder", root=image_folder)
+    assert not any("\n" in text for text in (str(error.value), str(other.value), *caplog.messages))
+
+
 def test_bad_test_images_and_fillers_do_not_count(image_folder):
     spoil(image_folder, "test")
     sources = [
@@ -180,7 +190,7 @@ def test_bad_test_images_and_fillers_do_not_count(image_folder):
     both = rows(batch for part in shown for batch in part)
     assert sorted(index for index, _ in both) == [-1, *range(9)]
     assert sorted(i for i, label in both if label == IGNORED_LABEL) == [-1, 0, 4, 8]
-    assert sum(source.num_bad_images for source in sources) == 3
+    assert sum(source.bad_images for source in sources).nonzero().flatten().tolist() == [21, 25, 29]
 
 
 def test_small_images_pass_unchanged_and_are_cropped_on_the_device(tmp_path):

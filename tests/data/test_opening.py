@@ -43,7 +43,7 @@ def test_facts_agree_with_the_batches(name):
         assert batch.images.dtype == torch.float32
         assert batch.labels.max() < info.num_classes
     assert source.device_bytes > 0
-    assert source.num_bad_images == 0
+    assert not source.bad_images.any()
     source.close()
 
 
@@ -199,6 +199,16 @@ def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
             r"data\.num_images is for the synthetic set alone, got 100 for digits",
         ),
         (
+            "imagenet",
+            {"root": "x", "download": True},
+            r"data\.download is for cifar10 and cifar100 alone, got true for",
+        ),
+        (
+            "image_folder",
+            {"root": "x", "verify": True},
+            r"data\.verify is for cifar10 and .* alone, got true for image_f",
+        ),
+        (
             "digits",
             {"augmentation": "scale"},
             r"data\.augmentation=scale is for image files; digits takes none",
@@ -214,6 +224,12 @@ def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
     with pytest.raises(DataError, match=message) as error:
         find_data(name, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "image_folder"])
+def test_a_place_that_the_system_refuses_is_an_error(name, tmp_path):
+    with pytest.raises(DataError, match=r"x: cannot be read: \[Errno 36\] File name too long"):
+        find_data(name, root=tmp_path / ("x" * 300))
 
 
 def test_a_set_with_fewer_images_than_a_step_takes_is_refused_before_and_when_it_is_opened():

@@ -27,7 +27,7 @@ from tests.faults.forks import RUN
 from tests.faults.launched import end_all, output_of, processes_of, start, wait_for
 from tests.faults.test_damage import Canary
 from tests.faults.test_disk import needs_mount
-from tests.processes import ROOT, TRAIN, environment, metrics
+from tests.processes import ROOT, TRAIN, environment, metrics, torchrun
 
 COLOURS = {"a": (200, 20, 30), "b": (30, 20, 200)}
 
@@ -112,7 +112,7 @@ def test_odd_images_have_the_right_label_or_are_skipped_and_counted(folder, tabl
         if path.name in odd_files((0, 0, 0)):
             table.add(f"image: {path.name}", right)
         assert right, path
-    assert data.num_bad_images == num_bad == 8
+    assert data.bad_images.sum() == num_bad == 8
     data.close()
 
 
@@ -127,6 +127,20 @@ def test_a_run_counts_what_it_skipped_and_stops_where_that_is_too_much(folder, t
         == 2
     )
     assert "8 images cannot be read, of which data.max_bad_images allows 7" in capsys.readouterr().err
+
+
+@pytest.mark.multi_process
+def test_an_image_that_several_processes_skipped_is_counted_once(folder, tmp_path):
+    short = ("train.epochs=3", "train.save_every=null", "train.resume=never", "train.global_batch_size=34")
+    arguments = [
+        *RUN,
+        f"train.run_dir={tmp_path / 'run'}",
+        *on_images(folder, "data.max_bad_images=8", *short),
+    ]
+    done = torchrun(ROOT / TRAIN, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "8 images could not be read and were skipped" in done.stdout
+    assert metrics(tmp_path / "run", "summary")[0]["bad_images"] == 8
 
 
 @pytest.mark.slow

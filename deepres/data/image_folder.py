@@ -173,8 +173,6 @@ class FileSupply:
         device: where batches are wanted.
     """
 
-    device_bytes = 0
-
     def __init__(
         self,
         files: ImageFiles,

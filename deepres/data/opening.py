@@ -251,8 +251,8 @@ def _resident(
     if info.name == "synthetic":
         make = SyntheticImages(info.num_classes, info.image_size, seed, device)
         return (
-            ResidentSupply(make, device, make.device_bytes),
-            ResidentSupply(lambda indices: make(indices + info.num_train), device, 0),
+            ResidentSupply(make, device),
+            ResidentSupply(lambda indices: make(indices + info.num_train), device),
             make.normalization(divide_by_std=normalize == "mean_std"),
         )
     if found is None:

@@ -64,11 +64,6 @@ class DataSource:
         return self._schedule.num_test_batches
 
     @property
-    def device_bytes(self) -> int:
-        """Bytes that the data occupy on the device between batches."""
-        return self._train.device_bytes + self._test.device_bytes
-
-    @property
     def bad_images(self) -> Tensor:
         """1 for each image that this rank could not read so far: (num_train + num_test,) float32, on the CPU."""
         bad = torch.zeros(self.info.num_train + self.info.num_test)

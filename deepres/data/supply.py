@@ -45,10 +45,6 @@ class Fetched:
 class Supply(Protocol):
     """One split's pixels and labels."""
 
-    @property
-    def device_bytes(self) -> int:
-        """Bytes that the split occupies on the device between batches."""
-
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
         """Serves the requests in their order, ahead of the caller where that helps."""
 
@@ -62,13 +58,10 @@ class ResidentSupply:
     Args:
         look_up: takes indices (N,) int64 on the device; returns images (N, 3, H, W) uint8 and labels (N,) int64.
         device: the device.
-        device_bytes: what `look_up` keeps there.
     """
 
-    def __init__(
-        self, look_up: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device, device_bytes: int
-    ) -> None:
-        self._look_up, self._device, self._device_bytes = look_up, device, device_bytes
+    def __init__(self, look_up: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device) -> None:
+        self._look_up, self._device = look_up, device
 
     @classmethod
     def of_tensors(cls, images: Tensor, labels: Tensor, device: torch.device) -> "ResidentSupply":
@@ -77,13 +70,7 @@ class ResidentSupply:
         return cls(
             lambda indices: (table.index_select(0, indices), answers.index_select(0, indices)),
             device,
-            table.nbytes + answers.nbytes,
         )
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes that the split occupies on the device between batches."""
-        return self._device_bytes
 
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
         """Serves the requests in their order."""

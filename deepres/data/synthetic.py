@@ -36,11 +36,6 @@ class SyntheticImages:
         self._noise = torch.from_numpy(noise.astype(np.uint8)).to(device)
         self._pictures = torch.from_numpy(pictures.astype(np.uint8)).to(device).view(-1, 3, _GRID, _GRID)
 
-    @property
-    def device_bytes(self) -> int:
-        """Bytes that the set itself occupies on the device."""
-        return self._noise.nbytes + self._pictures.nbytes
-
     @staticmethod
     def normalization(*, divide_by_std: bool) -> Normalization:
         """That of the distribution: a pixel is the sum of two numbers, each uniform in 0 … 127."""

@@ -27,7 +27,7 @@ from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
 from deepres.memory.ends import Ends
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
-from deepres.recompute.discarding import can_need_grad, discarding, leaf_to_discard
+from deepres.recompute.discarding import can_need_grad, leaf_to_discard
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
 
@@ -155,7 +155,7 @@ def _read_retention(
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:
     is_retaining = isinstance(unit, RetainingUnit)
     how = {"retention": keep or "all", "memo": memo} if is_retaining else {}
-    with torch.enable_grad() if keep is not None else discarding(is_retaining), bench.compute():
+    with torch.set_grad_enabled(keep is not None or not is_retaining), bench.compute():
         y = unit(x, **how)
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")

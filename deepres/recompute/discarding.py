@@ -2,16 +2,13 @@
 
 Modules look whether gradients are recorded: without them PyTorch's LSTM, and its attention in evaluation mode, choose
 other kernels, with other roundings. And what a hook or a closure takes out of a unit must not seem to need no gradient.
-So a graph is recorded, but keeps no tensors. A `RetainingUnit` promises not to look, and is spared the time.
+So a graph is recorded, which goes with the run. A `RetainingUnit` promises not to look, and is spared the time.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 OTHER_WAYS = (
@@ -21,19 +18,8 @@ OTHER_WAYS = (
 )
 
 
-@contextlib.contextmanager
-def discarding(looks_at_nothing: bool) -> Iterator[None]:
-    """Run a unit so that no tensor is kept, and no gradient can pass through it."""
-    if looks_at_nothing:
-        with torch.no_grad():
-            yield
-    else:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_drop, _refuse):
-            yield
-
-
 def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
-    """What such a run begins with: `x`, but nobody else's."""
+    """What such a run begins with: `x`, to which no gradient may come back."""
     x = x.detach()
     if needs_grad and can_need_grad(x):
         x.requires_grad_().register_hook(_refuse)
@@ -43,10 +29,6 @@ def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
 def can_need_grad(x: Tensor) -> bool:
     """Whether there are gradients of such numbers."""
     return x.is_floating_point() or x.is_complex()
-
-
-def _drop(_: Tensor) -> None:
-    return None
 
 
 def _refuse(_: object) -> NoReturn:

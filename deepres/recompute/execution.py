@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.recompute.discarding import discarding, leaf_to_discard
+from deepres.recompute.discarding import leaf_to_discard
 from deepres.recompute.gradient_guard import GradientGuard, is_under_ddp
 from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.norm_updates import without_updates
@@ -134,9 +134,9 @@ class Execution:
         if not (keep and self._continues[i]):
             begin = self.holder.leaf_of if keep else leaf_to_discard
             x = begin(x, self._needs_grad[i])
-        run = torch.enable_grad() if keep else discarding(retaining and not unit._forward_hooks)
+        records = keep or not retaining or bool(unit._forward_hooks)
         try:
-            with run, self._first_run_or_replay(i):
+            with torch.set_grad_enabled(records), self._first_run_or_replay(i):
                 if retaining:
                     retention = self._retentions[i] if keep else "all"
                     y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))

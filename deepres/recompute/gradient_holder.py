@@ -79,13 +79,14 @@ class GradientHolder:
 class _TakeGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, holder: GradientHolder) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.holder = holder
         return y.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.holder.gradient = grads[0]
-        return _stand_in(grads[0]), None
+        return None if grads[0] is None else _stand_in(grads[0]), None
 
 
 class _LeaveGradient(torch.autograd.Function):

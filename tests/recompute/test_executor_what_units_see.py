@@ -176,12 +176,47 @@ def test_a_frozen_unit_that_trains_a_tensor_which_is_not_its_own_is_refused(plan
         net(torch.randn(3, 10, 32))
 
 
-def test_weights_that_are_computed_once_for_all_runs_are_refused():
+def test_weights_may_be_computed_once_for_all_runs():
     net = _four(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(32, 32)))
+
+    def loss(net: nn.Module) -> Tensor:
+        with nn.utils.parametrize.cached():
+            return SEQUENCES(net)
+
     assert_exact(net, per_unit_plan(4), loss=SEQUENCES)
-    apply_plan(net, per_unit_plan(4))
-    with nn.utils.parametrize.cached(), pytest.raises(RuntimeError, match=OTHER_WAYS):
-        SEQUENCES(net).backward()
+    assert_exact(net, per_unit_plan(4), loss=loss)
+
+
+class _OfItsOwnGradient(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(torch.tanh(super().forward(z)).sum(), z)
+        return super().forward(x) + gradient + torch.func.grad(lambda z: torch.tanh(z).sum())(x)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_unit_may_compute_gradients_of_its_own(plan):
+    assert_exact(_four(lambda: _OfItsOwnGradient(32, 32)), plan, loss=SEQUENCES)
+
+
+class _WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(_ctx: object, *_: Tensor) -> None:
+        return None
+
+
+def test_where_no_gradient_comes_back_there_is_none():
+    weight = torch.ones(32, requires_grad=True)
+    for plan in (None, *PLANS.values()):
+        net = _four(_linear)
+        apply_plan(net, plan)
+        (_WithoutGradient.apply(net(torch.randn(3, 10, 32))) * weight).sum().backward()
+        assert all(p.grad is None for p in net.parameters())
 
 
 class _Decaying(nn.Linear):

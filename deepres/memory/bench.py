@@ -67,8 +67,15 @@ class Bench(Protocol):
         """The number format to compute in (autocast)."""
 
 
-def check_run(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """See that a model can be run on fp32 images in a number format.
+def checked_input(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    input_dtype: torch.dtype,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool,
+) -> Spec:
+    """The model's input, if the model can be run on it in a number format.
 
     Raises:
         ValueError: it cannot.
@@ -83,6 +90,8 @@ def check_run(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
             raise ValueError(
                 f"parameters must be {wanted} to compute in {dtype}, {name} is {parameter.dtype}"
             )
+    images = torch.empty(input_shape, dtype=input_dtype, device="meta")
+    return Spec.of(images.to(memory_format=torch.channels_last) if channels_last else images)
 
 
 @contextmanager
@@ -93,7 +102,15 @@ def as_in_training(device_type: str) -> Iterator[None]:
 
 
 def default_loss(output: Tensor) -> Tensor:
-    """Cross entropy of logits (N, num_classes), the mean of anything else."""
+    """Cross entropy of logits (N, num_classes), the mean of anything else.
+
+    Raises:
+        TypeError: it is no tensor.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returns a {type(output).__name__} instead of one tensor: say by `loss` what is trained"
+        )
     if output.dim() != 2:
         return output.float().mean()
     return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long, device=output.device))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
 from deepres.recompute import Chain, UnitCost
 
+_ONE_CALL = "a plan is of one call of the whole sequence: x = self.units(x)"
+
 
 class Ends:
     """Runs a model without its units.
@@ -32,7 +34,7 @@ class Ends:
         self, model: nn.Module, units: nn.Sequential, images: Spec, bench: Bench, loss: Loss
     ) -> None:
         self._bench, self._loss = bench, loss
-        self._stand_in = _StandIn()
+        self._stand_in = _StandIn(len(units))
         self._model = self._stand_in if model is units else bench.copy(model, {id(units): self._stand_in})
         allocate_gradients(self._model)
         self._images = bench.tensor(images)
@@ -57,6 +59,7 @@ class Ends:
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
             def begin(first: Tensor) -> Tensor:
+                self._stand_in.run = _second
                 if first.untyped_storage()._cdata != self._images.untyped_storage()._cdata:
                     first.untyped_storage().resize_(0)  # now, for the meter would see it go
                 torch.set_grad_enabled(True)
@@ -108,6 +111,10 @@ class Ends:
         return statistics.median(time_ms for (time_ms,) in self._bench.rounds_ms([step]))
 
 
+def _second(_: Tensor) -> Tensor:
+    raise TypeError(f"the forward pass calls its units more than once, and {_ONE_CALL}")
+
+
 class _Reached(Exception):  # noqa: N818 (it is no error)
     def __init__(self, first: Tensor) -> None:
         super().__init__()
@@ -118,6 +125,17 @@ class _StandIn(nn.Module):
     """Takes the units' place in a copy of a model."""
 
     run: Callable[[Tensor], Tensor]
+
+    def __init__(self, num_units: int) -> None:
+        super().__init__()
+        self._num_units = num_units
+
+    def __len__(self) -> int:
+        return self._num_units
+
+    def __getitem__(self, _: object) -> nn.Module:
+        """Also asked for when the units are run through."""
+        raise TypeError(f"the forward pass takes its units one by one, and {_ONE_CALL}")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)

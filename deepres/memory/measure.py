@@ -20,12 +20,13 @@ from deepres.memory.bench import (
     Spec,
     allocate_gradients,
     as_in_training,
-    check_run,
+    checked_input,
     default_loss,
 )
 from deepres.memory.host_heap import keep_freed_memory
 from deepres.memory.passes import read_chain
 from deepres.recompute import Chain
+from deepres.recompute.discarding import can_need_grad
 
 
 def measure_chain(
@@ -36,6 +37,7 @@ def measure_chain(
     *,
     loss: Loss = default_loss,
     channels_last: bool = False,
+    input_dtype: torch.dtype = torch.float32,
     repeats: int = 5,
 ) -> Chain:
     """The costs of each unit of a model, of its stem and its head, measured on a device.
@@ -52,19 +54,17 @@ def measure_chain(
         dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
         loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
         channels_last: whether inputs are laid out so.
+        input_dtype: of the input, such as `torch.long` for tokens (which are all 0 then).
         repeats: timings are medians of so many; with 0 all times are 0, and only bytes are measured.
 
     Raises:
-        TypeError: the model has no sequence of units, or one of them does not return one tensor.
+        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor.
         ValueError: the input is empty, or the model cannot be run in that dtype.
     """
-    check_run(model, input_shape, dtype)
+    images = checked_input(model, input_shape, input_dtype, dtype, channels_last=channels_last)
     bench = _DeviceBench(torch.device(device), dtype, repeats)
     if repeats and bench.device.type == "cpu":
         keep_freed_memory()
-    images = torch.empty(input_shape, dtype=torch.float32, device="meta")
-    if channels_last:
-        images = images.to(memory_format=torch.channels_last)
     with (
         as_in_training(bench.device.type),
         _without_garbage_collection(),
@@ -72,8 +72,8 @@ def measure_chain(
     ):
         if bench.device.type == "cuda":
             # Libraries choose their algorithms here, and what they try takes more than what they choose.
-            read_chain(model, Spec.of(images), _DeviceBench(bench.device, dtype, repeats=0), loss)
-        return read_chain(model, Spec.of(images), bench, loss)
+            read_chain(model, images, _DeviceBench(bench.device, dtype, repeats=0), loss)
+        return read_chain(model, images, bench, loss)
 
 
 @contextmanager
@@ -104,8 +104,9 @@ class _DeviceBench:
         return copy.deepcopy(module, dict(instead)).to(self.device)
 
     def tensor(self, spec: Spec) -> Tensor:
-        """Normally distributed values."""
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=self.device).normal_()
+        """Normally distributed values; of integers, zeros."""
+        x = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=self.device)
+        return x.normal_() if can_need_grad(x) else x.zero_()
 
     def meter(self) -> Meter:
         """What the device's allocator hands out."""

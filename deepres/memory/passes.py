@@ -27,6 +27,7 @@ from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
 from deepres.memory.ends import Ends
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
+from deepres.recompute.discarding import can_need_grad, leaf_to_discard
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
 
@@ -72,7 +73,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     x = bench.tensor(spec)
     memo: dict[Any, Any] = {}
     with meter:
-        y = _run_unit(unit, x, bench, keep=None, memo=memo)
+        y = _run_unit(unit, leaf_to_discard(x, needs_grad), bench, keep=None, memo=memo)
     output = Spec.of(y)
     discard_temp = meter.peak_bytes - meter.live_bytes
     # Statistics are fp32, also of bf16 values, but fake tensors (torch 2.13) say that they are bf16.
@@ -80,7 +81,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     del y
 
     def discard() -> None:
-        _run_unit(unit, x, bench, keep=None, memo=memo)
+        _run_unit(unit, leaf_to_discard(x, needs_grad), bench, keep=None, memo=memo)
 
     def steps(name: str, kept_bytes: int) -> tuple[int, Callable[[], None]]:
         """The step of so many units that a backward finds what is kept out of the caches, as in a net."""
@@ -91,7 +92,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         def run() -> None:
             outputs = list[Tensor]()
             for length in chains:
-                y = x.detach().requires_grad_(needs_grad)
+                y = x.detach().requires_grad_(needs_grad and can_need_grad(x))
                 for _ in range(length):
                     y = _run_unit(unit, y, bench, keep=name, memo={})
                 outputs.append(y)
@@ -128,14 +129,14 @@ def _read_retention(
     unit: nn.Module, name: str, x: Tensor, needs_grad: bool, output: Spec, bench: Bench
 ) -> Retention:
     meter, memo = bench.meter(), dict[Any, Any]()
-    leaf = x.detach().requires_grad_(needs_grad)
+    holder = GradientHolder()
+    leaf = holder.leaf_of(x, needs_grad)
     with meter:
         y = _run_unit(unit, leaf, bench, keep=name, memo=memo)
     memo_bytes, held_bytes = _memo_bytes(memo), meter.live_bytes
     forward_temp = meter.peak_bytes - held_bytes
     backward_temp, freed_bytes = 0, 0
     if y.requires_grad:
-        holder = GradientHolder()
         edge = holder.edge_of(y)
         y = y.detach()
         with meter:
@@ -152,12 +153,13 @@ def _read_retention(
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:
-    how = {"retention": keep or "all", "memo": memo} if isinstance(unit, RetainingUnit) else {}
-    with torch.set_grad_enabled(keep is not None), bench.compute():
+    is_retaining = isinstance(unit, RetainingUnit)
+    how = {"retention": keep or "all", "memo": memo} if is_retaining else {}
+    with torch.set_grad_enabled(keep is not None or not is_retaining), bench.compute():
         y = unit(x, **how)
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")
-    return y
+    return y if keep is not None else y.detach()
 
 
 def _memo_bytes(memo: dict[Any, Any], least_itemsize: int = 1) -> int:

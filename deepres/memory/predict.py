@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
-from deepres.memory.bench import Loss, Meter, Spec, as_in_training, check_run, default_loss
+from deepres.memory.bench import Loss, Meter, Spec, as_in_training, checked_input, default_loss
 from deepres.memory.cpu_kernels import operator_peak_bytes
 from deepres.memory.gpus import Gpu, find_gpu
 from deepres.memory.passes import read_chain
@@ -19,6 +23,9 @@ from deepres.memory.roofline import Roofline
 from deepres.memory.tracking import TensorBytes
 from deepres.models import ResidualUnit
 from deepres.recompute import Chain
+
+_CANNOT = "what the model takes cannot be predicted where a part of it"
+_MEASURE = "measure_chain runs it"
 
 CPU = Gpu("CPU", 0, 15.0, 0.2, None, None, "two cores, nominal")
 
@@ -31,6 +38,7 @@ def predict_chain(
     *,
     loss: Loss = default_loss,
     channels_last: bool = False,
+    input_dtype: torch.dtype = torch.float32,
 ) -> Chain:
     """The costs that `measure_chain` would find, without a device: nothing is computed or allocated.
 
@@ -48,18 +56,21 @@ def predict_chain(
         dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
         loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
         channels_last: whether inputs are laid out so.
+        input_dtype: of the input, such as `torch.long` for tokens (which are all 0 then).
 
     Raises:
-        TypeError: the model has no sequence of units, or one of them does not return one tensor.
-        ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype.
+        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor.
+        ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype, or not
+            without values.
     """
-    check_run(model, input_shape, dtype)
+    images = checked_input(model, input_shape, input_dtype, dtype, channels_last=channels_last)
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    images = torch.empty(input_shape, dtype=torch.float32, device="meta")
-    if channels_last:
-        images = images.to(memory_format=torch.channels_last)
-    with as_in_training("cpu"), FakeTensorMode() as mode, torch.random.fork_rng(devices=[]):
-        return read_chain(model, Spec.of(images), _FakeBench(mode, card, dtype), loss)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # what a unit uses beside its parameters
+    try:
+        with as_in_training("cpu"), mode, torch.random.fork_rng(devices=[]):
+            return read_chain(model, images, _FakeBench(mode, card, dtype), loss)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(f"{_CANNOT} depends on values, by {error}: {_MEASURE}") from error
 
 
 class _FakeBench:
@@ -89,7 +100,12 @@ class _FakeBench:
 
     def meter(self) -> Meter:
         """All tensors, and on a CPU what kernels take beside them."""
-        return TensorBytes(operator_peak_bytes=operator_peak_bytes if self._gpu is None else None)
+        return TensorBytes(self._operator_peak_bytes)
+
+    def _operator_peak_bytes(self, func: Any, args: Sequence[Any]) -> int:
+        if func is torch.ops.aten.mkldnn_rnn_layer.default:
+            raise ValueError(f"{_CANNOT} is an LSTM, of which PyTorch does not say what it keeps: {_MEASURE}")
+        return operator_peak_bytes(func, args) if self._gpu is None else 0
 
     def compute(self) -> AbstractContextManager[Any]:
         """Autocast without its cache, as units are run under a plan."""

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.recompute.ddp_guard import DdpGuard
+from deepres.recompute.discarding import leaf_to_discard
+from deepres.recompute.gradient_guard import GradientGuard, is_under_ddp
 from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.norm_updates import without_updates
 from deepres.recompute.plan import Action, Step
@@ -39,7 +40,7 @@ class Execution:
         continues: whether its graph goes on from that of the unit before.
         needs_grad: of x_0 … x_L.
         states: what reads the states of the units.
-        guard: if the model is wrapped by DistributedDataParallel.
+        guard: sees that gradients are complete.
         x: their input.
     """
 
@@ -50,19 +51,18 @@ class Execution:
         continues: list[bool],
         needs_grad: list[bool],
         states: UnitStates,
-        guard: DdpGuard | None,
+        guard: GradientGuard,
         x: Tensor,
     ) -> None:
         self._units = states.units
         self._retentions = retentions
         self._needs_grad = needs_grad
-        self._states, self._guard = states, guard
+        self._states, self._guard, self._is_under_ddp = states, guard, is_under_ddp()
         self._then: State | None = None  # at the end of the forward pass, which may make lazy parameters
         self._is_retaining = is_retaining
         self._continues = [*continues, False]
         self._values: dict[int, Tensor] = {}
-        self._leaves: list[Tensor] = []  # of the graph that is being built
-        self._graphs: dict[int, tuple[Tensor, torch.autograd.graph.GradientEdge | None]] = {}
+        self._graphs: dict[int, torch.autograd.graph.GradientEdge | None] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -103,8 +103,7 @@ class Execution:
                 "add the losses up first, or take the plan off with deepres.apply_plan(model, None)"
             )
         self._is_spent = True
-        if self._guard is not None:
-            self._guard.check_backward()
+        self._guard.check_backward(self._states, is_under_ddp=self._is_under_ddp)
         assert self._then is not None
         self._states.check_same(self._then)
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
@@ -119,27 +118,26 @@ class Execution:
 
     def _backward_to_leaf(self, i: int) -> None:
         """The backward pass of the graph that ends in unit i."""
-        leaf, edge = self._graphs.pop(i)
+        edge = self._graphs.pop(i)
         self._values.pop(i + 1, None)
         if edge is None or self.holder.gradient is None:
             self.holder.gradient = None  # on the way to the loss a unit used nothing that is trained
             return
         self.holder.backward(edge)
-        self.holder.gradient = leaf.grad
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
         is_segment_input = step.holds_input and not keep  # what KEEP holds is in the unit's graph
         x = self._values[i] if is_segment_input else self._values.pop(i)
         unit, version = self._units[i], x._version
+        retaining = self._is_retaining[i]
         if not (keep and self._continues[i]):
-            x = x.detach()
-            x.requires_grad_(keep and self._needs_grad[i])
-            if keep:
-                self._leaves.append(x)
+            begin = self.holder.leaf_of if keep else leaf_to_discard
+            x = begin(x, self._needs_grad[i])
+        records = keep or not retaining or bool(unit._forward_hooks)
         try:
-            with torch.set_grad_enabled(keep), self._first_run_or_replay(i):
-                if self._is_retaining[i]:
+            with torch.set_grad_enabled(records), self._first_run_or_replay(i):
+                if retaining:
                     retention = self._retentions[i] if keep else "all"
                     y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))
                 else:
@@ -155,8 +153,20 @@ class Execution:
             )
         if x._version != version:
             raise _changes_input(i, unit)
-        if keep and not self._continues[i + 1]:
-            self._graphs[i] = (self._leaves.pop(), self.holder.edge_of(y) if y.requires_grad else None)
+        if y.device != x.device:
+            raise RuntimeError(
+                f"unit {i} ({type(unit).__name__}) leads from {x.device} to {y.device}: under a plan all units run on "
+                "one device, whose random numbers are replayed"
+            )
+        if y.requires_grad and not self._needs_grad[i + 1]:
+            raise RuntimeError(
+                f"unit {i} ({type(unit).__name__}) uses a tensor that needs a gradient and is neither its input nor "
+                "its parameter, so that a plan would leave it untrained: register it, or take the plan off with "
+                "deepres.apply_plan(model, None)"
+            )
+        if not (keep and self._continues[i + 1]):
+            if keep:
+                self._graphs[i] = self.holder.edge_of(y) if y.requires_grad else None
             y = y.detach()
         self._values[i + 1] = y
 

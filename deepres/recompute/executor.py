@@ -4,7 +4,7 @@ A unit is any module that takes one tensor, returns one, and does not change its
 retention `all`. A unit that offers more follows the protocol `RetainingUnit`.
 
 What a plan cannot see is not replayed as it was: random numbers that are not PyTorch's own (Python's, or a
-`torch.Generator`), and what a unit leaves for others than the next one (an auxiliary loss, what a hook takes).
+`torch.Generator`), and what a unit counts or notes in attributes of its own.
 Gradients of a parameter that several units share, or several forward passes before one backward pass, are added up
 one after another; where gradients are there already, or in bf16, the last bits may then differ.
 """
@@ -17,9 +17,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.forward_ad import unpack_dual
 
-from deepres.recompute.ddp_guard import DdpGuard
 from deepres.recompute.execution import Execution
+from deepres.recompute.gradient_guard import GradientGuard
 from deepres.recompute.plan import Action, Plan
 from deepres.recompute.unit_states import UnitStates
 
@@ -30,7 +32,8 @@ class RetainingUnit(Protocol):
 
     Its `forward(x, retention, memo)` gives the same result and gradients, bit for bit, for each of its
     retentions. `memo` is a dict, empty at a batch's first run and handed back at each replay; a replay computes
-    from it whatever must not be computed twice (statistics of the batch) and updates nothing.
+    from it whatever must not be computed twice (statistics of the batch) and updates nothing. Nor does it matter to the
+    result whether gradients are recorded.
     """
 
     retentions: tuple[str, ...]
@@ -98,17 +101,17 @@ class PlanExecutor:
     def __init__(self, units: nn.Sequential, plan: Plan) -> None:
         self.plan = plan
         self._units = units
-        self._take_in(list(units))
         steps = tuple(plan.schedule())
         head = next(k for k, step in enumerate(steps) if step.action is Action.HEAD)
         self._forward, self._backward = steps[:head], steps[head + 1 :]
-        self._continues = [False] * len(units)  # whether a unit's graph goes on from that of the unit before
+        self._follows = [False] * len(units)  # whether a unit is kept right after the one before it
         for before, step in pairwise(steps):
             if before.action is step.action is Action.KEEP:
-                self._continues[step.unit] = step.unit == before.unit + 1
+                self._follows[step.unit] = step.unit == before.unit + 1
         self._draws: bool | None = None  # whether a unit draws random numbers, once that is known
         self._anchor = torch.empty(0, requires_grad=True)
-        self._ddp_guard = DdpGuard()
+        self._guard = GradientGuard()
+        self._take_in(list(units))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the units on `x`; under `no_grad`, or where nothing is to be trained, simply one after another."""
@@ -126,17 +129,22 @@ class PlanExecutor:
             for unit in units:
                 x = unit(x)
             return x
+        _check_use(x, self._states)
         is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
         if is_captured and self._draws is not False:
             raise RuntimeError(
                 "under a plan, a CUDA graph can be captured after a pass has shown that no unit draws random numbers "
                 "(dropout), whose replay could not draw the same: run one first, or take the plan off"
             )
-        guard = self._ddp_guard if DdpGuard.is_under_ddp() else None
-        if guard is not None:
-            guard.check_forward(self._states)
+        self._guard.check_forward(self._states)
         execution = Execution(
-            self._is_retaining, self.plan.retentions, self._continues, needs_grad, self._states, guard, x
+            self._is_retaining,
+            self.plan.retentions,
+            self._continues,
+            needs_grad,
+            self._states,
+            self._guard,
+            x,
         )
         y = execution.output_of(x, self._anchor, self._forward, self._backward)
         if not is_captured:
@@ -152,3 +160,21 @@ class PlanExecutor:
             )
         self._states = UnitStates(units)
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
+        # Whether a unit's graph goes on from that of the unit before. Gradients of a parameter in several units are
+        # added up unit by unit, as autograd does it.
+        self._continues = [follows and not self._states.share_parameters for follows in self._follows]
+
+
+def _check_use(x: Tensor, states: UnitStates) -> None:
+    if peek_interpreter_stack() is not None or unpack_dual(x).tangent is not None:
+        raise RuntimeError(
+            "a model under a plan supports loss.backward() only, not the transforms of torch.func or forward-mode "
+            "derivatives: take the plan off with deepres.apply_plan(model, None)"
+        )
+    device = next((p.device for unit in states.units for p in unit.parameters()), x.device)
+    if device != x.device:
+        raise RuntimeError(
+            f"units under a plan run on one device, but their parameters are on {device} and their input is on "
+            f"{x.device}: move one of them (instead of torch.nn.DataParallel use DistributedDataParallel), or take the "
+            "plan off with deepres.apply_plan(model, None)"
+        )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from deepres.recompute.discarding import OTHER_WAYS, can_need_grad
+
 
 class GradientHolder:
     """Holds the gradient of a graph's output until the backward pass of that graph takes it.
@@ -21,11 +23,30 @@ class GradientHolder:
 
     def __init__(self) -> None:
         self.gradient: Tensor | None = None
+        self._is_passing = False
 
     def filled_by(self, y: Tensor) -> Tensor:
         """`y`, whose gradient ends here; what comes before it in the graph is given one number in its shape."""
         filled: Tensor = _TakeGradient.apply(y, self)  # type: ignore[no-untyped-call]
         return filled
+
+    def leaf_of(self, x: Tensor, needs_grad: bool) -> Tensor:
+        """`x` as the beginning of a graph; `x.grad` would be laid out like `x`, and kernels round by layout."""
+        if not (needs_grad and can_need_grad(x)):
+            return x.detach()
+        with torch.enable_grad():
+            leaf: Tensor = _LeaveGradient.apply(x.detach().requires_grad_(), self)  # type: ignore[no-untyped-call]
+        return leaf
+
+    def leave(self, gradient: Tensor | None) -> None:
+        """Hold the gradient that has come to the beginning of a graph.
+
+        Raises:
+            RuntimeError: it has come from elsewhere than the end of that graph.
+        """
+        if not self._is_passing:
+            raise RuntimeError(OTHER_WAYS)
+        self.gradient = gradient
 
     def take(self) -> Tensor | None:
         """The gradient, which is not held here any longer."""
@@ -38,21 +59,47 @@ class GradientHolder:
             return get_gradient_edge(_GiveGradient.apply(y, self))  # type: ignore[no-untyped-call]
 
     def backward(self, edge: GradientEdge) -> None:
-        """The backward pass of a graph, from the gradient that is held."""
+        """The backward pass of a graph, from the gradient that is held to that of the graph's leaf.
+
+        Raises:
+            RuntimeError: it has come to what another backward pass has freed.
+        """
         assert self.gradient is not None
-        torch.autograd.backward(edge, _stand_in(self.gradient))
+        self._is_passing = True
+        try:
+            torch.autograd.backward(edge, _stand_in(self.gradient))
+        except RuntimeError as error:
+            if "through the graph a second time" not in str(error):
+                raise
+            raise RuntimeError(OTHER_WAYS) from error
+        finally:
+            self._is_passing = False
 
 
 class _TakeGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, holder: GradientHolder) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.holder = holder
         return y.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.holder.gradient = grads[0]
-        return _stand_in(grads[0]), None
+        return None if grads[0] is None else _stand_in(grads[0]), None
+
+
+class _LeaveGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, holder: GradientHolder) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.holder = holder
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        ctx.holder.leave(grads[0])
+        return None, None
 
 
 class _GiveGradient(torch.autograd.Function):

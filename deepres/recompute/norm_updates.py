@@ -10,13 +10,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from deepres.recompute.unit_states import version_of
+
 
 @contextlib.contextmanager
 def without_updates(unit: nn.Module) -> Iterator[None]:
     """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics.
 
     Raises:
-        RuntimeError: the unit changes another buffer, as it did when the batch passed first.
+        RuntimeError: the unit changes another buffer or a parameter, as it did when the batch passed first.
     """
     kept: dict[nn.Module, dict[str, Any]] = {}
     for norm in unit.modules():
@@ -30,16 +32,21 @@ def without_updates(unit: nn.Module) -> Iterator[None]:
             for name, value in hidden.items():
                 setattr(norm, name, value)
     norms_buffers = {id(buffer) for norm in kept for buffer in norm.buffers(recurse=False)}
-    others = [(name, b, b._version) for name, b in unit.named_buffers() if id(b) not in norms_buffers]
+    others = [
+        ("buffer" if is_buffer else "parameter", name, tensor, version_of(tensor))
+        for is_buffer, tensors in ((True, unit.named_buffers()), (False, unit.named_parameters()))
+        for name, tensor in tensors
+        if id(tensor) not in norms_buffers
+    ]
     try:
         yield
     finally:
         for norm, values in kept.items():
             for name, value in values.items():
                 setattr(norm, name, value)
-    for name, buffer, version in others:
-        if buffer._version != version:
+    for kind, name, tensor, version in others:
+        if version_of(tensor) != version:
             raise RuntimeError(
-                f"a {type(unit).__name__} changes its buffer {name!r} whenever it is run, so it cannot be replayed: "
+                f"a {type(unit).__name__} changes its {kind} {name!r} whenever it is run, so it cannot be replayed: "
                 "leave this unit out of segments, or let it follow the protocol `RetainingUnit`"
             )

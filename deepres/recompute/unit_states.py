@@ -38,23 +38,30 @@ class UnitStates:
         self._places = [
             (module._parameters, name, i) for module, i in self._modules for name in module._parameters
         ]
+        owners = dict[int, int]()
+        self._shared = [
+            (parameters, name)
+            for parameters, name, i in self._places
+            if owners.setdefault(id(parameters[name]), i) != i and parameters[name] is not None
+        ]
 
     @property
     def share_parameters(self) -> bool:
-        """Whether a parameter that is trained belongs to several units."""
-        owners = dict[int, int]()
-        for parameters, name, i in self._places:
-            p = parameters.get(name)
-            if p is not None and p.requires_grad and owners.setdefault(id(p), i) != i:
-                return True
-        return False
+        """Whether a parameter that is trained belonged to several units at first."""
+        shared = (parameters.get(name) for parameters, name in self._shared)
+        return any(p is not None and p.requires_grad for p in shared)
+
+    def have_hooks(self) -> bool:
+        """Whether hooks wait for the gradient of a parameter."""
+        found = (parameters.get(name) for parameters, name, _ in self._places)
+        return any(p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks) for p in found)
 
     def read(self) -> State:
         """The state now."""
         parameters = [parameters.get(name) for parameters, name, _ in self._places]
         return State(
             parameters,
-            [0 if p is None else _version(p) for p in parameters],
+            [0 if p is None else version_of(p) for p in parameters],
             [p is not None and p.requires_grad for p in parameters],
             [module.training for module, _ in self._modules],
         )
@@ -93,9 +100,10 @@ class UnitStates:
                 raise _changed(f"requires_grad of parameter {name!r} of unit {i} was changed")
 
 
-def _version(parameter: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
     try:
-        return parameter._version
+        return tensor._version
     except RuntimeError:  # made in inference mode: it is not counted how often such a tensor is changed
         return 0
 

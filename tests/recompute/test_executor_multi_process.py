@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepres import apply_plan, build_resnet
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
-from deepres.recompute.ddp_guard import DdpGuard
+from deepres.recompute.gradient_guard import GradientGuard
+from deepres.recompute.unit_states import UnitStates
 from tests.processes import torchrun
 
 pytestmark = pytest.mark.multi_process
@@ -139,24 +140,27 @@ def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(p
         shared, twice, unused = found["refusals"]
         assert "under a plan and DistributedDataParallel, units must not share parameters" in shared
         assert (
-            "each forward pass needs a backward pass of its own (all but the last under no_sync())" in twice
+            "each forward pass needs a backward pass of its own (of DDP all but the last under no_sync())"
+            in twice
         )
         assert "DistributedDataParallel cannot find unused parameters" in unused
 
 
 def test_a_saved_model_does_not_take_another_process_s_backward_pass_for_its_last():
     """Backward passes are numbered in each process anew."""
-    guard = DdpGuard()
+    guard, states = GradientGuard(), UnitStates([])
     x = torch.ones(1, requires_grad=True)
     y = x.clone()
 
     def check(_: Tensor) -> None:
-        guard.check_backward()
+        guard.check_backward(states, is_under_ddp=True)
 
     def check_loaded(_: Tensor) -> None:
-        pickle.loads(pickle.dumps(guard)).check_backward()  # in a pass of the number of the last one
+        pickle.loads(pickle.dumps(guard)).check_backward(
+            states, is_under_ddp=True
+        )  # in a pass of the number of the last one
         with pytest.raises(RuntimeError, match="each forward pass needs a backward pass of its own"):
-            guard.check_backward()
+            guard.check_backward(states, is_under_ddp=True)
 
     y.register_hook(check)
     x.register_hook(check_loaded)

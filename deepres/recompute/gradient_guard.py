@@ -1,0 +1,77 @@
+"""What would be done with a part of a gradient as if it were the whole, without a word, is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from deepres.recompute.unit_states import UnitStates
+
+_OR_OFF = "or take the plan off with deepres.apply_plan(model, None)"
+
+
+class GradientGuard:
+    """Sees that each parameter's gradient is complete when it is there.
+
+    Hooks of a parameter run as soon as a backward pass has added to its gradient: those of DDP average it over the
+    processes, others clip it or step. Under a plan the units' backward passes follow one another, so that a parameter
+    is added to once for each unit and forward pass.
+    """
+
+    def __init__(self) -> None:
+        self._last_task: int | None = None
+
+    def __getstate__(self) -> dict[str, None]:
+        """Another process, which a saved model may come to, numbers its backward passes anew."""
+        return {"_last_task": None}
+
+    def check_forward(self, states: UnitStates) -> None:
+        """Called in the forward pass.
+
+        Raises:
+            RuntimeError: units share parameters that DDP averages or that have hooks, or DDP looks for unused ones.
+        """
+        ddp = _ddp()
+        if ddp is not None and ddp.find_unused_parameters and not ddp.static_graph:
+            raise RuntimeError(
+                "under a plan DistributedDataParallel cannot find unused parameters, as those of all units would seem "
+                f"to be: give it static_graph=True instead of find_unused_parameters=True, {_OR_OFF}"
+            )
+        if ddp is not None and states.share_parameters:
+            raise RuntimeError(
+                "under a plan and DistributedDataParallel, units must not share parameters: their gradients would be "
+                f"averaged before they are complete; {_OR_OFF}"
+            )
+        if states.share_parameters and states.have_hooks():
+            raise RuntimeError(
+                "under a plan, parameters that units share must not have hooks, which would be given their gradients "
+                f"in parts: change the gradients after the backward pass, {_OR_OFF}"
+            )
+
+    def check_backward(self, states: UnitStates, *, is_under_ddp: bool) -> None:
+        """Called when a backward pass reaches the units.
+
+        Args:
+            states: the units'.
+            is_under_ddp: whether the forward pass was one of a module that DDP wraps.
+
+        Raises:
+            RuntimeError: it has been there before, from another forward pass.
+        """
+        task = torch._C._current_graph_task_id()
+        if task == self._last_task and (is_under_ddp or states.have_hooks()):
+            raise RuntimeError(
+                "under a plan and DistributedDataParallel, or with hooks on parameters, each forward pass needs a "
+                "backward pass of its own (of DDP all but the last under no_sync()): gradients would be averaged, or "
+                f"given to hooks, before they are complete; {_OR_OFF}"
+            )
+        self._last_task = task
+
+
+def is_under_ddp() -> bool:
+    """Whether this is the forward pass of a module that DDP wraps."""
+    return _ddp() is not None
+
+
+def _ddp() -> DistributedDataParallel | None:
+    return getattr(DistributedDataParallel, "_active_ddp_module", None)

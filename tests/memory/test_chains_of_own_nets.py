@@ -1,0 +1,156 @@
+"""Chains of nets that are not the shipped ones: what is read of them, and what is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepres import apply_plan, measure_chain, predict_chain
+from deepres.memory import AllocatedBytes
+from deepres.recompute import Chain, Plan, keep_all_plan, per_unit_plan
+
+BOTH = pytest.mark.parametrize("costs", [measure_chain, predict_chain])
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norms[1](x))
+
+
+class _LanguageModel(nn.Module):
+    def __init__(self, num_tokens: int = 50, width: int = 64) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(num_tokens, width), nn.Linear(width, num_tokens)
+        self.units = nn.Sequential(*[_Block(width) for _ in range(6)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.units(self.embedding(tokens)))
+
+
+def _peak_bytes(model: nn.Module, plan: Plan, x: Tensor) -> int:
+    apply_plan(model, plan)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    meter = AllocatedBytes(torch.device("cpu"))
+    with meter:
+        model(x).mean().backward()
+    return meter.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "plan", [keep_all_plan(6), per_unit_plan(6), Plan(6, ((0, 5), (1, 4)), ("all",) * 6)]
+)
+def test_the_peak_of_a_language_model_is_predicted_and_measured(plan):
+    tokens = torch.randint(50, (8, 64))
+    model = _LanguageModel()
+    peak_bytes = _peak_bytes(model, plan, tokens)
+    for costs in (predict_chain, lambda *how, **named: measure_chain(*how, **named, repeats=0)):
+        chain = costs(model, tuple(tokens.shape), input_dtype=torch.long, loss=torch.Tensor.mean)
+        assert 0.99 * peak_bytes <= plan.priced(chain).peak_bytes <= 1.03 * peak_bytes
+
+
+class _Nearest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+
+@BOTH
+def test_units_may_take_and_return_integers(costs):
+    net = nn.Sequential(nn.Linear(32, 20), _Nearest(), nn.Embedding(20, 32), nn.Linear(32, 32))
+    chain = costs(net, (3, 32))
+    assert chain.state_bytes == (3 * 32 * 4, 3 * 20 * 4, 3 * 8, 3 * 32 * 4, 3 * 32 * 4)
+
+
+@BOTH
+def test_units_may_know_the_model_and_share_what_is_not_theirs(costs):
+    class Knowing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.__dict__["model"].scale
+
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.ones(8))
+    model.units = nn.Sequential(*[Knowing(8, 8) for _ in range(3)])
+    for unit in model.units:
+        unit.__dict__["model"] = model
+    assert [unit.output_bytes for unit in costs(model.units, (5, 8)).units] == [160] * 3
+
+
+class _Of(nn.Module):
+    """A model whose forward pass is a function of the model and its input."""
+
+    def __init__(self, run: Callable[[nn.Module, Tensor], object], unit: nn.Module | None = None) -> None:
+        super().__init__()
+        self.units = nn.Sequential(*[unit or nn.Linear(8, 8) for _ in range(3)])
+        self._run = run
+
+    def forward(self, x: Tensor) -> object:
+        return self._run(self, x)
+
+
+def _one_by_one(model: nn.Module, x: Tensor) -> Tensor:
+    for unit in model.units:
+        x = unit(x)
+    return x
+
+
+REFUSED = {
+    "one by one": (_one_by_one, r"^the forward pass takes its units one by one, and a plan is of one call"),
+    "a part": (
+        lambda m, x: m.units[:2](x),
+        r"^the forward pass takes its units one by one, and a plan is of",
+    ),
+    "twice": (
+        lambda m, x: m.units(m.units(x)),
+        r"^the forward pass calls its units more than once, and a plan",
+    ),
+    "a tuple": (
+        lambda m, x: (m.units(x), x),
+        r"^the model returns a tuple instead of one tensor: say by `loss`",
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("run", REFUSED)
+def test_models_of_which_a_chain_would_tell_something_else_are_refused(costs: Callable[..., Chain], run):
+    forward, message = REFUSED[run]
+    with pytest.raises(TypeError, match=message):
+        costs(_Of(forward), (2, 8))
+
+
+class _First(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class _Masked(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[x[:, 0] > -9])
+
+
+@pytest.mark.parametrize(
+    ("unit", "what"),
+    [
+        (_First(8, 8), "is an LSTM, of which"),
+        (_Masked(8, 8), r"depends on values, by aten\.nonzero\.default"),
+    ],
+)
+@pytest.mark.parametrize("gpu", [None, "RTX 4090"])
+def test_what_cannot_be_predicted_is_refused_and_can_be_measured(unit, what, gpu):
+    model = _Of(lambda m, x: m.units(x), unit)
+    with pytest.raises(
+        ValueError, match=f"^what the model takes cannot be predicted where a part of it {what}"
+    ):
+        predict_chain(model, (5, 8), gpu)
+    assert len(measure_chain(model, (5, 8), repeats=0).units) == 3

@@ -171,10 +171,10 @@ def _check_use(x: Tensor, states: UnitStates) -> None:
             "a model under a plan supports loss.backward() only, not the transforms of torch.func or forward-mode "
             "derivatives: take the plan off with deepres.apply_plan(model, None)"
         )
-    device = next((p.device for unit in states.units for p in unit.parameters()), x.device)
-    if device != x.device:
+    first = next((p for unit in states.units for p in unit.parameters()), x)
+    if first.device != x.device and first.numel():  # ZeRO's is empty until the unit runs
         raise RuntimeError(
-            f"units under a plan run on one device, but their parameters are on {device} and their input is on "
+            f"units under a plan run on one device, but their parameters are on {first.device} and their input is on "
             f"{x.device}: move one of them (instead of torch.nn.DataParallel use DistributedDataParallel), or take the "
             "plan off with deepres.apply_plan(model, None)"
         )

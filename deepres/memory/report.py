@@ -9,6 +9,7 @@ from dataclasses import replace
 from deepres.bytesize import format_bytes
 from deepres.config import EngineConfig
 from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
+from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
 from deepres.memory.subject import Subject
@@ -159,6 +160,7 @@ def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
             engine,
             subject.world_size,
             has_momentum=subject.config.optim.momentum > 0,
+            accumulates=accumulates(subject.config.train, subject.batch, subject.world_size),
         )
         rows.append(
             StatesRow(

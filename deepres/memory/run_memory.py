@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deepres.config import Config, RecomputeConfig
+from deepres.config import Config, RecomputeConfig, TrainConfig
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
@@ -77,7 +77,13 @@ def run_memory(
         on_cuda: whether the device is a card.
         activations_bytes: the plan's peak.
     """
-    states = model_states(num_parameters, config.engine, world_size, has_momentum=config.optim.momentum > 0)
+    states = model_states(
+        num_parameters,
+        config.engine,
+        world_size,
+        has_momentum=config.optim.momentum > 0,
+        accumulates=accumulates(config.train, micro_size, world_size),
+    )
     num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
     image_bytes = 3 * image_size**2
     return RunMemory(
@@ -89,6 +95,13 @@ def run_memory(
         activations_bytes=activations_bytes,
         workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
     )
+
+
+def accumulates(train: TrainConfig, micro_size: int, world_size: int) -> bool:
+    """Whether a step has several micro batches of that size."""
+    if train.global_batch_size is not None:
+        return train.global_batch_size > micro_size * world_size
+    return (train.accumulation or 1) > 1
 
 
 def image_size_of(config: Config) -> int:

@@ -18,12 +18,15 @@ class ModelStates:
 
                        parameters     gradients       optimizer    buckets
     plain, w = 1       P              P               P            0
-    plain (DDP)        P              P               P            2B
+    plain (DDP)        P              P, or 2P        P            2B
     fairscale          P              P               P/w          P + 2B
     DeepSpeed, ZeRO 0  P              P               P            P
     DeepSpeed, ZeRO 1  P              P + 2P/w        2P/w         B
     DeepSpeed, ZeRO 2  P              P + 2P/w        2P/w         B
     DeepSpeed, ZeRO 3  P/w + P        3P/w            2P/w         3B
+
+    DDP's gradients lie in its buckets; those of a micro batch that is not a step's last do not, and stay until the
+    last one's are added to them.
 
     The optimizer's are momentum and, under ZeRO 1 to 3, a second fp32 copy of this process's share of the
     parameters. ZeRO's gradients are counted at their highest: as they come, as they are collected, and flattened for
@@ -47,17 +50,29 @@ class ModelStates:
 
 
 def model_states(
-    num_parameters: int, engine: EngineConfig, world_size: int, *, has_momentum: bool = True
+    num_parameters: int,
+    engine: EngineConfig,
+    world_size: int,
+    *,
+    has_momentum: bool = True,
+    accumulates: bool = False,
 ) -> ModelStates:
     """What an engine holds of a model of so many trained parameters; see NOTE [ Who holds what of the model ].
 
-    Without momentum the optimizer's bytes are those of ZeRO's copy alone.
+    Args:
+        num_parameters: that are trained.
+        engine: how a step is run.
+        world_size: the run's processes.
+        has_momentum: whether the optimizer has one; without, its bytes are those of ZeRO's copy alone.
+        accumulates: whether a step has several micro batches.
     """
     whole = num_parameters * _VALUE_BYTES
     share, momentum = -(-whole // world_size), whole * has_momentum
     bucket = bucket_elements(engine, num_parameters) * _VALUE_BYTES
     if engine.name == "plain":
-        return ModelStates(whole, whole, momentum, 2 * bucket if world_size > 1 else 0)
+        if world_size == 1:
+            return ModelStates(whole, whole, momentum, 0)
+        return ModelStates(whole, whole * (1 + accumulates), momentum, 2 * bucket)
     if engine.name == "fairscale":
         return ModelStates(whole, whole, min(momentum, share), whole + 2 * bucket)
     if engine.zero_stage == 0:

@@ -35,9 +35,10 @@ def test_resnet_1001_at_batch_128_peaks_within_its_budget_and_as_predicted(gib):
     assert peak <= 1.01 * gib * 2**30
 
 
+@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_kept_bytes_are_those_predicted_without_the_card(dtype):
-    net = build_resnet(29)
+def test_kept_bytes_are_those_predicted_without_the_card(dtype, shortcut):
+    net = build_resnet(29, shortcut=shortcut)
     predicted = predict_chain(net, (32, 3, 32, 32), GPUS[0], dtype)
     measured = measure_chain(net, (32, 3, 32, 32), "cuda", dtype, repeats=0)
     for unit, found in zip(predicted.units, measured.units, strict=True):

@@ -1,6 +1,7 @@
 """Settings that hold for all tests."""
 
 import gc
+import os
 
 import hypothesis
 import pytest
@@ -11,6 +12,12 @@ from tests.forked import Forked
 # The same examples in every run, and no deadline: the machines that run this are slow at times.
 hypothesis.settings.register_profile("deepres", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("deepres")
+
+
+def pytest_configure(config):
+    """What is not marked `gpu` runs on a CPU, also on a host with GPUs, which runs take where they see any."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="module")

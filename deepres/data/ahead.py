@@ -51,10 +51,14 @@ class BatchesAhead:
         if self._next is not None or self._error is not None:
             return
         begin = time.perf_counter()
+        # Of the work that is there by now: making the batch launches more.
+        before = (
+            None if self._device.type == "cpu" else torch.cuda.current_stream(self._device).record_event()
+        )
         try:
             self._next = next(self._batches, None)
         except DataError as error:
             self._error = error
         # If there is still work from before, the device has not noticed.
-        if self._device.type == "cpu" or torch.cuda.current_stream(self._device).query():
+        if before is None or before.query():
             self._waited_s += time.perf_counter() - begin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 
 from deepres.batch_sizes import BatchSizes
@@ -15,6 +17,8 @@ __all__ = ["Engine", "NonFiniteError", "make_engine"]
 def make_engine(net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> Engine:
     """The engine that `config.engine.name` names; see `Engine` for the arguments."""
     if config.engine.name == "deepspeed":
+        if process.device.type == "cpu":  # or DeepSpeed moves the net to a GPU where there is one
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         from deepres.engines.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(net, config, process, sizes)

@@ -33,7 +33,7 @@ class AllocatedBytes:
         self._device = device
         self._profile: Any = None
         self._cuda_bytes = 0
-        self._cuda_stat = "allocated_bytes.all" if rounded else "requested_bytes.all"
+        self._rounded = rounded
         self._collects_garbage = True
 
     def reset_peak(self) -> None:
@@ -70,5 +70,8 @@ class AllocatedBytes:
         self._profile = None
 
     def _on_cuda(self, which: str) -> int:
+        # What was asked for, CUDA's own allocator does not tell (PYTORCH_ALLOC_CONF=backend:cudaMallocAsync).
+        asked = not self._rounded and torch.cuda.get_allocator_backend() == "native"
+        stat = f"{'requested' if asked else 'allocated'}_bytes.all.{which}"
         # There are no figures before the first allocation.
-        return int(torch.cuda.memory_stats(self._device).get(f"{self._cuda_stat}.{which}", 0))
+        return int(torch.cuda.memory_stats(self._device).get(stat, 0))

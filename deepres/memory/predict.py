@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.overrides import TorchFunctionMode
 
 from deepres.memory.bench import Loss, Meter, Spec, as_in_training, checked_input, default_loss
 from deepres.memory.cpu_kernels import operator_peak_bytes
@@ -107,11 +109,15 @@ class _FakeBench:
             raise ValueError(f"{_CANNOT} is an LSTM, of which PyTorch does not say what it keeps: {_MEASURE}")
         return operator_peak_bytes(func, args) if self._gpu is None else 0
 
-    def compute(self) -> AbstractContextManager[Any]:
-        """Autocast without its cache, as units are run under a plan."""
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast("cpu", self._dtype, cache_enabled=False)
+    @contextmanager
+    def compute(self) -> Iterator[None]:
+        """Autocast without its cache, as units are run under a plan; on a card with the card's dropout."""
+        with ExitStack() as stack:
+            if self._dtype != torch.float32:
+                stack.enter_context(torch.autocast("cpu", self._dtype, cache_enabled=False))
+            if self._gpu is not None:
+                stack.enter_context(_DropoutOfCards())
+            yield
 
     def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
         """One round, by the card's roofline."""
@@ -121,6 +127,16 @@ class _FakeBench:
                 run()
             times.append(roofline.total_ms)
         return [times]
+
+
+class _DropoutOfCards(TorchFunctionMode):
+    """Dropout keeps a byte for each value, not a factor as on a CPU (`is_fused_kernel_acceptable` in PyTorch)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout and kwargs["training"] and not kwargs["inplace"] and 0 < kwargs["p"] < 1:
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]
+        return func(*args, **kwargs)
 
 
 def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:

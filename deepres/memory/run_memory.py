@@ -86,12 +86,15 @@ def run_memory(
     )
     num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
     image_bytes = 3 * image_size**2
+    copies = (
+        2 if config.precision.channels_last else 1
+    )  # batches come contiguous, and are there to the step's end
     return RunMemory(
         parameters_bytes=states.parameters_bytes,
         gradients_bytes=states.gradients_bytes,
         optimizer_bytes=states.optimizer_bytes,
         buckets_bytes=states.buckets_bytes,
-        batch_bytes=micro_size * (4 * image_bytes + 8) + num_images * (image_bytes + 8),
+        batch_bytes=micro_size * (copies * 4 * image_bytes + 8) + num_images * (image_bytes + 8),
         activations_bytes=activations_bytes,
         workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
     )

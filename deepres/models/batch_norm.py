@@ -51,6 +51,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training:
             return super().forward(x)
+        x = _dense(x)
         if memo is not None and self in memo:
             mean, invstd = memo[self]
             y: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
@@ -111,8 +112,14 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Ten
         y = torch.batch_norm_elemt(x, weight, bias, mean, invstd, 0.0)
     else:
         scale, zero = invstd * weight, torch.zeros_like(mean)
-        y = torch.native_batch_norm(x, scale, bias, mean, zero, False, 0.0, 1.0)[0]
+        y = torch.native_batch_norm(_dense(x), scale, bias, mean, zero, False, 0.0, 1.0)[0]
     return y
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` without gaps; of a view with some, PyTorch's CPU kernel multiplies by invstd and weight in turn."""
+    is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if is_dense else x.contiguous()
 
 
 class _Normalise(torch.autograd.Function):

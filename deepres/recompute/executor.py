@@ -165,6 +165,21 @@ class PlanExecutor:
         self._continues = [follows and not self._states.share_parameters for follows in self._follows]
 
 
+def refuse_draws_of_cudnn(states: UnitStates) -> None:
+    """Refuse units that would draw random numbers from cuDNN's own state, which no generator tells or restores.
+
+    Raises:
+        RuntimeError: there is one.
+    """
+    for module, i in states.recurrent:
+        if module.training and module.dropout > 0 and module.num_layers > 1:
+            raise RuntimeError(
+                f"dropout between the layers of {type(module).__name__} in unit {i} draws random numbers of cuDNN's "
+                "own, which a plan cannot replay: put nn.Dropout between layers that are modules of their own, set "
+                "torch.backends.cudnn.enabled = False, or take the plan off with deepres.apply_plan(model, None)"
+            )
+
+
 def _check_use(x: Tensor, states: UnitStates) -> None:
     if peek_interpreter_stack() is not None or unpack_dual(x).tangent is not None:
         raise RuntimeError(
@@ -178,3 +193,5 @@ def _check_use(x: Tensor, states: UnitStates) -> None:
             f"{x.device}: move one of them (instead of torch.nn.DataParallel use DistributedDataParallel), or take the "
             "plan off with deepres.apply_plan(model, None)"
         )
+    if x.is_cuda and torch.backends.cudnn.enabled:
+        refuse_draws_of_cudnn(states)

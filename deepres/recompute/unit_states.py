@@ -30,11 +30,16 @@ class UnitStates:
 
     Args:
         units: the units; where modules inside of them are replaced later on, the new ones are not seen.
+
+    Attributes:
+        units: the units.
+        recurrent: PyTorch's recurrent layers in them, each with its unit's number.
     """
 
     def __init__(self, units: Sequence[nn.Module]) -> None:
         self.units = list(units)
         self._modules = [(module, i) for i, unit in enumerate(units) for module in unit.modules()]
+        self.recurrent = [(module, i) for module, i in self._modules if isinstance(module, nn.RNNBase)]
         self._places = [
             (module._parameters, name, i) for module, i in self._modules for name in module._parameters
         ]

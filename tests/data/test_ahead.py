@@ -59,3 +59,44 @@ def test_on_a_cpu_all_time_in_which_batches_are_made_is_waited():
     assert _take(batches, 1) == [0]
     assert batches.waited_s() > 0
     assert batches.waited_s() == 0
+
+
+class _Stream:
+    """A card's queue: work is done in its order, and what a batch launches is done some time after it is made."""
+
+    def __init__(self):
+        self.launched = self.done = 0
+
+    def record_event(self):
+        return _Event(self, self.launched)
+
+    def query(self):
+        return self.done == self.launched
+
+
+class _Event:
+    def __init__(self, stream, number):
+        self._stream, self._number = stream, number
+
+    def query(self):
+        return self._stream.done >= self._number
+
+
+@pytest.mark.parametrize("is_step_done", [True, False])
+def test_on_a_card_what_a_batch_launches_itself_does_not_hide_that_it_was_waited_for(
+    monkeypatch, is_step_done
+):
+    stream = _Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+
+    def made():
+        for number in range(2):
+            if is_step_done:
+                stream.done = stream.launched
+            stream.launched += 1  # the batch's own copy to the card
+            yield _batch(number)
+
+    stream.launched = 1  # a step
+    batches = BatchesAhead(made(), torch.device("cuda", 0))
+    assert _take(batches, 1) == [0]
+    assert (batches.waited_s() > 0) == is_step_done

@@ -12,7 +12,8 @@ from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
 from deepres.models import BatchNorm2d
 from deepres.out_of_memory import limit_device_memory
-from deepres.recompute import keep_all_plan, per_unit_plan, sqrt_plan
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, sqrt_plan
+from tests.recompute.exactness import nested_plan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,9 +36,10 @@ def test_resnet_1001_at_batch_128_peaks_within_its_budget_and_as_predicted(gib):
     assert peak <= 1.01 * gib * 2**30
 
 
+@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_kept_bytes_are_those_predicted_without_the_card(dtype):
-    net = build_resnet(29)
+def test_kept_bytes_are_those_predicted_without_the_card(dtype, shortcut):
+    net = build_resnet(29, shortcut=shortcut)
     predicted = predict_chain(net, (32, 3, 32, 32), GPUS[0], dtype)
     measured = measure_chain(net, (32, 3, 32, 32), "cuda", dtype, repeats=0)
     for unit, found in zip(predicted.units, measured.units, strict=True):
@@ -65,31 +67,49 @@ def test_peaks_are_as_predicted(depth, dtype):
         assert plan.peak_bytes == pytest.approx(measure_activation_peak(net, run, images, labels), rel=0.03)
 
 
-@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
-def test_plans_change_no_bit(shortcut, monkeypatch):
+NETS = {
+    "cifar": {"depth": 29},
+    "dropout": {"depth": 29, "shortcut": "dropout"},
+    "gating": {"depth": 29, "shortcut": "exclusive_gating"},
+    "original": {"depth": 20, "activation": "original"},
+    "imagenet": {"depth": 50, "dataset": "imagenet"},
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("compute", DTYPES)
+@pytest.mark.parametrize("variant", NETS)
+def test_plans_change_no_bit(variant, compute, layout, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
-        net = build_resnet(29, shortcut=shortcut).cuda()
+        net = build_resnet(**NETS[variant]).cuda().to(memory_format=LAYOUTS[layout])
         for module in net.modules():
             if isinstance(module, BatchNorm2d):  # scales of 1 would hide in which order they are multiplied
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.3)
+        n = len(net.units)
         chain = predict_chain(net, (32, 3, 32, 32), GPUS[0])
         plans = [
             None,
-            per_unit_plan(9),
-            sqrt_plan(9),
-            make_plan(chain, keep_all_plan(9).priced(chain).peak_bytes // 2),
+            per_unit_plan(n),
+            sqrt_plan(n),
+            make_plan(chain, keep_all_plan(n).priced(chain).peak_bytes // 2),
+            Plan(n, (), ("conv_outputs",) * n),
+            nested_plan(n),
         ]
-        images = torch.randn(32, 3, 32, 32, device="cuda")
+        images = torch.randn(32, 3, 32, 32, device="cuda").contiguous(memory_format=LAYOUTS[layout])
         labels = torch.arange(32, device="cuda") % 10
         found = []
         for plan in plans:
             own = copy.deepcopy(net)
             apply_plan(own, plan)
             torch.manual_seed(1)
-            loss = F.cross_entropy(own(images), labels)
+            with torch.autocast("cuda", DTYPES[compute], enabled=compute != "fp32"):
+                logits = own(images)
+            loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
             state = [
                 loss.detach(),
@@ -102,6 +122,21 @@ def test_plans_change_no_bit(shortcut, monkeypatch):
             assert all(map(torch.equal, state, found[0]))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class _LSTM(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+def test_dropout_inside_of_cudnn_s_layers_is_refused():
+    model = nn.Sequential(_LSTM(8, 8, num_layers=2, dropout=0.5)).cuda()
+    apply_plan(model, per_unit_plan(1))
+    x = torch.randn(3, 5, 8, device="cuda")
+    with pytest.raises(RuntimeError, match="random numbers of cuDNN's own"):
+        model(x)
+    with torch.backends.cudnn.flags(enabled=False):
+        model(x).mean().backward()
 
 
 def test_a_device_s_memory_is_all_that_the_allocator_gets():

@@ -1,5 +1,6 @@
 """The allocator's own account on the CPU, kernels' workspaces included."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -59,3 +60,28 @@ def test_an_exception_closes_the_account():
     with meter:
         pass
     assert meter.live_bytes == kept.nbytes
+
+
+@pytest.mark.parametrize(
+    ("backend", "rounded", "expected"),
+    [("native", False, 1000), ("native", True, 1024), ("cudaMallocAsync", False, 1024)],
+)
+def test_on_a_card_it_counts_what_its_allocator_tells(monkeypatch, backend, rounded, expected):
+    """CUDA's own allocator knows of blocks alone: all other figures of it are 0."""
+    is_native, stats = backend == "native", {}
+
+    def hold(requested):
+        for when in ("current", "peak"):
+            stats[f"requested_bytes.all.{when}"] = requested * is_native
+            stats[f"allocated_bytes.all.{when}"] = -(-requested // 512) * 512
+
+    for name, value in (
+        ("get_allocator_backend", lambda: backend),
+        ("memory_stats", lambda _: stats),
+        ("synchronize", lambda _: None),
+        ("reset_peak_memory_stats", lambda _: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    with AllocatedBytes(torch.device("cuda", 0), rounded=rounded) as meter:
+        hold(1000)
+    assert meter.live_bytes == meter.peak_bytes == expected

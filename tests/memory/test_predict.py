@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from deepres import build_resnet, measure_chain, predict_chain
+from deepres.memory.gpus import GPUS
 from deepres.models.residual_unit import ACTIVATIONS
 from deepres.models.shortcut import SHORTCUTS
 from deepres.recompute import Chain
@@ -32,6 +34,24 @@ def test_kept_bytes_are_exact_unit_by_unit(block, activation, shortcut, dtype):
     for a, b in zip(predicted.units, measured.units, strict=True):
         kept = [(r.name, r.kept_bytes + factors) for r in a.retentions]
         assert kept == [(r.name, r.kept_bytes) for r in b.retentions]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_on_a_card_dropout_keeps_a_byte_for_each_value(dtype):
+    kept = []
+    for shortcut in ("identity", "dropout"):
+        chain = predict_chain(build_resnet(11, shortcut=shortcut), (2, 3, 16, 16), GPUS[0], dtype)
+        kept.append([[r.kept_bytes for r in unit.retentions] for unit in chain.units])
+    values = [unit.output_bytes // dtype.itemsize for unit in chain.units]
+    assert kept[1] == [[own + num for own in unit] for unit, num in zip(kept[0], values, strict=True)]
+
+
+@pytest.mark.parametrize(("p", "inplace"), [(0.0, False), (1.0, False), (0.5, True)])
+def test_on_a_card_dropout_that_is_no_kernel_of_its_own_keeps_what_it_keeps_on_a_cpu(p, inplace):
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Dropout(p, inplace)) for _ in range(2)])
+    on_cpu, on_card = predict_chain(model, (4, 8)), predict_chain(model, (4, 8), GPUS[0])
+    for a, b in zip(on_cpu.units, on_card.units, strict=True):
+        assert a.retentions[0].kept_bytes == b.retentions[0].kept_bytes
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.config import Config, DataConfig, ModelConfig, PrecisionConfig, TrainConfig
-from deepres.memory.run_memory import net_of
+from deepres.batch_sizes import batch_sizes
+from deepres.config import Config, DataConfig, EngineConfig, ModelConfig, PrecisionConfig, TrainConfig
+from deepres.data import Batch
+from deepres.distributed import this_process
+from deepres.engines import make_engine
+from deepres.memory import AllocatedBytes, measure_activation_peak
+from deepres.memory.run_memory import net_of, run_memory
 from deepres.models import build_resnet
 
 
@@ -24,3 +29,29 @@ def test_a_runs_net_is_laid_out_as_by_module_to_with_or_without_values(channels_
         assert [p.stride() for p in net_of(config).parameters()] == strides
     with torch.device("meta"):
         assert [p.stride() for p in net_of(config).parameters()] == strides
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_step_holds_its_batch_as_often_as_is_counted(channels_last):
+    num = 256
+    config = Config(
+        model=ModelConfig(depth=11),
+        data=DataConfig(name="synthetic"),
+        train=TrainConfig(max_steps=1, micro_batch_size=num),
+        engine=EngineConfig(device="cpu"),
+        precision=PrecisionConfig(channels_last=channels_last),
+    )
+    net = net_of(config)
+    engine = make_engine(net, config, this_process("cpu"), batch_sizes(config.train, 1))
+    images, labels = torch.randn(num, 3, 32, 32), torch.zeros(num, dtype=torch.long)
+    meter = AllocatedBytes(torch.device("cpu"))
+    with meter:
+        engine.run_passes([Batch(images, labels, labels)])
+    laid_out = images.contiguous(memory_format=config.precision.memory_format)
+    activations = measure_activation_peak(net, engine.module, laid_out, labels)
+    parameters = sum(p.numel() for p in net.parameters())
+    counted = run_memory(
+        config, num_parameters=parameters, image_size=32, micro_size=num, world_size=1, on_cuda=False
+    )
+    beside = images.nbytes + labels.nbytes + meter.peak_bytes - activations - counted.gradients_bytes
+    assert counted.batch_bytes == pytest.approx(beside, abs=images.nbytes // 10)

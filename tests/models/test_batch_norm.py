@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepres.models import BatchNorm2d, ResidualUnit, build_resnet, synchronize_batch_norm
 from deepres.models.batch_norm import Memo
-from deepres.recompute import apply_plan, per_unit_plan
+from deepres.recompute import Plan, apply_plan, per_unit_plan
 from tests.processes import torchrun
 
 DTYPES = {
@@ -111,6 +111,40 @@ def test_a_replay_gives_the_first_pass_s_bits_by_the_arithmetic_of_cuda_too(monk
     norm, x, memo = _norm(7, torch.float32), torch.randn(4, 7, 5, 6), {}
     first, replay = norm(x, memo), norm(x, memo)
     assert torch.equal(first, replay)
+
+
+@pytest.mark.parametrize("view", [lambda x: x[:, :, ::2, 1:], lambda x: x.permute(2, 1, 0, 3)])
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_a_replay_of_a_view_with_gaps_gives_the_first_pass_s_bits(dtypes, view):
+    of_x, of_parameters = DTYPES[dtypes]
+    norm, memo = _norm(16, of_parameters), Memo()
+    x = view(torch.randn(8, 16, 6, 6).mul(3).add(1).to(of_x))
+    gradient = torch.randn(x.shape).to(of_x)
+    found = []
+    for _ in range(2):
+        norm.zero_grad()
+        leaf = x.detach().requires_grad_()
+        y = norm(leaf, memo)
+        y.backward(gradient)
+        found.append([y.detach(), leaf.grad, norm.weight.grad, norm.bias.grad])
+    _assert_same_bits(*found)
+
+
+@pytest.mark.parametrize("plan", [per_unit_plan(2), Plan(2, (), ("conv_outputs",) * 2)])
+def test_units_on_a_view_with_gaps_train_the_same_under_a_plan(plan):
+    units = nn.Sequential(*build_resnet(29).units[1:3])
+    for module in units.modules():
+        if isinstance(module, BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    x = torch.randn(4, 64, 12, 12)[:, :, 2:-2, 2:-2]
+    found = []
+    for each in (None, plan):
+        units.zero_grad()
+        apply_plan(units, each)
+        y = units(x)
+        y.square().mean().backward()
+        found.append([y.detach(), *(p.grad for p in units.parameters())])
+    _assert_same_bits(*found)
 
 
 def test_a_memo_holds_the_batch_s_mean_and_inverse_standard_deviation():

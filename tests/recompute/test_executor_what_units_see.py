@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 
 from deepres import apply_plan
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan
+from deepres.recompute.executor import refuse_draws_of_cudnn
+from deepres.recompute.unit_states import UnitStates
 from tests.recompute.exactness import Loss, assert_exact, cross_entropy, small_net
 
 PLANS = {
@@ -313,3 +315,20 @@ def test_units_on_several_devices_are_refused():
         RuntimeError, match=r"^unit 2 \(_ToMeta\) leads from cpu to meta: under a plan all units run"
     ):
         net(torch.randn(3, 10, 32))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_inside_of_cudnn_s_layers_is_refused(layer):
+    def states(**settings):
+        return UnitStates([nn.Linear(4, 4), nn.Sequential(layer(4, 4, **settings))])
+
+    refuse_draws_of_cudnn(states(num_layers=2))
+    with pytest.warns(UserWarning, match="num_layers greater than 1"):
+        refuse_draws_of_cudnn(states(dropout=0.5))
+    two_layers = states(num_layers=2, dropout=0.5)
+    with pytest.raises(
+        RuntimeError, match=rf"^dropout between the layers of {layer.__name__} in unit 1 draws"
+    ):
+        refuse_draws_of_cudnn(two_layers)
+    two_layers.units[1].eval()
+    refuse_draws_of_cudnn(two_layers)

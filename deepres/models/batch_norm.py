@@ -108,16 +108,17 @@ def synchronize_batch_norm(model: nn.Module, process_group: dist.ProcessGroup | 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
     """`(x - mean) * invstd * weight + bias` by channel, with the kernel (and so the bits) of the training pass."""
     y: Tensor
+    x = _dense(x)  # as in the training pass
     if x.is_cuda:
         y = torch.batch_norm_elemt(x, weight, bias, mean, invstd, 0.0)
     else:
         scale, zero = invstd * weight, torch.zeros_like(mean)
-        y = torch.native_batch_norm(_dense(x), scale, bias, mean, zero, False, 0.0, 1.0)[0]
+        y = torch.native_batch_norm(x, scale, bias, mean, zero, False, 0.0, 1.0)[0]
     return y
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x` without gaps; of a view with some, PyTorch's CPU kernel multiplies by invstd and weight in turn."""
+    """`x` without gaps; for a view with some, PyTorch has other kernels, which multiply in another order."""
     is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return x if is_dense else x.contiguous()
 

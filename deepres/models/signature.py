@@ -24,7 +24,7 @@ def signature(value: object, around: tuple[object, ...] = ()) -> object:
     if isinstance(value, list | tuple):
         return tuple(signature(item, around) for item in value)
     if isinstance(value, set | frozenset):
-        return frozenset(map(signature, value))
+        return frozenset(signature(item, around) for item in value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
         return type(value), value
     return id(value)

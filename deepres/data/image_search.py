@@ -67,8 +67,7 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
             entries = sorted(_one_prefix(root, _in_compressed_tar(root, content)))
             files = UnpackedFiles(root, entries, np.frombuffer(content, np.uint8))
     except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{root}: cannot be read: {reason}") from error
+        raise DataError(f"{root}: cannot be read: {str(error) or type(error).__name__}") from error
     for first, second in itertools.pairwise(entries):
         if first[:3] == second[:3]:
             raise DataError(f"{root}: refused: holds {'/'.join(first[:3])} twice")

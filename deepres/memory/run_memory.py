@@ -86,9 +86,8 @@ def run_memory(
     )
     num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
     image_bytes = 3 * image_size**2
-    copies = (
-        2 if config.precision.channels_last else 1
-    )  # batches come contiguous, and are there to the step's end
+    # Batches come contiguous, and are there to the step's end.
+    copies = 2 if config.precision.channels_last else 1
     return RunMemory(
         parameters_bytes=states.parameters_bytes,
         gradients_bytes=states.gradients_bytes,

@@ -89,13 +89,7 @@ class _TakeGradient(torch.autograd.Function):
         return None if grads[0] is None else _stand_in(grads[0]), None
 
 
-class _LeaveGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, holder: GradientHolder) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.holder = holder
-        return x.detach()
-
+class _LeaveGradient(_TakeGradient):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         ctx.holder.leave(grads[0])

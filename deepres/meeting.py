@@ -97,21 +97,34 @@ def _connect(process: Process, wait: _Wait) -> Store:
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     is_host = process.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while True:
-        try:
-            return TCPStore(
-                host,
-                port,
-                is_master=is_host,
-                timeout=timedelta(seconds=min(_TRY_S, wait.limit_s)),
-                wait_for_workers=False,
-                multi_tenant=True,  # a group that this process has started there already may stay
-            )
-        except RuntimeError as error:
-            if is_host:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
-            if wait.is_over():
-                raise _absent([0], wait.limit_s) from error
+        if is_host or _is_open(host, port):
+            try:
+                return TCPStore(
+                    host,
+                    port,
+                    is_master=is_host,
+                    timeout=timedelta(seconds=min(_TRY_S, wait.limit_s)),
+                    wait_for_workers=False,
+                    multi_tenant=True,  # a group that this process has started there already may stay
+                )
+            except RuntimeError as error:
+                if is_host:
+                    reason = str(error).splitlines()[0]
+                    raise RunError(f"the processes cannot meet: {reason}", ExitStatus.REFUSED) from error
+        if wait.is_over():
+            raise _absent([0], wait.limit_s)
+
+
+def _is_open(host: str, port: int) -> bool:
+    """Whether somebody listens there.
+
+    Asked first, as a store that cannot be reached prints a stack trace and waits for up to three times its limit.
+    """
+    try:
+        socket.create_connection((host, port), timeout=_TRY_S).close()
+    except OSError:
+        return False
+    return True
 
 
 class _Wait:

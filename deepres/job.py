@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -231,7 +231,7 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
 
     if job.config.train.micro_batch_size == "auto":
         sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
-        return replace(planned, sizes=sizes), peak_bytes
+        return job.planner.at(planned, sizes), peak_bytes
     with UntilOutOfMemory():
         return planned, attempt(planned.sizes.micro_size)
     peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from deepres.job import prepare
+from deepres.job import prepare, run_job
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
+from deepres.stopping import StopRequest
 from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
 
@@ -106,6 +107,24 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_accumulation_keep
     )
     assert tight["plan"]["micro_batch_size"] < rows["plan"]["micro_batch_size"]
     assert tight["plan"]["micro_batch_size"] * tight["plan"]["accumulation"] == 16
+
+
+def test_a_plan_whose_micro_batch_ran_out_of_memory_is_told_as_it_is_with_the_smaller_one(tmp_path):
+    settings = ("recompute.budget=30MiB", "train.micro_batch_size=auto", "train.global_batch_size=16")
+    run_dir = f"train.run_dir={tmp_path}"
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, *settings, run_dir, "train.max_steps=1"])
+
+    def ask_for_too_much(_, inputs):
+        if len(inputs[0]) > 4:
+            torch.empty(2**48, dtype=torch.uint8)  # more than there are addresses
+
+    job.net.units[1].register_forward_pre_hook(ask_for_too_much)
+    run_job(job, StopRequest())
+    (plan,), (summary,) = (metrics(tmp_path, kind) for kind in ("plan", "summary"))
+    assert (plan["micro_batch_size"], plan["accumulation"]) == (4, 4)
+    assert summary["activation_peak_bytes"] == pytest.approx(plan["predicted_peak_bytes"], rel=0.02)
+    assert summary["predicted_peak_bytes"] == plan["predicted_peak_bytes"] < plan["predicted_total_bytes"]
+    assert Plan.load(tmp_path / "plan.json").peak_bytes == plan["predicted_peak_bytes"]
 
 
 @pytest.mark.multi_process

@@ -127,6 +127,15 @@ class Planner:
         agreed = replace(sizes, micro_size=micro_size, accumulation=accumulation)
         return self._planned(Plan.from_json(found["plan"]), agreed, self._free_bytes())
 
+    def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
+        """The same plan with other micro batches, priced on predicted costs: no device is touched."""
+        if sizes == planned.sizes:
+            return planned
+        plan = planned.plan.priced(self._predicted(sizes))
+        assert plan.peak_bytes is not None
+        memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
+        return PlannedRun(plan, sizes, memory, planned.budget_bytes)
+
     def _settle(self, sizes: BatchSizes) -> PlannedRun:
         device_bytes = self._free_bytes()
         recompute = self._config.recompute

@@ -210,7 +210,8 @@ class EngineConfig(_Section):
     bucket_mb: Annotated[float, Field(gt=0, le=1_000_000)] = 25.0
     """Gradients communicated at once, at most; never more than the model has."""
     sync_batch_norm: bool = False
-    """Batch statistics over all processes. What these take of memory within a unit is in no prediction."""
+    """Batch statistics over all processes. It takes no memory of its own in fp32; in bf16 and fp16 a batch norm's
+    backward pass holds the gradient of its input in fp32 beside it, which is in no prediction."""
     compile: Literal["none", "units"] = "none"
     """`units`: residual units as compiled code, one graph for all that are alike."""
     cuda_graphs: bool = False

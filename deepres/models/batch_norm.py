@@ -81,8 +81,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         self, x: Tensor, group: dist.ProcessGroup, momentum: float
     ) -> tuple[Tensor, Tensor]:
         """Mean and inverse std over all processes' batches, (C,) each; updates the running statistics."""
-        local = x.detach().to(self.weight.dtype)
-        variance, mean = torch.var_mean(local, dim=(0, 2, 3), correction=0)
+        x = x.detach()
+        _, mean, invstd = torch.native_batch_norm(
+            x, self.weight, self.bias, None, None, True, 0.0, self.eps
+        )  # in the parameters' number format, and with no more bytes than the result's
+        variance = (invstd.pow(-2) - self.eps).clamp_(min=0)
         count = mean.new_full((1,), float(x.numel() // x.size(1)))
         own = torch.cat([mean, variance, count])
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
@@ -167,17 +170,24 @@ def _synchronised_backward(
     wanted: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias; the sums that x's gradient needs run over all processes' batches."""
-    per_channel = (1, -1, 1, 1)
-    dy = grad.to(weight.dtype)
-    normalised = (x.to(weight.dtype) - mean.view(per_channel)) * invstd.view(per_channel)
-    sum_dy = dy.sum((0, 2, 3))
-    sum_dy_normalised = (dy * normalised).sum((0, 2, 3))
+    # Reads the statistics that it is given; for its gradient of x, which is not asked for, they would be local.
+    _, sum_dy_normalised, sum_dy = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
+    )
     dx = None
     if wanted[0]:
         count = sum_dy.new_full((1,), float(x.numel() // x.size(1)))
         sums = torch.cat([sum_dy, sum_dy_normalised, count])
         dist.all_reduce(sums, group=process_group)
-        mean_dy, mean_dy_normalised = (sums[:-1] / sums[-1]).view(2, *per_channel).unbind(0)
-        dx = (dy - mean_dy - normalised * mean_dy_normalised) * (weight * invstd).view(per_channel)
+        mean_dy, mean_dy_normalised = (sums[:-1] / sums[-1]).chunk(2)
+        # dx = scale · (dy − mean_dy − (x − mean) · invstd · mean_dy_normalised), in one tensor
+        scale = weight * invstd
+        slope, offset = (scale * each for each in (invstd * mean_dy_normalised, mean_dy))
+        dx = x - _by_channel(mean)
+        dx.mul_(_by_channel(-slope)).addcmul_(grad, _by_channel(scale)).sub_(_by_channel(offset))
         dx = dx.to(x.dtype)
     return dx, sum_dy_normalised if wanted[1] else None, sum_dy if wanted[2] else None
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepres.memory import measure_activation_peak
 from deepres.models import BatchNorm2d, ResidualUnit, build_resnet, synchronize_batch_norm
 from deepres.models.batch_norm import Memo
-from deepres.recompute import Plan, apply_plan, per_unit_plan
+from deepres.recompute import Plan, apply_plan, keep_all_plan, per_unit_plan
 from tests.processes import torchrun
 
 DTYPES = {
@@ -242,6 +243,19 @@ def _step_of_a_net(plan: bool, retention: str) -> list[Tensor]:
     return [*(p.grad for p in net.parameters()), *net.buffers()]
 
 
+def _peaks() -> list[tuple[int, int]]:
+    """Bytes of activations of a step, each alone and synchronised: everything kept, and a segment a unit."""
+    images, labels = torch.randn(16, 3, 16, 16), torch.zeros(16, dtype=torch.long)
+    peaks = []
+    for plan in (keep_all_plan(9), per_unit_plan(9)):
+        net = build_resnet(29)
+        apply_plan(net, plan)
+        alone = measure_activation_peak(net, net, images, labels)
+        synchronize_batch_norm(net, dist.group.WORLD)
+        peaks.append((alone, measure_activation_peak(net, net, images, labels)))
+    return peaks
+
+
 def _in_each_process(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -266,6 +280,7 @@ def _in_each_process(folder: Path) -> None:
     outcome["nets"] = [
         _step_of_a_net(*how) for how in ((False, "all"), (True, "all"), (True, "conv_outputs"))
     ]
+    outcome["peaks"] = _peaks()
     synchronize_batch_norm(norm, None)
     with CountCollectives() as alone:
         norm(torch.randn(2, 4, 3, 3, dtype=torch.float64))
@@ -325,6 +340,13 @@ def test_a_net_with_synchronised_batch_norm_trains_the_same_under_a_plan(process
         plain, *planned = outcome["nets"]
         for other in planned:
             _assert_same_bits(other, plain)
+
+
+@pytest.mark.multi_process
+def test_synchronisation_takes_no_memory_of_its_own(processes):
+    for outcome in processes:
+        for alone, synchronised in outcome["peaks"]:
+            assert synchronised == pytest.approx(alone, rel=0.005)
 
 
 @pytest.mark.multi_process

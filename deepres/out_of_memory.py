@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 
-from deepres.batch_sizes import BatchSizes
+from deepres.batch_sizes import BatchSizes, smaller_micro_batches
 from deepres.distributed import any_process
 from deepres.exit_status import ExitStatus, RunError
 
@@ -56,9 +55,9 @@ class UntilOutOfMemory:
 def halve_until_it_fits(
     sizes: BatchSizes, attempt: Callable[[int], Measured], device: torch.device
 ) -> tuple[BatchSizes, Measured]:
-    """The largest of the micro batch, its half, its quarter … that fits in every process; collective.
+    """The micro batch, or the largest at most half of it, at most half of that … that fits in every process; collective.
 
-    The global batch stays: the accumulation doubles as the micro batch halves.
+    The global batch stays: the accumulation grows as the micro batch shrinks.
 
     Args:
         sizes: what is wanted.
@@ -81,13 +80,18 @@ def halve_until_it_fits(
             _release(device)
         if not any_process([trial.ran_out], device)[0]:
             return sizes, found[0]
-        if sizes.micro_size % 2:
+        smaller = _at_most(sizes, sizes.micro_size // 2)
+        if smaller is None:
             raise RunError(
-                f"out of memory: a micro batch of {sizes.micro_size} does not fit this device, and it cannot be "
-                "halved: a smaller recompute budget takes less",
+                "out of memory: not even a micro batch of 1 fits this device: a smaller recompute budget takes less",
                 ExitStatus.OUT_OF_MEMORY,
             )
-        sizes = replace(sizes, micro_size=sizes.micro_size // 2, accumulation=sizes.accumulation * 2)
+        sizes = smaller
+
+
+def _at_most(sizes: BatchSizes, micro_size: int) -> BatchSizes | None:
+    """The same global batch in the largest micro batches of at most that size; None if it is 0."""
+    return next((each for each in smaller_micro_batches(sizes) if each.micro_size <= micro_size), None)
 
 
 def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int | None) -> RunError:
@@ -99,18 +103,18 @@ def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int
         peak_bytes: the most activations that a micro batch holds.
         free_bytes: what is free without them, if that is known.
     """
-    per_image = max(1, peak_bytes // sizes.micro_size)
     fitting = sizes.micro_size // 2
     if free_bytes is not None:
-        fitting = min(fitting, free_bytes // per_image)
-    while fitting > 1 and (sizes.micro_size * sizes.accumulation) % fitting:
-        fitting -= 1
-    fitting = max(fitting, 1)
-    accumulation = sizes.micro_size * sizes.accumulation // fitting
+        fitting = min(fitting, sizes.micro_size * free_bytes // max(1, peak_bytes))
+    smaller = _at_most(sizes, fitting)
+    advice = "a plan that replays more takes less: lower recompute.budget or recompute.device_memory"
+    if smaller is not None:
+        advice = (
+            f"train.micro_batch_size={smaller.micro_size} train.accumulation={smaller.accumulation} should fit, and "
+            f"trains the same global batch of {sizes.global_size}"
+        )
     return RunError(
-        f"out of memory {when} with a micro batch of {sizes.micro_size}: train.micro_batch_size={fitting} "
-        f"train.accumulation={accumulation} should fit, and trains the same global batch of {sizes.global_size}",
-        ExitStatus.OUT_OF_MEMORY,
+        f"out of memory {when} with a micro batch of {sizes.micro_size}: {advice}", ExitStatus.OUT_OF_MEMORY
     )
 
 

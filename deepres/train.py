@@ -60,7 +60,10 @@ def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
         status: what it ends with.
         is_stopped: whether the launcher has asked it to stop already.
     """
-    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    is_first = (
+        not local_rank.isdecimal() or int(local_rank) == 0
+    )  # what is no number is what the error is about
     if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
         if status is not ExitStatus.REFUSED or is_stopped:
             return

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import export
+from deepres import exporting
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net, ten_crop_logits
 from deepres.train import main
@@ -98,6 +99,21 @@ def test_the_tools_are_started_as_programs(run_dir, tmp_path):
     done = run(sys.executable, "tools/export.py", run_dir, "--format", "safetensors", "--output", target)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{target}: {target.stat().st_size} bytes; logits differ by 0 ")
+
+
+class _NoNumberAlone(torch.nn.Linear):
+    """Whose logits of a single image are no numbers."""
+
+    def forward(self, images):
+        logits = super().forward(images.mean(dim=(2, 3)))
+        return logits if len(images) > 1 else logits * float("nan")
+
+
+def test_an_export_is_compared_on_a_single_image_too(tmp_path):
+    target = tmp_path / "net.safetensors"
+    with pytest.raises(ConfigError, match="was not written: its logits differ from the net's by nan"):
+        exporting.export(_NoNumberAlone(3, 2), target, "safetensors", image_size=8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluating_a_run_or_a_part_of_it_repeats_its_own_last_evaluation(

@@ -144,10 +144,18 @@ def test_halving_keeps_the_global_batch():
     assert tried == [64, 32, 16, 8]
 
 
+def test_an_odd_micro_batch_shrinks_to_the_next_that_divides_the_global_batch():
+    attempt, tried = attempt_up_to(5)
+    found = halve_until_it_fits(BatchSizes(75, 25, 3, 1), attempt, CPU)
+    assert found == (BatchSizes(75, 5, 15, 1), "5 images")
+    assert tried == [25, 5]
+
+
 def test_where_nothing_fits_the_run_ends_with_a_status_of_its_own():
-    attempt, _ = attempt_up_to(0)
-    with pytest.raises(RunError, match="a micro batch of 3 does not fit") as error:
+    attempt, tried = attempt_up_to(0)
+    with pytest.raises(RunError, match="not even a micro batch of 1 fits") as error:
         halve_until_it_fits(BatchSizes(12, 12, 1, 1), attempt, CPU)
+    assert tried == [12, 6, 3, 1]
     assert error.value.exit_status is ExitStatus.OUT_OF_MEMORY
 
 
@@ -203,6 +211,16 @@ def test_a_step_out_of_memory_tells_what_would_have_fitted(peak, free, fitting, 
     assert error.exit_status is ExitStatus.OUT_OF_MEMORY
     text = f"out of memory in step 7 with a micro batch of 64: train.micro_batch_size={fitting} train.accumulation={accumulation}"  # noqa: E501
     assert str(error).startswith(text)
+
+
+@pytest.mark.parametrize("free", [None, 50])
+def test_where_no_smaller_micro_batch_would_fit_another_plan_is_advised(free):
+    micro_size = 1 if free is None else 64
+    error = out_of_memory("in step 7", BatchSizes(64, micro_size, 64 // micro_size, 1), 6400, free)
+    assert str(error) == (
+        f"out of memory in step 7 with a micro batch of {micro_size}: a plan that replays more takes less: lower "
+        "recompute.budget or recompute.device_memory"
+    )
 
 
 def test_measuring_is_an_attempt_that_leaves_the_net_as_it_was():

@@ -150,6 +150,15 @@ def test_a_mistake_in_a_launched_run_is_told_once_and_ends_with_2(tmp_path):
     assert "Traceback" not in alone.stderr
 
 
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_an_environment_of_no_launcher_is_told_in_one_line(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "first")
+    assert main(["--config", QUICKSTART]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: RANK, WORLD_SIZE and LOCAL_RANK must be numbers: ")
+    assert told.count("\n") == 1
+
+
 def test_the_first_process_speaks_before_another_ends(monkeypatch, capsys):
     printed_before = []
     monkeypatch.setenv("LOCAL_RANK", "1")

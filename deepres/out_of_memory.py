@@ -55,7 +55,7 @@ class UntilOutOfMemory:
 def halve_until_it_fits(
     sizes: BatchSizes, attempt: Callable[[int], Measured], device: torch.device
 ) -> tuple[BatchSizes, Measured]:
-    """The micro batch, or the largest at most half of it, at most half of that … that fits in every process; collective.
+    """The micro batch, or the largest at most half of it, at most half of that … that fits every process; collective.
 
     The global batch stays: the accumulation grows as the micro batch shrinks.
 

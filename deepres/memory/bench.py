@@ -1,4 +1,4 @@
-"""Where the passes are run from which a chain's costs are read."""
+"""`Bench`: what units are run on to read their costs: a device (measure.py) or fake tensors (predict.py)."""
 
 from __future__ import annotations
 

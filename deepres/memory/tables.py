@@ -114,8 +114,8 @@ def notes(report: Report) -> list[str]:
         lines.append(f"nothing fits: a run at batch {report.model.batch} takes at least {least}")
     if report.units_per_group > 1:
         lines.append(
-            f"units were planned in groups of up to {report.units_per_group}, which costs no more than extra time is "
-            "above at least"
+            f"to save planning time, up to {report.units_per_group} neighbouring units were planned as one: the best "
+            "plan's extra time lies between the columns at least and extra time"
         )
     return lines
 

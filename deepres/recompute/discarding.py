@@ -12,14 +12,15 @@ from typing import NoReturn
 from torch import Tensor
 
 OTHER_WAYS = (
-    "units under a plan may pass gradients on through their inputs and outputs alone, but one has come through another "
-    "tensor (that a hook, an attribute or a closure took out of a unit or into several, or for a gradient inside of a "
-    "unit): take the plan off with deepres.apply_plan(model, None)"
+    "under a plan a gradient may enter a unit through its output alone and leave it through its input, but this loss "
+    "also depends on a tensor that a hook, an attribute or a closure took out of a unit or into several (or a gradient "
+    "was taken inside of one): compute the loss from the model's output alone, or take the plan off with "
+    "deepres.apply_plan(model, None)"
 )
 
 
 def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
-    """What such a run begins with: `x`, to which no gradient may come back."""
+    """`x` as the input of such a run: it requires a gradient, as kernels look at that; one that arrives is an error."""
     x = x.detach()
     if needs_grad and can_need_grad(x):
         x.requires_grad_().register_hook(_refuse)

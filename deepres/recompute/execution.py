@@ -35,13 +35,13 @@ class Execution:
     """One pass of a batch through the units: the values, graphs and memos that are live.
 
     Args:
-        is_retaining: which of them follow the protocol `RetainingUnit`.
-        retentions: of each.
-        continues: whether its graph goes on from that of the unit before.
-        needs_grad: of x_0 … x_L.
-        states: what reads the states of the units.
+        is_retaining: for each unit, whether it follows the protocol `RetainingUnit`.
+        retentions: for each unit, what it keeps.
+        continues: for each unit, whether its graph goes on from that of the unit before.
+        needs_grad: for each of x_0 … x_L, whether it needs a gradient.
+        states: reads the states of the units, which it has.
         guard: sees that gradients are complete.
-        x: their input.
+        x: the input x_0.
     """
 
     def __init__(

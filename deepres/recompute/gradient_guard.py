@@ -1,4 +1,4 @@
-"""What would be done with a part of a gradient as if it were the whole, without a word, is refused."""
+"""Refuses what would let hooks (DDP's, a user's) see a parameter's gradient before all of it has been added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the units compute with, so that a change between a forward and its backward pass is noticed."""
+"""What a replay must find unchanged: parameters, whether they are trained, and the modules' modes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class State(NamedTuple):
-    """At one moment, of each parameter and of each module in turn.
+    """What a replay must find unchanged, at one moment: a value for each parameter, or for each module.
 
     Args:
         parameters: the parameters themselves, so that none of them can be taken for a later one.

@@ -21,7 +21,7 @@ PLANS = {
     "nested": Plan(4, ((0, 3), (1, 2)), ("all",) * 4),
     "kept at the end": Plan(4, ((0, 2),), ("all",) * 4),
 }
-OTHER_WAYS = "^units under a plan may pass gradients on through their inputs and outputs alone"
+OTHER_WAYS = "^under a plan a gradient may enter a unit through its output alone"
 
 
 class _LSTM(nn.LSTM):

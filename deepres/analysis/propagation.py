@@ -123,7 +123,8 @@ def measure_propagation(net: ResNet, images: Tensor, labels: Tensor, *, seed: in
     net = copy.deepcopy(net).train().requires_grad_(False)
     units = [unit for unit in net.units if isinstance(unit, ResidualUnit)]
     assert len(units) == len(net.units)
-    with torch.random.fork_rng(), torch.enable_grad():
+    devices = [images.device] if images.is_cuda else []  # by default all cards of the host, with a warning
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
         walk = [_Step(units[0], net.stem(images))]
         for unit in units[1:]:

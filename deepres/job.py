@@ -34,7 +34,8 @@ from deepres.out_of_memory import (
     out_of_memory,
 )
 from deepres.recompute import apply_plan
-from deepres.resuming import Checkpoint, choose_start, load_engine, load_net, run_identity, share_start
+from deepres.restoring import restore_engine, restore_net
+from deepres.resuming import Checkpoint, choose_start, run_identity, share_start
 from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
 from deepres.run_log import Summary
 from deepres.screen import say
@@ -190,10 +191,10 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
         max_bad_images=config.data.max_bad_images,
     )
     if start is not None:
-        load_net(start, job.net)
+        restore_net(start, job.net)
     engine = make_engine(job.net, config, process, sizes)
     if start is not None:
-        load_engine(start, engine)
+        restore_engine(start, engine)
     trainer = Trainer(
         config,
         process,

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: find one that is whole, see that it is of this run, take over its state."""
+"""Going on from a checkpoint: find one that is whole, and see that it is of this run. `restoring` takes it over."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from deepres.batch_sizes import BatchSizes
 from deepres.commit import DamagedError, verify_folder
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.distributed import Process, sum_over_processes
-from deepres.engines import Engine
 from deepres.models import default_block
 from deepres.recompute.document import read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
 from deepres.saving import (
     FILES,
     FORMAT,
-    MODEL,
-    MOMENTUM,
     PREFIX,
-    PROCESSES,
     TRAINING,
     VERSION,
     Progress,
@@ -231,77 +225,3 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     ]
     if differences:
         raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")
-
-
-def load_net(checkpoint: Checkpoint, net: nn.Module) -> None:
-    """Set parameters and buffers, one at a time, before an engine takes the net over.
-
-    Raises:
-        ConfigError: the tensors are not this net's.
-    """
-    path = checkpoint.path / MODEL
-    try:
-        with safe_open(path, "pt") as model:
-            state = net.state_dict()
-            differing = state.keys() ^ set(model.keys())
-            if differing:
-                raise ConfigError(f"{path} is of another net: {min(differing)} is in one of them only")
-            for name, tensor in state.items():
-                _set(tensor, model.get_tensor(name), name, path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def load_engine(checkpoint: Checkpoint, engine: Engine) -> None:
-    """Set what a net does not have, or what engines give all processes alike: momentum, loss scaler, generators, and
-    this process's own buffers; after `load_net`, and before the first step.
-
-    Raises:
-        ConfigError: the tensors are not this net's.
-    """
-    progress, process = checkpoint.progress, engine.process
-    try:
-        if (checkpoint.path / MOMENTUM).exists() and engine.config.optim.momentum:
-            with safe_open(checkpoint.path / MOMENTUM, "pt") as file:
-                engine.load_momentum(file.get_tensor)
-        with safe_open(checkpoint.path / PROCESSES, "pt") as file:
-            names = set(file.keys())
-            if _has_same_processes(checkpoint, process):
-                for name, buffer in engine.net.named_buffers():
-                    own = f"{process.rank}/buffer/{name}"
-                    if own in names:
-                        _set(buffer, file.get_tensor(own), own, checkpoint.path / PROCESSES)
-            own = f"{process.rank}/generator/"
-            if own + "cpu" in names:
-                torch.set_rng_state(file.get_tensor(own + "cpu"))
-            if own + "cuda" in names and process.device.type == "cuda":
-                torch.cuda.set_rng_state(file.get_tensor(own + "cuda"), process.device)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{checkpoint.path} cannot be read: {error}") from None
-    if engine.loss_scaler is not None and progress.loss_scaler is not None:
-        engine.loss_scaler.load_state_dict(progress.loss_scaler)
-    engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(
-        checkpoint, process
-    )
-
-
-def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
-    """This process's share of `Progress.sums`, (4,) float64: its own, or all of them in rank 0."""
-    sums = torch.tensor(checkpoint.progress.sums, dtype=torch.float64)
-    if _has_same_processes(checkpoint, process):
-        own = sums[process.rank]
-    else:
-        own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
-    return own.to(process.device)
-
-
-@torch.no_grad()
-def _set(tensor: Tensor, value: Tensor, name: str, path: Path) -> None:
-    if value.shape != tensor.shape or value.dtype != tensor.dtype:
-        theirs, ours = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (value, tensor))
-        raise ConfigError(f"{path} is of another net: {name} is {theirs} there, {ours} here")
-    tensor.copy_(value)
-
-
-def _has_same_processes(checkpoint: Checkpoint, process: Process) -> bool:
-    return checkpoint.progress.num_processes == process.world_size

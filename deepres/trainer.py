@@ -19,7 +19,8 @@ from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
-from deepres.resuming import Checkpoint, own_sums
+from deepres.restoring import own_sums
+from deepres.resuming import Checkpoint
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot

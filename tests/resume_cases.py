@@ -20,7 +20,8 @@ from deepres.job import prepare, run_job
 from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
-from deepres.resuming import load_engine, load_net, read_checkpoint
+from deepres.restoring import restore_engine, restore_net
+from deepres.resuming import read_checkpoint
 from deepres.saving import commit_snapshot, take_snapshot
 from deepres.stopping import StopRequest
 
@@ -62,9 +63,9 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     config, process = load_config(CONFIG, overrides(folder, name, engine_name, "none")), this_process("cpu")
     net = build_resnet(11)
     found = read_checkpoint(source)
-    load_net(found, net)
+    restore_net(found, net)
     engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
-    load_engine(found, engine)
+    restore_engine(found, engine)
     progress = replace(found.progress, num_processes=process.world_size)
     snapshot = take_snapshot(engine, config, keep_all_plan(len(net.units)), progress)
     if snapshot is not None:

@@ -11,7 +11,7 @@ from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.needs import smallest_plan
 from deepres.recompute.plan import Action, Plan, keep_all_plan, uniform_plan
 from deepres.recompute.planner import make_plan
-from deepres.recompute.simulate import timeline
+from deepres.recompute.simulate import simulate, timeline
 
 _MOST_PLANNED = 48
 """Groups of more units are not searched for plans of their own: uniform ones will do."""
@@ -46,14 +46,14 @@ class CoarseChain:
         return max(stop - start for start, stop in pairwise(self.starts))
 
     def expand(self, plan: Plan) -> Plan:
-        """The plan of the units that a plan of the groups stands for; not priced."""
+        """The plan of the units that a plan of the groups stands for."""
         segments = {(self.starts[start], self.starts[stop]) for start, stop in plan.segments}
         retentions = list[str]()
         for start, plans, name in zip(self.starts, self.inner_plans, plan.retentions, strict=False):
             inner = plans[name]
             segments |= {(start + a, start + b) for a, b in inner.segments}
             retentions += inner.retentions
-        return Plan(self.starts[-1], tuple(segments), tuple(retentions))
+        return Plan(tuple(segments), tuple(retentions))
 
 
 def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
@@ -132,15 +132,12 @@ def _inner_plans(chain: Chain) -> Iterator[Plan]:
         for num_segments in sorted(nums):
             yield uniform_plan(num_units, num_segments, retention.name)
     if num_units <= _MOST_PLANNED:
-        smallest = smallest_plan(chain).priced(chain)
+        smallest = smallest_plan(chain)
         yield smallest
-        most = keep_all_plan(num_units, chain.units[0].retentions[0].name).priced(chain)
-        assert smallest.peak_bytes is not None
-        assert most.peak_bytes is not None
+        most = keep_all_plan(num_units, chain.units[0].retentions[0].name)
+        low, high = (simulate(chain, plan).peak_bytes for plan in (smallest, most))
         for eighth in range(1, 5):
-            yield make_plan(
-                chain, smallest.peak_bytes + (most.peak_bytes - smallest.peak_bytes) * eighth // 8, 100
-            )
+            yield make_plan(chain, low + (high - low) * eighth // 8, 100)
 
 
 def _retention(name: str, chain: Chain, plan: Plan) -> Retention:

@@ -137,7 +137,7 @@ def needs_of(chain: Chain) -> Ints:
 
 
 def smallest_plan(chain: Chain) -> Plan:
-    """A plan whose peak no plan is below; not priced."""
+    """A plan whose peak no plan is below."""
     costs, needs = costs_of(chain), needs_of(chain)
 
     def choose(a: int, b: int, _: Any) -> Move:
@@ -157,7 +157,7 @@ def smallest_plan(chain: Chain) -> Plan:
 
 
 def traced_plan(chain: Chain, choose: Callable[[int, int, Any], Move], state: Any) -> Plan:
-    """The plan that follows from choosing how each range of parts begins; not priced.
+    """The plan that follows from choosing how each range of parts begins.
 
     Args:
         chain: the chain.
@@ -177,4 +177,4 @@ def traced_plan(chain: Chain, choose: Callable[[int, int, Any], Move], state: An
             retentions[a] = chain.units[a].retentions[move.retention].name
         if move.stop < b:
             ranges.append((move.stop, b, move.rest))
-    return Plan(num_units, tuple(segments), tuple(retentions))
+    return Plan(tuple(segments), tuple(retentions))

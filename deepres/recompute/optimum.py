@@ -73,7 +73,7 @@ class Optimum:
         self._lowest = np.minimum(np.isinf(self._table).sum(axis=-1), len(levels) - 1)
 
     def plan(self, num_bytes: int, looked_up_bytes: int = 0) -> Plan:
-        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact; not priced.
+        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact.
 
         Args:
             num_bytes: at least what the chain needs.

@@ -7,7 +7,8 @@ from deepres.recompute.chain import Chain
 from deepres.recompute.levels import even_levels, exact_levels
 from deepres.recompute.needs import needs_of
 from deepres.recompute.optimum import Optimum, quickest_retentions
-from deepres.recompute.plan import Plan
+from deepres.recompute.plan import Plan, PricedPlan
+from deepres.recompute.simulate import price
 
 _SMALL_TABLE = 2**22
 """Entries for each of which there is always room: short chains get more levels than asked for."""
@@ -35,7 +36,7 @@ def smallest_budget(chain: Chain) -> int:
     return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, -1]))
 
 
-def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> Plan:
+def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
     """The fastest plan whose peak, by `simulate`, is within the budget.
 
     It is the optimum over all plans if what they may hold takes few values: in short chains, or where
@@ -58,36 +59,26 @@ def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> Plan:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
     plan = _make_plan(chain, budget_bytes, slots)
-    assert _fits(plan, budget_bytes), (plan.peak_bytes, budget_bytes)
+    assert plan.peak_bytes <= budget_bytes, (plan.peak_bytes, budget_bytes)
     return plan
 
 
 @lru_cache(maxsize=64)
-def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> Plan:
+def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     smallest_bytes = smallest_budget(chain)
     if budget_bytes < smallest_bytes:
         raise InfeasibleBudgetError(budget_bytes, smallest_bytes)
     num_units = len(chain.units)
     choices = zip(chain.units, quickest_retentions(chain), strict=True)
-    keep_all = Plan(num_units, (), tuple(unit.retentions[r].name for unit, r in choices)).priced(chain)
-    if _fits(keep_all, budget_bytes):
+    keep_all = price(chain, Plan((), tuple(unit.retentions[r].name for unit, r in choices)))
+    if keep_all.peak_bytes <= budget_bytes:
         return keep_all
     room_bytes = budget_bytes - chain.fixed_bytes - chain.input_bytes
     num_levels = max(slots, _SMALL_TABLE // num_units**2)
     levels = exact_levels(chain, room_bytes, num_levels)
     if levels is not None:
-        return Optimum(chain, levels).plan(room_bytes).priced(chain)
+        return price(chain, Optimum(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
     optimum = Optimum(chain, levels)
-    plans = [optimum.plan(room_bytes, int(levels[1]) * half // 2).priced(chain) for half in range(3)]
-    return min(plans, key=_total_ms)
-
-
-def _fits(plan: Plan, budget_bytes: int) -> bool:
-    assert plan.peak_bytes is not None
-    return plan.peak_bytes <= budget_bytes
-
-
-def _total_ms(plan: Plan) -> float:
-    assert plan.total_ms is not None
-    return plan.total_ms
+    plans = [price(chain, optimum.plan(room_bytes, int(levels[1]) * half // 2)) for half in range(3)]
+    return min(plans, key=lambda plan: plan.total_ms)

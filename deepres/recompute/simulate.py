@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deepres.recompute.chain import Chain, Retention
-from deepres.recompute.plan import Action, Plan
+from deepres.recompute.plan import Action, Plan, PricedPlan
 
 
 class Moment(NamedTuple):
@@ -73,6 +73,17 @@ def simulate(chain: Chain, plan: Plan) -> Simulation:
         if moment.action in (Action.DISCARD, Action.KEEP):
             forward_runs[moment.unit] += 1
     return Simulation(peak_bytes, math.fsum(durations_ms), tuple(forward_runs))
+
+
+def price(chain: Chain, plan: Plan) -> PricedPlan:
+    """A plan with its costs on a chain.
+
+    Raises:
+        ValueError: the chain has another number of units, or a unit lacks the plan's retention.
+    """
+    cost = simulate(chain, plan)
+    extra_ms = max(0.0, cost.total_ms - chain.step_ms)
+    return PricedPlan(plan.segments, plan.retentions, cost.peak_bytes, cost.total_ms, extra_ms)
 
 
 def timeline(chain: Chain, plan: Plan) -> tuple[Moment, ...]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, simulate
+from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, price, simulate
 from deepres.recompute.coarse import coarsen, least_extra_ms
 from deepres.recompute.planner import smallest_budget
 
@@ -44,7 +44,7 @@ def test_a_plan_of_groups_takes_the_time_it_says_and_no_more_bytes(chain, max_gr
     )
     least = smallest_budget(coarse.chain)
     assert least >= smallest_budget(chain)
-    most = keep_all_plan(len(chain.units)).priced(chain).peak_bytes
+    most = price(chain, keep_all_plan(len(chain.units))).peak_bytes
     budget_bytes = round(least + share * max(0, most - least))
     plan = make_plan(coarse.chain, budget_bytes)
     expanded = simulate(chain, coarse.expand(plan))
@@ -55,7 +55,7 @@ def test_a_plan_of_groups_takes_the_time_it_says_and_no_more_bytes(chain, max_gr
 @given(chain=_CHAINS, share=st.floats(0, 1))
 def test_no_plan_is_faster_than_the_bound(chain, share):
     least = smallest_budget(chain)
-    most = keep_all_plan(len(chain.units)).priced(chain).peak_bytes
+    most = price(chain, keep_all_plan(len(chain.units))).peak_bytes
     budget_bytes = round(least + share * max(0, most - least))
     assert least_extra_ms(chain, budget_bytes) <= make_plan(chain, budget_bytes).extra_ms + 1e-6
 
@@ -65,7 +65,7 @@ def test_a_chain_of_no_more_units_than_groups_keeps_its_units():
     coarse = coarsen(chain, 5)
     assert coarse.starts == (0, 1, 2, 3, 4, 5)
     assert coarse.num_units_per_group == 1
-    plan = Plan(5, ((0, 3), (1, 3)), ("all",) * 5)
+    plan = Plan(((0, 3), (1, 3)), ("all",) * 5)
     assert coarse.expand(plan) == plan
 
 
@@ -87,6 +87,6 @@ def test_the_plan_of_a_thousand_groups_of_equal_units_is_close_to_the_bound():
     unit = UnitCost(1.0, 2.0, 2, (Retention("all", 6), Retention("less", 3, 0.5)))
     chain = Chain(1, (unit,) * 1500)
     coarse = coarsen(chain, 50)
-    plan = coarse.expand(make_plan(coarse.chain, 1500, slots=100)).priced(chain)
+    plan = price(chain, coarse.expand(make_plan(coarse.chain, 1500, slots=100)))
     bound = least_extra_ms(chain, 1500)
     assert bound <= plan.extra_ms <= bound + 0.03 * chain.step_ms

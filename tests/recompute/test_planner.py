@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Plan, uniform_plan
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
-from deepres.recompute.simulate import simulate
+from deepres.recompute.simulate import price, simulate
 
 Segments = tuple[tuple[int, int], ...]
 
@@ -43,7 +43,7 @@ def priced_plans(chain: Chain, *, with_trailing: bool) -> list[tuple[int, float]
     costs = set()
     for segments in nestings(0, num_units, with_trailing=with_trailing):
         for retentions in itertools.product(*names):
-            cost = simulate(chain, Plan(num_units, segments, retentions))
+            cost = simulate(chain, Plan(segments, retentions))
             costs.add((cost.peak_bytes, cost.total_ms))
     front = list[tuple[int, float]]()
     for peak_bytes, total_ms in sorted(costs):
@@ -297,7 +297,7 @@ def test_more_retentions_are_never_slower_than_one_however_bytes_are_rounded(slo
 
 def test_rounding_never_makes_a_plan_worse_than_a_uniform_one() -> None:
     chain = random_chain(111, 2, seed=7, largest_bytes=10**6)
-    uniform = [uniform_plan(111, k, name).priced(chain) for k in range(1, 112) for name in ("r0", "r1")]
+    uniform = [price(chain, uniform_plan(111, k, name)) for k in range(1, 112) for name in ("r0", "r1")]
     for budget_bytes in (smallest_budget(chain) * 3, smallest_budget(chain) * 10):
         fastest_ms = min(
             p.total_ms

@@ -77,10 +77,7 @@ def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
             inner_plans.append(plans)
             starts.append(starts[-1] + stop - start)
             x_bytes = unit.output_bytes
-    coarse = Chain(
-        chain.input_bytes, tuple(costs), chain.fixed_bytes, chain.head_bytes, chain.fixed_ms, chain.stem_bytes
-    )
-    return CoarseChain(coarse, tuple(starts), tuple(inner_plans))
+    return CoarseChain(replace(chain, units=tuple(costs)), tuple(starts), tuple(inner_plans))
 
 
 def least_extra_ms(chain: Chain, budget_bytes: int) -> float:
@@ -151,10 +148,10 @@ def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
     return Retention(
         name,
         kept_bytes,
-        max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
-        max(0, forward_peak - kept_bytes),
-        max(0, backward_bytes - kept_bytes),
-        min(kept_bytes, max(0, kept_bytes - backward_bytes)),
+        replay_ms=max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
+        forward_temp_bytes=max(0, forward_peak - kept_bytes),
+        backward_temp_bytes=max(0, backward_bytes - kept_bytes),
+        freed_bytes=min(kept_bytes, max(0, kept_bytes - backward_bytes)),
     )
 
 

@@ -64,7 +64,7 @@ class Move(NamedTuple):
 
 def costs_of(chain: Chain) -> Costs:
     """The chain's costs as arrays."""
-    head = UnitCost(0.0, 0.0, 0, (Retention("all", 0, 0.0, chain.head_bytes),))
+    head = UnitCost(0.0, 0.0, 0, (Retention("all", 0, forward_temp_bytes=chain.head_bytes),))
     units = (*chain.units, head)
     num_parts, num_retentions = len(units), max(len(unit.retentions) for unit in units)
     x = np.array([*chain.state_bytes, 0], dtype=np.int64)

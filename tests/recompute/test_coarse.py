@@ -1,6 +1,7 @@
 """Plans of groups of units are plans of the units, and no plan is faster than the bound."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, price, simulate
 from deepres.recompute.coarse import coarsen, least_extra_ms
 from deepres.recompute.planner import smallest_budget
+from tests.recompute.costs import UNIT
 
 _RETENTIONS = st.builds(
     lambda kept, replay, temps, more, freed: (
@@ -61,7 +63,7 @@ def test_no_plan_is_faster_than_the_bound(chain, share):
 
 
 def test_a_chain_of_no_more_units_than_groups_keeps_its_units():
-    chain = Chain(1, (UnitCost(output_bytes=2),) * 5)
+    chain = Chain(1, (replace(UNIT, output_bytes=2),) * 5)
     coarse = coarsen(chain, 5)
     assert coarse.starts == (0, 1, 2, 3, 4, 5)
     assert coarse.num_units_per_group == 1
@@ -70,14 +72,14 @@ def test_a_chain_of_no_more_units_than_groups_keeps_its_units():
 
 
 def test_groups_are_of_equal_units_and_as_equal_as_can_be():
-    units = [UnitCost(forward_ms=ms) for ms, num in ((1.0, 1), (2.0, 11), (3.0, 8)) for _ in range(num)]
+    units = [replace(UNIT, forward_ms=ms) for ms, num in ((1.0, 1), (2.0, 11), (3.0, 8)) for _ in range(num)]
     coarse = coarsen(Chain(1, tuple(units)), 7)
     assert [b - a for a, b in itertools.pairwise(coarse.starts)] == [1, 2, 3, 3, 3, 2, 3, 3]
     assert coarse.num_units_per_group == 3
 
 
 def test_for_room_in_plenty_the_bound_is_nothing_and_for_none_a_forward_of_every_unit():
-    chain = Chain(1, (UnitCost(forward_ms=2.0, retentions=(Retention(kept_bytes=3),)),) * 10)
+    chain = Chain(1, (replace(UNIT, forward_ms=2.0),) * 10)
     assert least_extra_ms(chain, 100) == 0
     assert least_extra_ms(chain, 1 + 15) == pytest.approx(10.0)  # half of the units can be kept
     assert least_extra_ms(chain, 1) >= 20.0

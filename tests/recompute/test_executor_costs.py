@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from deepres.recompute import (
     sqrt_plan,
     uniform_plan,
 )
+from tests.recompute.costs import UNIT
 from tests.recompute.exactness import (
     BOTH,
     count_runs,
@@ -41,7 +43,7 @@ def test_units_run_forward_as_often_as_the_simulator_says(plan):
     runs = count_runs(model)
     apply_plan(model, plan)
     model(torch.randn(1, 2)).sum().backward()
-    assert tuple(runs) == simulate(Chain(1, (UnitCost(),) * 8), plan).forward_runs
+    assert tuple(runs) == simulate(Chain(1, (UNIT,) * 8), plan).forward_runs
 
 
 def test_frozen_units_at_the_front_are_not_replayed_for_nothing():
@@ -60,7 +62,7 @@ def test_residual_units_run_forward_as_often_as_the_simulator_says(retention):
     runs = count_runs(net)
     apply_plan(net, plan)
     cross_entropy(net).backward()
-    chain = Chain(1, (UnitCost(retentions=(Retention(retention),)),) * 9)
+    chain = Chain(1, (replace(UNIT, retentions=(Retention(retention, 3),)),) * 9)
     assert tuple(runs) == simulate(chain, plan).forward_runs == (2, 4, 4, 4, 4, 4, 4, 3, 1)
 
 
@@ -117,7 +119,7 @@ def _peaks(plan: Plan) -> tuple[int, int]:
 
 
 def _simulated(plan: Plan) -> int:
-    unit = UnitCost(output_bytes=STATE_BYTES, retentions=(Retention("all", STATE_BYTES),))
+    unit = UnitCost(1.0, 2.0, STATE_BYTES, (Retention("all", STATE_BYTES),))
     chain = Chain(STATE_BYTES, (unit,) * plan.num_units, fixed_bytes=NUMBERS_BYTES)
     return simulate(chain, plan).peak_bytes
 

@@ -1,6 +1,7 @@
 import itertools
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from deepres.recompute.plan import (
     uniform_plan,
 )
 from deepres.recompute.simulate import price
+from tests.recompute.costs import UNIT
 
 D, K, H, B = Action.DISCARD, Action.KEEP, Action.HEAD, Action.BACKWARD
 NESTED = Plan(((0, 4), (0, 2), (2, 3), (4, 5)), ("all", "few", "all", "all", "few", "all"))
@@ -177,11 +179,11 @@ def test_a_plan_is_priced_on_a_chain() -> None:
     assert priced.extra_share == 0.5
     assert priced.peak_bytes == 1 + 1 + 1 + 3 + 2  # x_0, x_4, x_5, unit 5, two gradients
     with pytest.raises(ValueError, match="unit 1 has no retention 'few'; there is: all"):
-        price(Chain(units=(UnitCost(),) * 6), NESTED)
+        price(Chain(1, (UNIT,) * 6), NESTED)
 
 
 def test_a_plan_comes_back_equal_from_json_and_from_a_file(tmp_path: Path) -> None:
-    plan = price(Chain(units=(UnitCost(0.1, 0.3),) * 9), uniform_plan(9, 3))
+    plan = price(Chain(1, (replace(UNIT, forward_ms=0.1, backward_ms=0.3),) * 9), uniform_plan(9, 3))
     for each in (plan, NESTED, keep_all_plan(1)):
         assert Plan.from_json(each.to_json()) == each
         each.save(tmp_path / "plan.json")

@@ -12,6 +12,7 @@ from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Plan, uniform_plan
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
 from deepres.recompute.simulate import price, simulate
+from tests.recompute.costs import CHAIN, UNIT
 
 Segments = tuple[tuple[int, int], ...]
 
@@ -320,14 +321,15 @@ def test_a_unit_that_needs_less_before_the_head_than_within_a_segment_is_planned
 
 
 def test_a_budget_for_everything_keeps_everything_in_the_quickest_way() -> None:
-    unit = UnitCost(retentions=(Retention("few", 1, 0.5), Retention("all", 3), Retention("some", 2, 0.1)))
+    retentions = (Retention("few", 1, 0.5), Retention("all", 3), Retention("some", 2, 0.1))
+    unit = replace(UNIT, retentions=retentions)
     plan = make_plan(Chain(1, (unit,) * 4), 10**30)
     assert plan.segments == ()
     assert plan.retentions == ("all",) * 4
 
 
 def test_an_infeasible_budget_says_what_would_do() -> None:
-    chain = Chain(units=(UnitCost(),) * 4)
+    chain = Chain(1, (UNIT,) * 4)
     with pytest.raises(
         InfeasibleBudgetError, match=r"the smallest that any plan needs is 7 B \(7 bytes\)"
     ) as caught:
@@ -340,12 +342,12 @@ def test_an_infeasible_budget_says_what_would_do() -> None:
 @pytest.mark.parametrize("budget_bytes", [0, -1, 1.5, True, "2GiB", None, math.nan])
 def test_a_budget_must_be_a_positive_int(budget_bytes: object) -> None:
     with pytest.raises(ValueError, match="budget_bytes must be an int of at least 1, got"):
-        make_plan(Chain(), budget_bytes)  # type: ignore[arg-type]
+        make_plan(CHAIN, budget_bytes)  # type: ignore[arg-type]
 
 
 def test_slots_must_be_a_positive_int() -> None:
     with pytest.raises(ValueError, match="slots must be an int of at least 1, got 0"):
-        make_plan(Chain(), 100, slots=0)
+        make_plan(CHAIN, 100, slots=0)
 
 
 def test_budgets_close_to_each_other_are_rounded_alike() -> None:

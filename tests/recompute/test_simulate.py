@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Action, Plan, keep_all_plan, per_unit_plan, uniform_plan
 from deepres.recompute.simulate import Simulation, simulate, timeline
+from tests.recompute.costs import UNIT
 
 D, K, H, B = Action.DISCARD, Action.KEEP, Action.HEAD, Action.BACKWARD
 
@@ -59,7 +61,7 @@ def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps(
 
 
 def test_every_unit_runs_once_more_for_each_segment_it_lies_in() -> None:
-    chain = Chain(units=(UnitCost(),) * 9)
+    chain = Chain(1, (UNIT,) * 9)
     assert simulate(chain, uniform_plan(9, 3)).forward_runs == (2,) * 6 + (1,) * 3
     assert simulate(chain, per_unit_plan(9)).forward_runs == (2,) * 8 + (1,)
 
@@ -159,10 +161,10 @@ def test_simulate_is_the_maximum_and_the_sum_of_the_timeline() -> None:
 
 def test_a_plan_for_another_number_of_units_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^this plan is for 54 units, the chain has 333$"):
-        simulate(Chain(units=(UnitCost(),) * 333), keep_all_plan(54))
+        simulate(Chain(1, (UNIT,) * 333), keep_all_plan(54))
 
 
 def test_a_retention_that_a_unit_lacks_is_refused() -> None:
-    chain = Chain(units=(UnitCost(), UnitCost(retentions=(Retention("few"), Retention("some")))))
+    chain = Chain(1, (UNIT, replace(UNIT, retentions=(Retention("few", 3), Retention("some", 3)))))
     with pytest.raises(ValueError, match=r"^unit 1 has no retention 'all'; there is: few, some$"):
         timeline(chain, keep_all_plan(2))

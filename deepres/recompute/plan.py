@@ -35,13 +35,13 @@ class Step(NamedTuple):
     Args:
         action: what is done.
         unit: with which unit, from 0; of the HEAD, the number of units.
-        holds_input: whether the unit's input x_unit is still needed afterwards: true of every KEEP,
-            of a DISCARD that begins a segment (the segment is replayed from it), of no other.
+        begins_segment: of a segment's first DISCARD: the segment is replayed from the unit's input, which is
+            therefore held.
     """
 
     action: Action
     unit: int
-    holds_input: bool
+    begins_segment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,18 @@ class Plan:
         while pending:
             item = pending.pop()
             if isinstance(item, int):
-                yield Step(backward, item, False)
+                yield Step(backward, item)
                 continue
             for inner in item.items():
                 if isinstance(inner, int):
-                    yield Step(keep, inner, True)
+                    yield Step(keep, inner)
                 else:
-                    yield Step(discard, inner.start, True)
+                    yield Step(discard, inner.start, begins_segment=True)
                     for unit in range(inner.start + 1, inner.stop):
-                        yield Step(discard, unit, False)
+                        yield Step(discard, unit)
                 pending.append(inner)
             if item is whole:
-                yield Step(Action.HEAD, self.num_units, False)
+                yield Step(Action.HEAD, self.num_units)
 
     def __str__(self) -> str:
         return outline(self)

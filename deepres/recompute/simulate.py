@@ -101,8 +101,8 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     1. x_0 and the fixed bytes are held throughout.
     2. x_i, if unit i − 1 was run KEEP, is among that unit's kept bytes, until that unit's BACKWARD.
     3. x_i, if unit i − 1 was run DISCARD, is held until the step that needs it last: the next DISCARD
-       of unit i, the HEAD for x_L, or the BACKWARD of unit i if the step holds its input
-       (`Step.holds_input`). If the next step is not unit i's at all (a segment that nothing follows), it
+       of unit i, the HEAD for x_L, or the BACKWARD of unit i if the next step is its KEEP or begins a segment
+       (`Step.begins_segment`). If the next step is not unit i's at all (a segment that nothing follows), it
        goes at once.
     4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
     5. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
@@ -115,12 +115,12 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
     is_input[0] = True
     output = 0  # the x that the last step made discarding; 0 if it made none
-    for action, unit, holds_input in plan.schedule():
+    for action, unit, begins_segment in plan.schedule():
         if output and unit != output:
             is_input[output] = False
             inputs -= state_bytes[output]
         output = 0
-        done_with_input = action is not Action.KEEP and not holds_input
+        done_with_input = action is not Action.KEEP and not begins_segment
         if action is Action.HEAD:
             transient, duration_ms = chain.head_bytes, chain.fixed_ms
         elif action is Action.DISCARD:

@@ -48,11 +48,10 @@ def test_a_segment_that_nothing_follows_is_discarded_and_replayed_at_once() -> N
     assert spelled(Plan(((0, 2), (1, 2)), ("all",) * 2)) == "d0 d1 head k0 d1 k1 b1 b0"
 
 
-def test_a_discarding_run_holds_its_input_if_it_begins_a_segment() -> None:
-    steps = [(step.action, step.unit) for step in NESTED.schedule() if step.action is D and step.holds_input]
+def test_the_first_discarding_run_of_each_segment_begins_it() -> None:
+    steps = [(step.action, step.unit) for step in NESTED.schedule() if step.begins_segment]
     assert steps == [(D, 0), (D, 4), (D, 0), (D, 2)]
-    assert list(keep_all_plan(1).schedule())[:2] == [Step(K, 0, True), Step(H, 1, False)]
-    assert all(step.holds_input == (step.action is K) for step in NESTED.schedule() if step.action is not D)
+    assert list(keep_all_plan(1).schedule())[:2] == [Step(K, 0, False), Step(H, 1, False)]
 
 
 def test_schedules_of_thousands_of_nested_segments_take_seconds_at_most() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -28,7 +27,6 @@ from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,
-    Plan,
     PricedPlan,
     keep_all_plan,
     price,
@@ -110,43 +108,33 @@ class Planner:
         """
         if self._process.world_size == 1:
             return self._settle(sizes)
-        answer = [""]
+        answer: list[PlannedRun | ConfigError | None] = [None]
         if self._process.is_first:
             try:
-                planned = self._settle(sizes)
-                answer = [
-                    json.dumps({"micro_size": planned.sizes.micro_size, "plan": planned.plan.to_json()})
-                ]
+                answer = [self._settle(sizes)]
             except ConfigError as error:
-                answer = [json.dumps({"error": str(error)})]
+                answer = [error]
         dist.broadcast_object_list(answer, src=0)
-        found = json.loads(answer[0])
-        if "error" in found:
-            raise ConfigError(found["error"])
-        micro_size = found["micro_size"]
-        accumulation = sizes.micro_size * sizes.accumulation // micro_size
-        agreed = replace(sizes, micro_size=micro_size, accumulation=accumulation)
-        plan = Plan.from_json(found["plan"])
-        assert isinstance(plan, PricedPlan)
-        return self._planned(plan, agreed, self._free_bytes())
+        if isinstance(answer[0], ConfigError):
+            raise answer[0]
+        assert answer[0] is not None
+        return answer[0]
 
     def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
         """The same plan with other micro batches, priced on predicted costs: no device is touched."""
         if sizes == planned.sizes:
             return planned
-        plan = price(self._predicted(sizes), planned.plan)
-        memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
-        return PlannedRun(plan, sizes, memory, planned.budget_bytes)
+        return self._planned(price(self._predicted(sizes), planned.plan), sizes, planned.budget_bytes)
 
     def _settle(self, sizes: BatchSizes) -> PlannedRun:
         device_bytes = self._free_bytes()
         recompute = self._config.recompute
         error: ConfigError | None = None
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
-            chain = self._predicted(candidate)
+            chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
             try:
                 with UntilOutOfMemory() as attempt:
-                    if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
+                    if not self._surely_keeps_all(chain, budget_bytes):
                         chain = self._measured(candidate)
                     plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
@@ -158,14 +146,13 @@ class Planner:
                     f"{candidate.micro_size}: lower train.micro_batch_size"
                 )
                 continue
-            planned = self._planned(plan, candidate, device_bytes)
             if self._is_auto and plan.extra_share > recompute.max_extra:
                 error = ConfigError(
                     f"no micro batch trains in at most {100 * recompute.max_extra:g} % more time "
                     "(recompute.max_extra) within the memory asked for: raise one of them"
                 )
                 continue
-            return planned
+            return self._planned(plan, candidate, budget_bytes)
         assert error is not None
         raise error
 
@@ -249,9 +236,9 @@ class Planner:
         except ValueError as error:
             raise ConfigError(f"recompute: {error}") from None
 
-    def _planned(self, plan: PricedPlan, sizes: BatchSizes, device_bytes: int) -> PlannedRun:
+    def _planned(self, plan: PricedPlan, sizes: BatchSizes, budget_bytes: int | None) -> PlannedRun:
         memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
-        return PlannedRun(plan, sizes, memory, self._budget(sizes, device_bytes))
+        return PlannedRun(plan, sizes, memory, budget_bytes)
 
     def _memory(self, sizes: BatchSizes) -> RunMemory:
         return run_memory(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 
 from deepres.recompute.chain import Chain
-from deepres.recompute.coarse import coarsen, least_extra_ms
+from deepres.recompute.coarse import coarsen
+from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.needs import smallest_plan
 from deepres.recompute.plan import PricedPlan
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan

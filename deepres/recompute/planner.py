@@ -4,9 +4,9 @@ from functools import lru_cache
 
 from deepres.bytesize import format_bytes
 from deepres.recompute.chain import Chain
+from deepres.recompute.dynamic_program import DynamicProgram, quickest_retentions
 from deepres.recompute.levels import even_levels, exact_levels
 from deepres.recompute.needs import needs_of
-from deepres.recompute.optimum import Optimum, quickest_retentions
 from deepres.recompute.plan import Plan, PricedPlan
 from deepres.recompute.simulate import price
 
@@ -43,7 +43,7 @@ def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
     sizes are multiples of some size (`exact_levels`). Otherwise times are known at some levels of memory
     and estimated between them, and the plan is as a rule within 0.1 % of the optimal step; only then may
     a slightly larger budget give a slightly slower plan. The bytes are exact in any case. Algorithm and
-    sources: NOTE [ The dynamic programme ] in optimum.py. It takes O(units³ · slots) time, seconds for
+    sources: NOTE [ The dynamic programme ] in dynamic_program.py. It takes O(units³ · slots) time, seconds for
     333 units, and O(units² · slots) memory. Plans are cached.
 
     Args:
@@ -77,8 +77,10 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     num_levels = max(slots, _SMALL_TABLE // num_units**2)
     levels = exact_levels(chain, room_bytes, num_levels)
     if levels is not None:
-        return price(chain, Optimum(chain, levels).plan(room_bytes))
+        return price(chain, DynamicProgram(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
-    optimum = Optimum(chain, levels)
-    plans = [price(chain, optimum.plan(room_bytes, int(levels[1]) * half // 2)) for half in range(3)]
+    # Interpolated times are off by up to a slot: traces that look them up 0, ½ and 1 slot higher differ, and the
+    # fastest by its price is kept.
+    program, slot = DynamicProgram(chain, levels), int(levels[1])
+    plans = [price(chain, program.plan(room_bytes, slot * half // 2)) for half in range(3)]
     return min(plans, key=lambda plan: plan.total_ms)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, price, simulate
-from deepres.recompute.coarse import coarsen, least_extra_ms
+from deepres.recompute.coarse import coarsen
+from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.planner import smallest_budget
 from tests.recompute.costs import UNIT
 

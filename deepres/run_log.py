@@ -104,7 +104,7 @@ class RunLog:
                 "plan",
                 budget_bytes=planned.budget_bytes,
                 predicted_peak_bytes=plan.peak_bytes,
-                predicted_extra=planned.extra_share,
+                predicted_extra=plan.extra_share,
                 num_segments=plan.num_segments,
                 nesting_depth=plan.nesting_depth,
                 micro_batch_size=planned.sizes.micro_size,

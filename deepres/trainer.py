@@ -109,13 +109,14 @@ class Trainer:
                 self._run_epoch()
             self._save_or_stop()
             assert self._test is not None
+            extra_share = self._planned.plan.extra_share
             summary = Summary(
                 self._test,
                 self._rate.per_s * self._process.world_size,
                 self._activation_peak_bytes,
                 self._planned.memory.activations_bytes,
                 self._rate.data_wait_share,
-                self._planned.extra_share / (1 + self._planned.extra_share),
+                extra_share / (1 + extra_share),
             )
             self._finish(summary)
         finally:

@@ -1,5 +1,6 @@
 """What a run is asked for: plans, budgets and micro batches that it keeps, and what is refused before it starts."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from deepres.config import ConfigError
 from deepres.job import prepare, run_job
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
@@ -125,6 +127,15 @@ def test_a_plan_whose_micro_batch_ran_out_of_memory_is_told_as_it_is_with_the_sm
     assert summary["activation_peak_bytes"] == pytest.approx(plan["predicted_peak_bytes"], rel=0.02)
     assert summary["predicted_peak_bytes"] == plan["predicted_peak_bytes"] < plan["predicted_total_bytes"]
     assert Plan.load(tmp_path / "plan.json").peak_bytes == plan["predicted_peak_bytes"]
+
+
+def test_what_the_first_process_finds_reaches_the_others_whole(tmp_path):
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.budget=30MiB", f"train.run_dir={tmp_path}"])
+    planned = job.planner.settle(job.sizes)
+    assert pickle.loads(pickle.dumps(planned)) == planned
+    error = pickle.loads(pickle.dumps(ConfigError("no plan fits:\n  raise the budget")))
+    assert type(error) is ConfigError
+    assert str(error) == "no plan fits: raise the budget"
 
 
 @pytest.mark.multi_process

@@ -25,6 +25,7 @@ from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
+from deepres.recompute import simulate
 from deepres.text_table import aligned
 from measuring.provenance import origin_text, provenance
 
@@ -108,7 +109,7 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
         assert row.plan is not None
         plan = None if row.kind == "keep all" else row.plan
         measured_bytes, _ = run_plan(subject, plan, device, repeats=0)
-        predicted_bytes = row.plan.priced(subject.chain).peak_bytes or 0
+        predicted_bytes = simulate(subject.chain, row.plan).peak_bytes
         net = f"ResNet-{case.depth} × {batch}"
         unread_bytes = row.peak_bytes if on_cuda else None
         yield Result(net, precision, row.strategy, predicted_bytes, measured_bytes, unread_bytes)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from deepres.bytesize import format_bytes
 from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
-from deepres.recompute import InfeasibleBudgetError, Plan
-from deepres.recompute.frontier import Frontier, peak_of
+from deepres.recompute import InfeasibleBudgetError
+from deepres.recompute.frontier import Frontier
 from deepres.text_table import aligned
 
 OVERHEAD = 0.20
@@ -71,11 +71,11 @@ def depth_row(subject: Subject, report: Report) -> DepthRow:
     keep_all, sqrt = report.row("keep all"), report.row("sqrt")
     overhead = frontier.smallest_within(OVERHEAD)
     room = max(1, subject.room(subject.batch))
-    fitting: Plan | None
+    memory_extra_share: float | None
     try:
-        fitting = frontier.plan(room)
+        memory_extra_share = frontier.plan(room).extra_share
     except InfeasibleBudgetError:
-        fitting = None
+        memory_extra_share = None
     return DepthRow(
         depth=report.model.depth,
         block=report.model.block,
@@ -84,10 +84,10 @@ def depth_row(subject: Subject, report: Report) -> DepthRow:
         keep_all_bytes=keep_all.peak_bytes,
         sqrt_bytes=sqrt.peak_bytes,
         sqrt_extra_share=sqrt.extra_share,
-        overhead_bytes=peak_of(overhead),
-        overhead_extra_share=frontier.extra_share(overhead),
+        overhead_bytes=overhead.peak_bytes,
+        overhead_extra_share=overhead.extra_share,
         memory_bytes=room,
-        memory_extra_share=None if fitting is None else frontier.extra_share(fitting),
+        memory_extra_share=memory_extra_share,
     )
 
 

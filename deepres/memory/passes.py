@@ -149,7 +149,13 @@ def _read_retention(
             holder.backward(edge)
         gradient_bytes = output.num_bytes + (Spec.of(x).num_bytes if needs_grad else 0)
         backward_temp = max(0, meter.peak_bytes - (held_bytes - freed_bytes) - gradient_bytes)
-    return Retention(name, held_bytes - memo_bytes, 0.0, forward_temp, backward_temp, freed_bytes)
+    return Retention(
+        name,
+        held_bytes - memo_bytes,
+        forward_temp_bytes=forward_temp,
+        backward_temp_bytes=backward_temp,
+        freed_bytes=freed_bytes,
+    )
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:

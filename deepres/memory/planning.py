@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,15 @@ from deepres.memory.run_memory import (
     run_memory,
 )
 from deepres.out_of_memory import UntilOutOfMemory
-from deepres.recompute import Chain, InfeasibleBudgetError, Plan, keep_all_plan, simulate, smallest_budget
+from deepres.recompute import (
+    Chain,
+    InfeasibleBudgetError,
+    PricedPlan,
+    keep_all_plan,
+    price,
+    simulate,
+    smallest_budget,
+)
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,16 @@ class PlannedRun:
     """What a run was planned to do.
 
     Attributes:
-        plan: priced on the run's chain.
+        plan: with its costs on the run's chain.
         sizes: the batch sizes that it was made for.
         memory: of one process.
         budget_bytes: what activations may take; None if there is no budget.
     """
 
-    plan: Plan
+    plan: PricedPlan
     sizes: BatchSizes
     memory: RunMemory
     budget_bytes: int | None
-
-    @property
-    def extra_share(self) -> float:
-        """The predicted extra time as a fraction of a step with everything kept."""
-        assert self.plan.extra_ms is not None
-        assert self.plan.total_ms is not None
-        kept_ms = self.plan.total_ms - self.plan.extra_ms
-        return self.plan.extra_ms / kept_ms if kept_ms else 0.0
 
     def __str__(self) -> str:
         plan, sizes = self.plan, self.sizes
@@ -61,8 +60,8 @@ class PlannedRun:
         if sizes.accumulation > 1:
             micro += f" × {sizes.accumulation}"
         return (
-            f"plan for {micro}: {budget}predicted peak of activations {format_bytes(plan.peak_bytes or 0)}, "
-            f"{segments}{nested}, {100 * self.extra_share:.1f} % extra time predicted, "
+            f"plan for {micro}: {budget}predicted peak of activations {format_bytes(plan.peak_bytes)}, "
+            f"{segments}{nested}, {100 * plan.extra_share:.1f} % extra time predicted, "
             f"{format_bytes(self.memory.total_bytes)} in all"
         )
 
@@ -109,42 +108,33 @@ class Planner:
         """
         if self._process.world_size == 1:
             return self._settle(sizes)
-        answer = [""]
+        answer: list[PlannedRun | ConfigError | None] = [None]
         if self._process.is_first:
             try:
-                planned = self._settle(sizes)
-                answer = [
-                    json.dumps({"micro_size": planned.sizes.micro_size, "plan": planned.plan.to_json()})
-                ]
+                answer = [self._settle(sizes)]
             except ConfigError as error:
-                answer = [json.dumps({"error": str(error)})]
+                answer = [error]
         dist.broadcast_object_list(answer, src=0)
-        found = json.loads(answer[0])
-        if "error" in found:
-            raise ConfigError(found["error"])
-        micro_size = found["micro_size"]
-        accumulation = sizes.micro_size * sizes.accumulation // micro_size
-        agreed = replace(sizes, micro_size=micro_size, accumulation=accumulation)
-        return self._planned(Plan.from_json(found["plan"]), agreed, self._free_bytes())
+        if isinstance(answer[0], ConfigError):
+            raise answer[0]
+        assert answer[0] is not None
+        return answer[0]
 
     def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
         """The same plan with other micro batches, priced on predicted costs: no device is touched."""
         if sizes == planned.sizes:
             return planned
-        plan = planned.plan.priced(self._predicted(sizes))
-        assert plan.peak_bytes is not None
-        memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
-        return PlannedRun(plan, sizes, memory, planned.budget_bytes)
+        return self._planned(price(self._predicted(sizes), planned.plan), sizes, planned.budget_bytes)
 
     def _settle(self, sizes: BatchSizes) -> PlannedRun:
         device_bytes = self._free_bytes()
         recompute = self._config.recompute
         error: ConfigError | None = None
         for candidate in self._feasible(self._candidates(sizes), device_bytes):
-            chain = self._predicted(candidate)
+            chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
             try:
                 with UntilOutOfMemory() as attempt:
-                    if not self._surely_keeps_all(chain, self._budget(candidate, device_bytes)):
+                    if not self._surely_keeps_all(chain, budget_bytes):
                         chain = self._measured(candidate)
                     plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
@@ -156,14 +146,13 @@ class Planner:
                     f"{candidate.micro_size}: lower train.micro_batch_size"
                 )
                 continue
-            planned = self._planned(plan, candidate, device_bytes)
-            if self._is_auto and planned.extra_share > recompute.max_extra:
+            if self._is_auto and plan.extra_share > recompute.max_extra:
                 error = ConfigError(
                     f"no micro batch trains in at most {100 * recompute.max_extra:g} % more time "
                     "(recompute.max_extra) within the memory asked for: raise one of them"
                 )
                 continue
-            return planned
+            return self._planned(plan, candidate, budget_bytes)
         assert error is not None
         raise error
 
@@ -233,7 +222,7 @@ class Planner:
             f"{format_bytes(smallest)} ({smallest} bytes); {advice}"
         )
 
-    def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> Plan:
+    def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> PricedPlan:
         try:
             return plan_for(
                 self._config.recompute, chain, self._memory(sizes).without_activations_bytes, device_bytes
@@ -247,10 +236,9 @@ class Planner:
         except ValueError as error:
             raise ConfigError(f"recompute: {error}") from None
 
-    def _planned(self, plan: Plan, sizes: BatchSizes, device_bytes: int) -> PlannedRun:
-        assert plan.peak_bytes is not None
+    def _planned(self, plan: PricedPlan, sizes: BatchSizes, budget_bytes: int | None) -> PlannedRun:
         memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
-        return PlannedRun(plan, sizes, memory, self._budget(sizes, device_bytes))
+        return PlannedRun(plan, sizes, memory, budget_bytes)
 
     def _memory(self, sizes: BatchSizes) -> RunMemory:
         return run_memory(

@@ -14,8 +14,8 @@ from deepres.memory.depths import OVERHEAD, DepthRow
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.subject import Subject
 from deepres.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from deepres.recompute import Chain, Plan, uniform_plan
-from deepres.recompute.frontier import Frontier, extra_of, peak_of
+from deepres.recompute import Chain, Plan, PricedPlan, price, uniform_plan
+from deepres.recompute.frontier import Frontier
 from deepres.recompute.segment_tree import segment_tree
 from deepres.recompute.simulate import timeline
 
@@ -38,10 +38,10 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
     budgets = [round(least * (most / least) ** (k / num_budgets)) for k in range(num_budgets + 1)]
     plans = [frontier.plan(max(least, num_bytes)) for num_bytes in budgets]
     plans += [row.plan for row in report.rows if row.plan is not None and row.is_planned]
-    _curve(axes, chain, plans, BLUE, "plans (fastest for a budget)", "o-")
+    _curve(axes, plans, BLUE, "plans (fastest for a budget)", "o-")
     nums = sorted({round(len(chain.units) ** (k / 30)) for k in range(31)})
-    uniform = [uniform_plan(len(chain.units), num).priced(chain) for num in nums]
-    _curve(axes, chain, uniform, ORANGE, "uniform segments", "s--")
+    uniform = [price(chain, uniform_plan(len(chain.units), num)) for num in nums]
+    _curve(axes, uniform, ORANGE, "uniform segments", "s--")
     bounds = [(num_bytes, frontier.least_extra_share(num_bytes)) for num_bytes in budgets]
     axes.plot(*zip(*bounds, strict=True), ":", color=GREY, label="no plan takes less")
     for row, marker, colour in (
@@ -63,7 +63,7 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
     axes.set_xlabel("peak of activations (log)")
     axes.set_ylabel("extra time (% of a step)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}"))
-    shown = [extra_of(p) / chain.step_ms for p in plans if extra_of(p) <= _HIGHEST_EXTRA * chain.step_ms]
+    shown = [plan.extra_share for plan in plans if plan.extra_share <= _HIGHEST_EXTRA]
     axes.set_ylim(-0.02, max(0.3, 1.1 * max(shown, default=0.0)))
     axes.set_title(f"{_title(report)}: time against memory")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -211,13 +211,12 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _curve(axes: Axes, chain: Chain, plans: Sequence[Plan], colour: str, label: str, style: str) -> None:
+def _curve(axes: Axes, plans: Sequence[PricedPlan], colour: str, label: str, style: str) -> None:
     """Those of the plans that no other beats in both."""
     points = list[tuple[int, float]]()
-    for plan in sorted(plans, key=lambda p: (peak_of(p), extra_of(p))):
-        share = extra_of(plan) / chain.step_ms
+    for peak_bytes, share in sorted((plan.peak_bytes, plan.extra_share) for plan in plans):
         if share <= _HIGHEST_EXTRA and (not points or share < points[-1][1]):
-            points.append((peak_of(plan), share))
+            points.append((peak_bytes, share))
     if points:
         axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4, linewidth=2)
 

@@ -18,13 +18,15 @@ from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,
     Plan,
+    PricedPlan,
     keep_all_plan,
     per_unit_plan,
+    price,
     simulate,
     sqrt_plan,
     uniform_plan,
 )
-from deepres.recompute.frontier import Frontier, extra_of, peak_of
+from deepres.recompute.frontier import Frontier
 
 SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 """The budgets of the table, as shares of the peak with everything kept."""
@@ -35,7 +37,7 @@ def make_report(
     *,
     budget_bytes: int | None = None,
     shares: Sequence[float] = SHARES,
-    own_plan: Plan | None = None,
+    own_plan: PricedPlan | None = None,
     budget_must_fit: bool = True,
 ) -> Report:
     """Predict a net under every strategy.
@@ -44,7 +46,7 @@ def make_report(
         subject: the net.
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
-        own_plan: one more plan, which the run's configuration asks for, priced.
+        own_plan: one more plan, which the run's configuration asks for.
         budget_must_fit: if not, a row says that there is no plan for `budget_bytes`.
 
     Raises:
@@ -95,40 +97,39 @@ def make_report(
     )
 
 
-def fixed_plans(chain: Chain) -> list[tuple[Kind, str, Plan]]:
-    """The strategies that know no budget, priced: everything kept, and segments of equal numbers of units."""
+def fixed_plans(chain: Chain) -> list[tuple[Kind, str, PricedPlan]]:
+    """The strategies that know no budget: everything kept, and segments of equal numbers of units."""
     num_units = len(chain.units)
-    best = min((uniform_plan(num_units, num).priced(chain) for num in _numbers_up_to(num_units)), key=peak_of)
-    sqrt = sqrt_plan(num_units).priced(chain)
+    uniform = (price(chain, uniform_plan(num_units, num)) for num in _numbers_up_to(num_units))
+    best = min(uniform, key=lambda plan: plan.peak_bytes)
+    sqrt = price(chain, sqrt_plan(num_units))
     num_segments = best.num_segments + 1
     return [
-        ("keep all", "keep all", keep_all_plan(num_units).priced(chain)),
-        ("per unit", "a segment per unit", per_unit_plan(num_units).priced(chain)),
+        ("keep all", "keep all", price(chain, keep_all_plan(num_units))),
+        ("per unit", "a segment per unit", price(chain, per_unit_plan(num_units))),
         ("sqrt", f"√units, {sqrt.num_segments + 1} segments", sqrt),
         ("uniform", f"best uniform, {num_segments} segment{'s' * (num_segments > 1)}", best),
     ]
 
 
-def strategy_row(subject: Subject, kind: Kind, name: str, plan: Plan) -> StrategyRow:
-    """What a priced plan takes, and the largest batch with which it fits the device."""
+def strategy_row(subject: Subject, kind: Kind, name: str, plan: PricedPlan) -> StrategyRow:
+    """What a plan takes, and the largest batch with which it fits the device."""
     chain, batch = subject.chain, subject.batch
-    assert plan.total_ms is not None
-    peak_bytes = peak_of(plan)
     return StrategyRow(
         kind=kind,
         strategy=name,
         budget_share=None,
         budget_bytes=None,
         plan=plan,
-        peak_bytes=peak_bytes,
-        total_bytes=subject.memory(batch, peak_bytes).total_bytes,
+        peak_bytes=plan.peak_bytes,
+        total_bytes=subject.memory(batch, plan.peak_bytes).total_bytes,
         extra_forwards=sum(simulate(chain, plan).forward_runs) / plan.num_units - 1,
-        extra_share=extra_of(plan) / chain.step_ms,
+        extra_share=plan.extra_share,
         least_extra_share=None,
         step_ms=plan.total_ms,
         images_per_s=1000 * batch / plan.total_ms,
         largest_batch=largest_batch_of(subject, plan),
-        fits=peak_bytes <= subject.room(batch),
+        fits=plan.peak_bytes <= subject.room(batch),
     )
 
 

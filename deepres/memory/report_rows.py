@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deepres.recompute import Plan
+from deepres.recompute import PricedPlan
 
 Kind = Literal["keep all", "per unit", "sqrt", "uniform", "own", "budget", "floor"]
 """Of strategies: everything kept; a segment for each unit, √units, the best number of uniform ones; the plan that the
@@ -81,7 +81,7 @@ class StrategyRow:
     strategy: str
     budget_share: float | None
     budget_bytes: int | None
-    plan: Plan | None
+    plan: PricedPlan | None
     peak_bytes: int
     total_bytes: int
     extra_forwards: float

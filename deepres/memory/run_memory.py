@@ -11,7 +11,16 @@ from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
 from deepres.models import ResNet, build_resnet
-from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, sqrt_plan, uniform_plan
+from deepres.recompute import (
+    Chain,
+    Plan,
+    PricedPlan,
+    keep_all_plan,
+    make_plan,
+    price,
+    sqrt_plan,
+    uniform_plan,
+)
 
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
 _RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
@@ -148,8 +157,8 @@ def predict_run_chain(
     )
 
 
-def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> Plan:
-    """The plan that a `recompute` section asks for, priced on a chain.
+def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> PricedPlan:
+    """The plan that a `recompute` section asks for, with its costs on a chain.
 
     Args:
         recompute: the section.
@@ -167,12 +176,12 @@ def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_
     if budget_bytes is not None:
         return make_plan(chain, max(1, budget_bytes))
     if recompute.plan is not None:
-        return Plan.load(recompute.plan).priced(chain)
+        return price(chain, Plan.load(recompute.plan))
     if recompute.segments == "none":
-        return keep_all_plan(num_units).priced(chain)
+        return price(chain, keep_all_plan(num_units))
     if recompute.segments == "sqrt":
-        return sqrt_plan(num_units).priced(chain)
-    return uniform_plan(num_units, recompute.segments).priced(chain)
+        return price(chain, sqrt_plan(num_units))
+    return price(chain, uniform_plan(num_units, recompute.segments))
 
 
 def activation_budget(recompute: RecomputeConfig, other_bytes: int, device_bytes: int) -> int | None:

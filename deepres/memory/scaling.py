@@ -42,30 +42,30 @@ class ScalingChain:
         for a, b in zip(first.units, second.units, strict=True):
             if (id(a), id(b)) not in known:
                 known[id(a), id(b)] = UnitCost(
-                    ms(a.forward_ms, b.forward_ms),
-                    ms(a.backward_ms, b.backward_ms),
-                    num_bytes(a.output_bytes, b.output_bytes),
-                    tuple(
+                    forward_ms=ms(a.forward_ms, b.forward_ms),
+                    backward_ms=ms(a.backward_ms, b.backward_ms),
+                    output_bytes=num_bytes(a.output_bytes, b.output_bytes),
+                    retentions=tuple(
                         Retention(
-                            r.name,
-                            num_bytes(r.kept_bytes, s.kept_bytes),
-                            ms(r.replay_ms, s.replay_ms),
-                            num_bytes(r.forward_temp_bytes, s.forward_temp_bytes),
-                            num_bytes(r.backward_temp_bytes, s.backward_temp_bytes),
-                            num_bytes(r.freed_bytes, s.freed_bytes),
+                            name=r.name,
+                            kept_bytes=num_bytes(r.kept_bytes, s.kept_bytes),
+                            replay_ms=ms(r.replay_ms, s.replay_ms),
+                            forward_temp_bytes=num_bytes(r.forward_temp_bytes, s.forward_temp_bytes),
+                            backward_temp_bytes=num_bytes(r.backward_temp_bytes, s.backward_temp_bytes),
+                            freed_bytes=num_bytes(r.freed_bytes, s.freed_bytes),
                         )
                         for r, s in zip(a.retentions, b.retentions, strict=True)
                     ),
-                    num_bytes(a.forward_temp_bytes, b.forward_temp_bytes),
+                    forward_temp_bytes=num_bytes(a.forward_temp_bytes, b.forward_temp_bytes),
                 )
             units.append(known[id(a), id(b)])
         return Chain(
-            num_bytes(first.input_bytes, second.input_bytes),
-            tuple(units),
-            num_bytes(first.fixed_bytes, second.fixed_bytes),
-            num_bytes(first.head_bytes, second.head_bytes),
-            ms(first.fixed_ms, second.fixed_ms),
-            num_bytes(first.stem_bytes, second.stem_bytes),
+            input_bytes=num_bytes(first.input_bytes, second.input_bytes),
+            units=tuple(units),
+            fixed_bytes=num_bytes(first.fixed_bytes, second.fixed_bytes),
+            head_bytes=num_bytes(first.head_bytes, second.head_bytes),
+            fixed_ms=ms(first.fixed_ms, second.fixed_ms),
+            stem_bytes=num_bytes(first.stem_bytes, second.stem_bytes),
         )
 
 

@@ -2,14 +2,22 @@
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.executor import RetainingUnit, apply_plan
-from deepres.recompute.plan import Plan, keep_all_plan, per_unit_plan, sqrt_plan, uniform_plan
+from deepres.recompute.plan import (
+    Plan,
+    PricedPlan,
+    keep_all_plan,
+    per_unit_plan,
+    sqrt_plan,
+    uniform_plan,
+)
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
-from deepres.recompute.simulate import Simulation, simulate
+from deepres.recompute.simulate import Simulation, price, simulate
 
 __all__ = [
     "Chain",
     "InfeasibleBudgetError",
     "Plan",
+    "PricedPlan",
     "RetainingUnit",
     "Retention",
     "Simulation",
@@ -18,6 +26,7 @@ __all__ = [
     "keep_all_plan",
     "make_plan",
     "per_unit_plan",
+    "price",
     "simulate",
     "smallest_budget",
     "sqrt_plan",

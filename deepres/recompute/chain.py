@@ -3,7 +3,6 @@
 Costs may be measured on a device or predicted from shapes; nothing here knows where they came from.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -66,8 +65,8 @@ class Retention:
             is freed than kept.
     """
 
-    name: str = "all"
-    kept_bytes: int = 3
+    name: str
+    kept_bytes: int
     replay_ms: float = 0.0
     forward_temp_bytes: int = 0
     backward_temp_bytes: int = 0
@@ -101,10 +100,10 @@ class UnitCost:
             empty or has a name twice.
     """
 
-    forward_ms: float = 1.0
-    backward_ms: float = 2.0
-    output_bytes: int = 1
-    retentions: tuple[Retention, ...] = (Retention(),)
+    forward_ms: float
+    backward_ms: float
+    output_bytes: int
+    retentions: tuple[Retention, ...]
     forward_temp_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -146,8 +145,8 @@ class Chain:
         ValueError: a cost is negative, not finite or not a number of its kind, or there are no units.
     """
 
-    input_bytes: int = 1
-    units: tuple[UnitCost, ...] = (UnitCost(),)
+    input_bytes: int
+    units: tuple[UnitCost, ...]
     fixed_bytes: int = 0
     head_bytes: int = 0
     fixed_ms: float = 0.0
@@ -169,11 +168,6 @@ class Chain:
         return math.fsum(
             [self.fixed_ms, *(ms for unit in self.units for ms in (unit.forward_ms, unit.backward_ms))]
         )
-
-    @property
-    def key(self) -> str:
-        """SHA-256 of `to_json`, in hex: equal for equal chains, in every process."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The chain as JSON text; `from_json` gives an equal chain."""

@@ -11,7 +11,7 @@ from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.needs import smallest_plan
 from deepres.recompute.plan import Action, Plan, keep_all_plan, uniform_plan
 from deepres.recompute.planner import make_plan
-from deepres.recompute.simulate import timeline
+from deepres.recompute.simulate import simulate, timeline
 
 _MOST_PLANNED = 48
 """Groups of more units are not searched for plans of their own: uniform ones will do."""
@@ -46,14 +46,14 @@ class CoarseChain:
         return max(stop - start for start, stop in pairwise(self.starts))
 
     def expand(self, plan: Plan) -> Plan:
-        """The plan of the units that a plan of the groups stands for; not priced."""
+        """The plan of the units that a plan of the groups stands for."""
         segments = {(self.starts[start], self.starts[stop]) for start, stop in plan.segments}
         retentions = list[str]()
         for start, plans, name in zip(self.starts, self.inner_plans, plan.retentions, strict=False):
             inner = plans[name]
             segments |= {(start + a, start + b) for a, b in inner.segments}
             retentions += inner.retentions
-        return Plan(self.starts[-1], tuple(segments), tuple(retentions))
+        return Plan(tuple(segments), tuple(retentions))
 
 
 def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
@@ -77,25 +77,7 @@ def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
             inner_plans.append(plans)
             starts.append(starts[-1] + stop - start)
             x_bytes = unit.output_bytes
-    coarse = Chain(
-        chain.input_bytes, tuple(costs), chain.fixed_bytes, chain.head_bytes, chain.fixed_ms, chain.stem_bytes
-    )
-    return CoarseChain(coarse, tuple(starts), tuple(inner_plans))
-
-
-def least_extra_ms(chain: Chain, budget_bytes: int) -> float:
-    """A time that every plan within the budget takes beyond each forward and backward once.
-
-    The larger of two bounds:
-
-    1. When the forward phase is over, what the units outside of segments keep is held at once; each other
-       unit is run forward once more, at least. The cheapest choice, in fractions of units, is a knapsack's.
-    2. Of a run of n equal units no more than s states fit at once, beside the first one's input. To have each
-       unit's input in reverse order then takes at least T(n, s) = r·n − C(s+r, s+1) forwards, with r the
-       least integer for which C(s+r, s) >= n (Griewank and Walther 2000), n of which no plan saves.
-    """
-    room = budget_bytes - chain.fixed_bytes
-    return max(_knapsack_ms(chain, room - chain.input_bytes - chain.head_bytes), _reversal_ms(chain, room))
+    return CoarseChain(replace(chain, units=tuple(costs)), tuple(starts), tuple(inner_plans))
 
 
 def _group(chain: Chain) -> tuple[UnitCost, dict[str, Plan]]:
@@ -132,15 +114,12 @@ def _inner_plans(chain: Chain) -> Iterator[Plan]:
         for num_segments in sorted(nums):
             yield uniform_plan(num_units, num_segments, retention.name)
     if num_units <= _MOST_PLANNED:
-        smallest = smallest_plan(chain).priced(chain)
+        smallest = smallest_plan(chain)
         yield smallest
-        most = keep_all_plan(num_units, chain.units[0].retentions[0].name).priced(chain)
-        assert smallest.peak_bytes is not None
-        assert most.peak_bytes is not None
+        most = keep_all_plan(num_units, chain.units[0].retentions[0].name)
+        low, high = (simulate(chain, plan).peak_bytes for plan in (smallest, most))
         for eighth in range(1, 5):
-            yield make_plan(
-                chain, smallest.peak_bytes + (most.peak_bytes - smallest.peak_bytes) * eighth // 8, 100
-            )
+            yield make_plan(chain, low + (high - low) * eighth // 8, 100)
 
 
 def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
@@ -154,10 +133,10 @@ def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
     return Retention(
         name,
         kept_bytes,
-        max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
-        max(0, forward_peak - kept_bytes),
-        max(0, backward_bytes - kept_bytes),
-        min(kept_bytes, max(0, kept_bytes - backward_bytes)),
+        replay_ms=max(0.0, math.fsum(moment.duration_ms for moment in moments) - chain.step_ms),
+        forward_temp_bytes=max(0, forward_peak - kept_bytes),
+        backward_temp_bytes=max(0, backward_bytes - kept_bytes),
+        freed_bytes=min(kept_bytes, max(0, kept_bytes - backward_bytes)),
     )
 
 
@@ -173,43 +152,3 @@ def _costs(retention: Retention) -> tuple[float, ...]:
 def _is_worse(retention: Retention, other: Retention) -> bool:
     pairs = list(zip(_costs(retention), _costs(other), strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-
-def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
-    """Bound 1 of `least_extra_ms`."""
-    total_ms = 0.0
-    steps = list[tuple[float, int]]()  # (ms saved per byte, bytes) of keeping more, along each unit's hull
-    for unit, run in groupby(chain.units):
-        num_units = len(list(run))
-        total_ms += num_units * unit.forward_ms
-        options = sorted((r.kept_bytes, r.replay_ms) for r in unit.retentions)
-        num_bytes, ms = 0, unit.forward_ms
-        while True:
-            better = [((ms - m) / (b - num_bytes), b, m) for b, m in options if b > num_bytes and m < ms]
-            if not better:
-                break
-            rate, kept_bytes, replay_ms = max(better)
-            steps.append((rate, num_units * (kept_bytes - num_bytes)))
-            num_bytes, ms = kept_bytes, replay_ms
-    for rate, num_bytes in sorted(steps, reverse=True):
-        taken = min(num_bytes, max(0, room_bytes))
-        total_ms -= rate * taken
-        room_bytes -= taken
-    return max(0.0, total_ms)
-
-
-def _reversal_ms(chain: Chain, room_bytes: int) -> float:
-    """Bound 2 of `least_extra_ms`."""
-    total_ms = 0.0
-    for unit, run in groupby(chain.units):
-        num_units = len(list(run))
-        size = min((unit.output_bytes, *(retention.kept_bytes for retention in unit.retentions)))
-        num_states = max(1, room_bytes // max(1, size) + 1)
-        if num_states >= num_units:
-            continue
-        times = 1
-        while math.comb(num_states + times, num_states) < num_units:
-            times += 1
-        forwards = times * num_units - math.comb(num_states + times, num_states + 1)
-        total_ms += max(0, forwards - num_units) * unit.forward_ms
-    return total_ms

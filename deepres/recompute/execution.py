@@ -107,7 +107,7 @@ class Execution:
         assert self._then is not None
         self._states.check_same(self._then)
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
-        last = steps.index(Step(Action.BACKWARD, first_trained, holds_input=False))
+        last = steps.index(Step(Action.BACKWARD, first_trained))
         for step in steps[: last + 1]:
             if step.action is not Action.BACKWARD:
                 with self._as_in_forward():
@@ -127,8 +127,9 @@ class Execution:
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
-        is_segment_input = step.holds_input and not keep  # what KEEP holds is in the unit's graph
-        x = self._values[i] if is_segment_input else self._values.pop(i)
+        x = (
+            self._values[i] if step.begins_segment else self._values.pop(i)
+        )  # what KEEP holds is in the unit's graph
         unit, version = self._units[i], x._version
         retaining = self._is_retaining[i]
         if not (keep and self._continues[i]):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 from deepres.recompute.chain import Chain
-from deepres.recompute.coarse import coarsen, least_extra_ms
+from deepres.recompute.coarse import coarsen
+from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.needs import smallest_plan
-from deepres.recompute.plan import Plan
+from deepres.recompute.plan import PricedPlan
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan
+from deepres.recompute.simulate import price
 
 _MOST_UNITS_FOR_FLOOR, _MOST_UNITS_AT_FLOOR = 1000, 400
 """To find the least peak of more units takes minutes, and to find a fast plan with it seconds."""
@@ -33,24 +35,25 @@ class Frontier:
         self._coarse = coarsen(chain, max_groups)
         self.units_per_group = self._coarse.num_units_per_group
         if len(chain.units) > _MOST_UNITS_FOR_FLOOR:
-            self._smallest = self._coarse.expand(smallest_plan(self._coarse.chain)).priced(chain)
+            smallest = self._coarse.expand(smallest_plan(self._coarse.chain))
         else:
-            self._smallest = smallest_plan(chain).priced(chain)
+            smallest = smallest_plan(chain)
+        self._smallest = price(chain, smallest)
 
     @property
     def floor_bytes(self) -> int:
         """The least peak; of more than 1000 units, that of groups."""
-        return peak_of(self._smallest)
+        return self._smallest.peak_bytes
 
     @cached_property
-    def floor(self) -> Plan:
-        """A plan with the least peak, priced; of up to 400 units a fast one."""
+    def floor(self) -> PricedPlan:
+        """A plan with the least peak; of up to 400 units a fast one."""
         if len(self._chain.units) > _MOST_UNITS_AT_FLOOR:
             return self._smallest
         return make_plan(self._chain, self.floor_bytes, 100)
 
-    def plan(self, budget_bytes: int) -> Plan:
-        """A fast plan within the budget, priced; `least_extra_share` says how much faster another one may be.
+    def plan(self, budget_bytes: int) -> PricedPlan:
+        """A fast plan within the budget; `least_extra_share` says how much faster another one may be.
 
         Raises:
             InfeasibleBudgetError: the budget is below the floor.
@@ -61,42 +64,26 @@ class Frontier:
             plan = make_plan(self._coarse.chain, budget_bytes, self._slots)
         except InfeasibleBudgetError:  # groups need more than units
             return self.floor
-        return self._coarse.expand(plan).priced(self._chain)
+        return price(self._chain, self._coarse.expand(plan))
 
-    def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> Plan:
+    def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> PricedPlan:
         """The plan of about the least peak that takes no more than that share of a step extra.
 
         Args:
             max_extra_share: of a step with everything kept.
             precision: how close the budgets are to each other between which to choose, relatively.
         """
-        high = peak_of(self.plan(2**62))
+        high = self.plan(2**62).peak_bytes
         best, low = self.plan(high), self.floor_bytes
         while high - low > max(1, precision * low):
             middle = min(max(round((low * high) ** 0.5), low + 1), high - 1)
             plan = self.plan(middle)
-            if self.extra_share(plan) <= max_extra_share:
-                best, high = plan, min(middle, peak_of(plan))
+            if plan.extra_share <= max_extra_share:
+                best, high = plan, min(middle, plan.peak_bytes)
             else:
                 low = middle
         return best
 
-    def extra_share(self, plan: Plan) -> float:
-        """What a priced plan takes extra, as a share of a step with everything kept."""
-        return extra_of(plan) / self._chain.step_ms if self._chain.step_ms else 0.0
-
     def least_extra_share(self, budget_bytes: int) -> float:
         """A share of a step with everything kept that every plan for the budget takes extra."""
         return least_extra_ms(self._chain, budget_bytes) / self._chain.step_ms if self._chain.step_ms else 0.0
-
-
-def peak_of(plan: Plan) -> int:
-    """The peak of a priced plan."""
-    assert plan.peak_bytes is not None
-    return plan.peak_bytes
-
-
-def extra_of(plan: Plan) -> float:
-    """The extra time of a priced plan."""
-    assert plan.extra_ms is not None
-    return plan.extra_ms

@@ -3,7 +3,8 @@
 import numpy as np
 
 from deepres.recompute.chain import Chain
-from deepres.recompute.needs import Ints, costs_of, needs_of
+from deepres.recompute.cost_arrays import Ints, costs_of
+from deepres.recompute.needs import needs_of
 
 
 def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:

@@ -1,31 +1,25 @@
 """A plan as text for people: runs of equal neighbours on one line, nesting shown by indentation."""
 
-from itertools import groupby
+from __future__ import annotations
 
-from deepres.bytesize import format_bytes
+from itertools import groupby
+from typing import TYPE_CHECKING
+
 from deepres.recompute.segment_tree import Segment, segment_tree
 
+if TYPE_CHECKING:
+    from deepres.recompute.plan import Plan
 
-def outline(
-    segments: tuple[tuple[int, int], ...],
-    retentions: tuple[str, ...],
-    peak_bytes: int | None = None,
-    total_ms: float | None = None,
-    extra_ms: float | None = None,
-) -> str:
-    """The segments and retentions of a plan, one line for each run of equal items; costs if it has them.
+
+def outline(plan: Plan, costs: str = "") -> str:
+    """The segments and retentions of a plan, one line for each run of equal items; costs end the first line.
 
     A run of equal segments is `12 segments of 9 units, each:`, and what is in one of them follows,
     indented. Lines that are not indented say which units they speak of, counted from 0.
     """
-    nodes = segment_tree(len(retentions), segments)
-    shapes = _shapes(nodes, retentions)
-    num_units = len(retentions)
-    lines = [f"{_count(num_units, 'unit')}, {_count(len(segments), 'segment')}"]
-    if peak_bytes is not None and total_ms is not None and extra_ms is not None:
-        share = extra_ms / (total_ms - extra_ms) if total_ms > extra_ms else 0.0
-        lines[0] += f", peak {format_bytes(peak_bytes)}, {total_ms:.1f} ms a step"
-        lines[0] += f" ({extra_ms:.1f} ms extra, {share:.1%})"
+    nodes = segment_tree(plan.num_units, plan.segments)
+    shapes = _shapes(nodes, plan.retentions)
+    lines = [f"{_count(plan.num_units, 'unit')}, {_count(plan.num_segments, 'segment')}{costs}"]
     pending: list[tuple[int, str, Segment | None]] = [(-1, "", nodes[0])]
     while pending:
         depth, line, segment = pending.pop()
@@ -36,7 +30,7 @@ def outline(
         runs = []
         for _, run in groupby(segment.items(), key=lambda item: shapes[item]):
             items = list(run)
-            runs.append((depth + 1, _run_text(items, retentions, depth < 0), _segment(items[0])))
+            runs.append((depth + 1, _run_text(items, plan.retentions, depth < 0), _segment(items[0])))
         pending += reversed(runs)
     return "\n".join(lines)
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deepres.recompute.chain import Chain
+from deepres.bytesize import format_bytes
 from deepres.recompute.document import field, read_document, write_document
 from deepres.recompute.outline import outline
 from deepres.recompute.segment_tree import Segment, segment_tree
@@ -35,13 +35,13 @@ class Step(NamedTuple):
     Args:
         action: what is done.
         unit: with which unit, from 0; of the HEAD, the number of units.
-        holds_input: whether the unit's input x_unit is still needed afterwards: true of every KEEP,
-            of a DISCARD that begins a segment (the segment is replayed from it), of no other.
+        begins_segment: of a segment's first DISCARD: the segment is replayed from the unit's input, which is
+            therefore held.
     """
 
     action: Action
     unit: int
-    holds_input: bool
+    begins_segment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,40 +59,30 @@ class Plan:
     `schedule` spells this out; simulator and executor both follow it.
 
     Args:
-        num_units: the units of the chain that it is for.
         segments: ranges [start, stop) of units, each two disjoint or nested, none twice; they are
             put in order of (start, −stop).
-        retentions: the name of each unit's retention.
-        peak_bytes: the most bytes that a step holds, None if not priced on a chain.
-        total_ms: a step's time, None if not priced.
-        extra_ms: `total_ms` without every forward and every backward once, None if not priced.
+        retentions: the name of each unit's retention; at least one.
 
     Raises:
-        ValueError: a segment is out of range, occurs twice or crosses another; the number of
-            retentions differs from `num_units`; some but not all of the costs are None.
+        ValueError: a segment is out of range, occurs twice or crosses another; there is no unit.
     """
 
-    num_units: int
     segments: tuple[tuple[int, int], ...]
     retentions: tuple[str, ...]
-    peak_bytes: int | None = None
-    total_ms: float | None = None
-    extra_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if type(self.num_units) is not int or self.num_units < 1:
-            raise ValueError(f"a plan's num_units must be an int of at least 1, got {self.num_units!r}")
-        object.__setattr__(self, "segments", _checked_segments(self.segments, self.num_units))
         retentions = tuple(self.retentions) if isinstance(self.retentions, list | tuple) else ()
-        if len(retentions) != self.num_units or not all(isinstance(name, str) for name in retentions):
+        if not retentions or not all(isinstance(name, str) for name in retentions):
             raise ValueError(
-                f"a plan for {self.num_units} units needs as many names of retentions, got {self.retentions!r:.60}"
+                f"a plan's retentions must be one name for each unit, one or more, got {self.retentions!r:.60}"
             )
         object.__setattr__(self, "retentions", retentions)
-        costs = (self.peak_bytes, self.total_ms, self.extra_ms)
-        is_priced = type(self.peak_bytes) is int and all(_is_cost(cost) for cost in costs)
-        if costs != (None, None, None) and not is_priced:
-            raise ValueError(f"a plan's costs must be all None or all finite and at least 0, got {costs}")
+        object.__setattr__(self, "segments", _checked_segments(self.segments, len(retentions)))
+
+    @property
+    def num_units(self) -> int:
+        """The units of the chain that it is for."""
+        return len(self.retentions)
 
     @property
     def num_segments(self) -> int:
@@ -122,81 +112,99 @@ class Plan:
         while pending:
             item = pending.pop()
             if isinstance(item, int):
-                yield Step(backward, item, False)
+                yield Step(backward, item)
                 continue
             for inner in item.items():
                 if isinstance(inner, int):
-                    yield Step(keep, inner, True)
+                    yield Step(keep, inner)
                 else:
-                    yield Step(discard, inner.start, True)
+                    yield Step(discard, inner.start, begins_segment=True)
                     for unit in range(inner.start + 1, inner.stop):
-                        yield Step(discard, unit, False)
+                        yield Step(discard, unit)
                 pending.append(inner)
             if item is whole:
-                yield Step(Action.HEAD, self.num_units, False)
-
-    def priced(self, chain: Chain) -> "Plan":
-        """This plan with its costs on a chain.
-
-        Raises:
-            ValueError: the chain has another number of units, or a unit lacks the plan's retention.
-        """
-        from deepres.recompute.simulate import simulate  # simulate.py reads plans: at the top, a circle
-
-        cost = simulate(chain, self)
-        extra_ms = max(0.0, cost.total_ms - chain.step_ms)
-        return replace(self, peak_bytes=cost.peak_bytes, total_ms=cost.total_ms, extra_ms=extra_ms)
+                yield Step(Action.HEAD, self.num_units)
 
     def __str__(self) -> str:
-        return outline(self.segments, self.retentions, self.peak_bytes, self.total_ms, self.extra_ms)
+        return outline(self)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan."""
-        fields = {
-            "num_units": self.num_units,
-            "segments": self.segments,
-            "retentions": self.retentions,
-            "peak_bytes": self.peak_bytes,
-            "total_ms": self.total_ms,
-            "extra_ms": self.extra_ms,
-        }
-        return write_document(_FORMAT, _VERSION, fields)
+        return write_document(_FORMAT, _VERSION, asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """The plan that `to_json` wrote.
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """The plan that `to_json` wrote: a `PricedPlan` if that was one.
 
         Raises:
             ValueError: the text is not such a document, is newer than this deepres, or its segments,
                 retentions or costs make no plan.
         """
         fields = read_document(text, _FORMAT, _VERSION)
-        costs: dict[str, Any] = {"peak_bytes": int, "total_ms": float, "extra_ms": float}
-        for name, kind in costs.items():
-            costs[name] = None if fields.get(name) is None else field(fields, name, kind, "the plan")
-        return cls(
-            num_units=field(fields, "num_units", int, "the plan"),
-            segments=tuple(field(fields, "segments", list, "the plan")),
-            retentions=tuple(field(fields, "retentions", list, "the plan")),
-            **costs,
+        segments, retentions = (field(fields, name, list, "the plan") for name in ("segments", "retentions"))
+        costs = {"peak_bytes": int, "total_ms": float, "extra_ms": float}
+        if not costs.keys() & fields.keys():
+            return Plan(segments, retentions)
+        return PricedPlan(
+            segments, retentions, *(field(fields, name, kind, "the plan") for name, kind in costs.items())
         )
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, replacing a file that is there."""
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Plan":
-        """The plan that `save` wrote.
+    @staticmethod
+    def load(path: str | Path) -> "Plan":
+        """The plan that `save` wrote: a `PricedPlan` if that was one.
 
         Raises:
             ValueError: the file holds no plan; the message names the file.
             OSError: the file cannot be read.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPlan(Plan):
+    """A plan with its costs on a chain, as `price` tells them.
+
+    Args:
+        segments, retentions: the plan's.
+        peak_bytes: the most bytes that a step holds.
+        total_ms: a step's time.
+        extra_ms: `total_ms` without every forward and every backward once.
+
+    Raises:
+        ValueError: it is no plan, or a cost is negative, not finite or not a number of its kind.
+    """
+
+    peak_bytes: int
+    total_ms: float
+    extra_ms: float
+
+    def __post_init__(self) -> None:
+        Plan.__post_init__(self)  # with slots, super() would mean the class before it got them
+        costs = (self.peak_bytes, self.total_ms, self.extra_ms)
+        if type(self.peak_bytes) is not int or not all(_is_cost(cost) for cost in costs):
+            raise ValueError(
+                f"a plan's costs must be an int and two floats, finite and at least 0, got {costs}"
+            )
+
+    @property
+    def extra_share(self) -> float:
+        """The extra time as a share of a step with everything kept; 0 if that takes no time."""
+        kept_ms = self.total_ms - self.extra_ms
+        return self.extra_ms / kept_ms if kept_ms > 0 else 0.0
+
+    def __str__(self) -> str:
+        return outline(
+            self,
+            f", peak {format_bytes(self.peak_bytes)}, {self.total_ms:.1f} ms a step "
+            f"({self.extra_ms:.1f} ms extra, {self.extra_share:.1%})",
+        )
 
 
 def keep_all_plan(num_units: int, retention: str = "all") -> Plan:
@@ -205,7 +213,7 @@ def keep_all_plan(num_units: int, retention: str = "all") -> Plan:
     Raises:
         ValueError: there are no units.
     """
-    return Plan(num_units, (), (retention,) * num_units)
+    return Plan((), (retention,) * num_units)
 
 
 def uniform_plan(num_units: int, num_segments: int, retention: str = "all") -> Plan:
@@ -226,7 +234,7 @@ def uniform_plan(num_units: int, num_segments: int, retention: str = "all") -> P
             f"segments must be between 1 and the {num_units} units of this model, got {num_segments}"
         )
     bounds = [part * num_units // num_segments for part in range(num_segments)]
-    return Plan(num_units, tuple(pairwise(bounds)), (retention,) * num_units)
+    return Plan(tuple(pairwise(bounds)), (retention,) * num_units)
 
 
 def sqrt_plan(num_units: int, retention: str = "all") -> Plan:

@@ -4,10 +4,11 @@ from functools import lru_cache
 
 from deepres.bytesize import format_bytes
 from deepres.recompute.chain import Chain
+from deepres.recompute.dynamic_program import DynamicProgram, quickest_retentions
 from deepres.recompute.levels import even_levels, exact_levels
 from deepres.recompute.needs import needs_of
-from deepres.recompute.optimum import Optimum, quickest_retentions
-from deepres.recompute.plan import Plan
+from deepres.recompute.plan import Plan, PricedPlan
+from deepres.recompute.simulate import price
 
 _SMALL_TABLE = 2**22
 """Entries for each of which there is always room: short chains get more levels than asked for."""
@@ -35,14 +36,14 @@ def smallest_budget(chain: Chain) -> int:
     return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, -1]))
 
 
-def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> Plan:
+def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
     """The fastest plan whose peak, by `simulate`, is within the budget.
 
     It is the optimum over all plans if what they may hold takes few values: in short chains, or where
     sizes are multiples of some size (`exact_levels`). Otherwise times are known at some levels of memory
     and estimated between them, and the plan is as a rule within 0.1 % of the optimal step; only then may
     a slightly larger budget give a slightly slower plan. The bytes are exact in any case. Algorithm and
-    sources: NOTE [ The dynamic programme ] in optimum.py. It takes O(units³ · slots) time, seconds for
+    sources: NOTE [ The dynamic programme ] in dynamic_program.py. It takes O(units³ · slots) time, seconds for
     333 units, and O(units² · slots) memory. Plans are cached.
 
     Args:
@@ -58,36 +59,28 @@ def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> Plan:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
     plan = _make_plan(chain, budget_bytes, slots)
-    assert _fits(plan, budget_bytes), (plan.peak_bytes, budget_bytes)
+    assert plan.peak_bytes <= budget_bytes, (plan.peak_bytes, budget_bytes)
     return plan
 
 
 @lru_cache(maxsize=64)
-def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> Plan:
+def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     smallest_bytes = smallest_budget(chain)
     if budget_bytes < smallest_bytes:
         raise InfeasibleBudgetError(budget_bytes, smallest_bytes)
     num_units = len(chain.units)
     choices = zip(chain.units, quickest_retentions(chain), strict=True)
-    keep_all = Plan(num_units, (), tuple(unit.retentions[r].name for unit, r in choices)).priced(chain)
-    if _fits(keep_all, budget_bytes):
+    keep_all = price(chain, Plan((), tuple(unit.retentions[r].name for unit, r in choices)))
+    if keep_all.peak_bytes <= budget_bytes:
         return keep_all
     room_bytes = budget_bytes - chain.fixed_bytes - chain.input_bytes
     num_levels = max(slots, _SMALL_TABLE // num_units**2)
     levels = exact_levels(chain, room_bytes, num_levels)
     if levels is not None:
-        return Optimum(chain, levels).plan(room_bytes).priced(chain)
+        return price(chain, DynamicProgram(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
-    optimum = Optimum(chain, levels)
-    plans = [optimum.plan(room_bytes, int(levels[1]) * half // 2).priced(chain) for half in range(3)]
-    return min(plans, key=_total_ms)
-
-
-def _fits(plan: Plan, budget_bytes: int) -> bool:
-    assert plan.peak_bytes is not None
-    return plan.peak_bytes <= budget_bytes
-
-
-def _total_ms(plan: Plan) -> float:
-    assert plan.total_ms is not None
-    return plan.total_ms
+    # Interpolated times are off by up to a slot: traces that look them up 0, ½ and 1 slot higher differ, and the
+    # fastest by its price is kept.
+    program, slot = DynamicProgram(chain, levels), int(levels[1])
+    plans = [price(chain, program.plan(room_bytes, slot * half // 2)) for half in range(3)]
+    return min(plans, key=lambda plan: plan.total_ms)

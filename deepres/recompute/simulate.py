@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deepres.recompute.chain import Chain, Retention
-from deepres.recompute.plan import Action, Plan
+from deepres.recompute.plan import Action, Plan, PricedPlan
 
 
 class Moment(NamedTuple):
@@ -75,6 +75,17 @@ def simulate(chain: Chain, plan: Plan) -> Simulation:
     return Simulation(peak_bytes, math.fsum(durations_ms), tuple(forward_runs))
 
 
+def price(chain: Chain, plan: Plan) -> PricedPlan:
+    """A plan with its costs on a chain.
+
+    Raises:
+        ValueError: the chain has another number of units, or a unit lacks the plan's retention.
+    """
+    cost = simulate(chain, plan)
+    extra_ms = max(0.0, cost.total_ms - chain.step_ms)
+    return PricedPlan(plan.segments, plan.retentions, cost.peak_bytes, cost.total_ms, extra_ms)
+
+
 def timeline(chain: Chain, plan: Plan) -> tuple[Moment, ...]:
     """The bytes held in each step of a plan's schedule, in order.
 
@@ -90,8 +101,8 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     1. x_0 and the fixed bytes are held throughout.
     2. x_i, if unit i − 1 was run KEEP, is among that unit's kept bytes, until that unit's BACKWARD.
     3. x_i, if unit i − 1 was run DISCARD, is held until the step that needs it last: the next DISCARD
-       of unit i, the HEAD for x_L, or the BACKWARD of unit i if the step holds its input
-       (`Step.holds_input`). If the next step is not unit i's at all (a segment that nothing follows), it
+       of unit i, the HEAD for x_L, or the BACKWARD of unit i if the next step is its KEEP or begins a segment
+       (`Step.begins_segment`). If the next step is not unit i's at all (a segment that nothing follows), it
        goes at once.
     4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
     5. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
@@ -104,12 +115,12 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
     is_input[0] = True
     output = 0  # the x that the last step made discarding; 0 if it made none
-    for action, unit, holds_input in plan.schedule():
+    for action, unit, begins_segment in plan.schedule():
         if output and unit != output:
             is_input[output] = False
             inputs -= state_bytes[output]
         output = 0
-        done_with_input = action is not Action.KEEP and not holds_input
+        done_with_input = action is not Action.KEEP and not begins_segment
         if action is Action.HEAD:
             transient, duration_ms = chain.head_bytes, chain.fixed_ms
         elif action is Action.DISCARD:

@@ -58,7 +58,7 @@ def train(case: str, folder: Path) -> None:
     )
     engine = make_engine(net, config, process, sizes)
     if extra.endswith("plan"):
-        apply_plan(net, Plan(6, ((0, 4), (1, 3)), ("all", "conv_outputs", "all") * 2))
+        apply_plan(net, Plan(((0, 4), (1, 3)), ("all", "conv_outputs", "all") * 2))
     generator = torch.Generator().manual_seed(7 + process.rank)
     torch.manual_seed(11 + process.rank)
     losses = []

@@ -12,7 +12,7 @@ from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
 from deepres.models import BatchNorm2d
 from deepres.out_of_memory import limit_device_memory
-from deepres.recompute import Plan, keep_all_plan, per_unit_plan, sqrt_plan
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, price, sqrt_plan
 from tests.recompute.exactness import nested_plan
 
 pytestmark = [
@@ -62,7 +62,7 @@ def test_peaks_are_as_predicted(depth, dtype):
             return net(x).float()
 
     for plan in (keep_all_plan(num_units), per_unit_plan(num_units), sqrt_plan(num_units)):
-        plan = plan.priced(chain)
+        plan = price(chain, plan)
         apply_plan(net, plan)
         assert plan.peak_bytes == pytest.approx(measure_activation_peak(net, run, images, labels), rel=0.03)
 
@@ -96,8 +96,8 @@ def test_plans_change_no_bit(variant, compute, layout, monkeypatch):
             None,
             per_unit_plan(n),
             sqrt_plan(n),
-            make_plan(chain, keep_all_plan(n).priced(chain).peak_bytes // 2),
-            Plan(n, (), ("conv_outputs",) * n),
+            make_plan(chain, price(chain, keep_all_plan(n)).peak_bytes // 2),
+            Plan((), ("conv_outputs",) * n),
             nested_plan(n),
         ]
         images = torch.randn(32, 3, 32, 32, device="cuda").contiguous(memory_format=LAYOUTS[layout])

@@ -78,7 +78,7 @@ def test_a_plan_lowers_the_peak():
         None,
         keep_all_plan(9, "conv_outputs"),
         per_unit_plan(9),
-        Plan(9, tuple((0, n) for n in range(8, 0, -1)), ("all",) * 9),
+        Plan(tuple((0, n) for n in range(8, 0, -1)), ("all",) * 9),
     )
     peaks = []
     for plan in plans:

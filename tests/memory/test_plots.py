@@ -80,7 +80,7 @@ def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):
 
 def test_what_units_hold_is_what_the_simulator_has_at_the_turn(nets):
     subject, report = nets[0]
-    for plan in (report.rows[0].plan, report.rows[2].plan, Plan(9, ((0, 5), (1, 4), (6, 8)), ("all",) * 9)):
+    for plan in (report.rows[0].plan, report.rows[2].plan, Plan(((0, 5), (1, 4), (6, 8)), ("all",) * 9)):
         inputs, kept = held_at_the_turn(subject.chain, plan)
         turn = next(m for m in timeline(subject.chain, plan) if m.action.value == "head")
         assert sum(kept) == turn.kept_bytes

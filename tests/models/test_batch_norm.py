@@ -131,7 +131,7 @@ def test_a_replay_of_a_view_with_gaps_gives_the_first_pass_s_bits(dtypes, view):
     _assert_same_bits(*found)
 
 
-@pytest.mark.parametrize("plan", [per_unit_plan(2), Plan(2, (), ("conv_outputs",) * 2)])
+@pytest.mark.parametrize("plan", [per_unit_plan(2), Plan((), ("conv_outputs",) * 2)])
 def test_units_on_a_view_with_gaps_train_the_same_under_a_plan(plan):
     units = nn.Sequential(*build_resnet(29).units[1:3])
     for module in units.modules():

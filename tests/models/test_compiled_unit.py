@@ -77,7 +77,7 @@ def test_units_that_are_alike_share_one_graph_and_a_plan_needs_no_more(no_cpp):
     train(net, *batch)
     # The second unit of the first stage is like its third and fourth, and so on.
     assert counters["stats"]["unique_graphs"] == 6
-    apply_plan(net, Plan(15, ((0, 12), (1, 5)), ("all",) * 15))
+    apply_plan(net, Plan(((0, 12), (1, 5)), ("all",) * 15))
     train(net, *batch)
     assert counters["stats"]["unique_graphs"] == 6
 
@@ -97,7 +97,7 @@ def test_compiled_units_compute_what_eager_ones_do(no_cpp, variant):
 def test_a_plan_over_compiled_units_changes_no_bit(no_cpp, variant, autocast):
     net, *batch = net_and_batch(20, **variant)
     kept, planned = compiled_copy(net), compiled_copy(net)
-    apply_plan(planned, Plan(9, ((0, 6), (1, 4)), ("all",) * 9))
+    apply_plan(planned, Plan(((0, 6), (1, 4)), ("all",) * 9))
     assert same(train(kept, *batch, autocast=autocast), train(planned, *batch, autocast=autocast))
 
 
@@ -106,7 +106,7 @@ def test_a_plan_over_compiled_units_changes_no_bit(no_cpp, variant, autocast):
 def test_with_real_kernels_a_plan_changes_no_bit(autocast):
     net, *batch = net_and_batch(11, shortcut="dropout")
     kept, planned = compiled_copy(net), compiled_copy(net)
-    apply_plan(planned, Plan(3, ((0, 2),), ("all",) * 3))
+    apply_plan(planned, Plan(((0, 2),), ("all",) * 3))
     expected = train(kept, *batch, autocast=autocast)
     assert same(expected, train(planned, *batch, autocast=autocast))
     eager = train(net, *batch, autocast=autocast)
@@ -147,7 +147,7 @@ def test_a_plan_with_another_retention_is_refused():
     net, *_ = net_and_batch(20)
     compile_units(net.units)
     with pytest.raises(ValueError, match=r"keeps 'conv_outputs' of unit 0 .* which offers all"):
-        apply_plan(net, Plan(9, (), ("conv_outputs",) * 9))
+        apply_plan(net, Plan((), ("conv_outputs",) * 9))
 
 
 def test_compiled_in_evaluation_it_still_drops_in_training(no_cpp):

@@ -36,14 +36,14 @@ def plans(draw: st.DrawFn, num_units: int, retentions: tuple[str, ...] = ("all",
 
     fill(0, num_units, None)
     names = draw(st.lists(st.sampled_from(retentions), min_size=num_units, max_size=num_units))
-    return Plan(num_units, tuple(segments), tuple(names))
+    return Plan(tuple(segments), tuple(names))
 
 
 def nested_plan(num_units: int) -> Plan:
     """Three levels of segments, units outside of them, and both retentions of residual units."""
     n = num_units
     segments = ((0, n - 1), (1, n - 1), (1, 2), (2, n - 2))
-    return Plan(n, segments, tuple(("all", "conv_outputs")[i % 2] for i in range(n)))
+    return Plan(segments, tuple(("all", "conv_outputs")[i % 2] for i in range(n)))
 
 
 BOTH = ("all", "conv_outputs")

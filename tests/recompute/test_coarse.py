@@ -1,14 +1,17 @@
 """Plans of groups of units are plans of the units, and no plan is faster than the bound."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, simulate
-from deepres.recompute.coarse import coarsen, least_extra_ms
+from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, price, simulate
+from deepres.recompute.coarse import coarsen
+from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.planner import smallest_budget
+from tests.recompute.costs import UNIT
 
 _RETENTIONS = st.builds(
     lambda kept, replay, temps, more, freed: (
@@ -44,7 +47,7 @@ def test_a_plan_of_groups_takes_the_time_it_says_and_no_more_bytes(chain, max_gr
     )
     least = smallest_budget(coarse.chain)
     assert least >= smallest_budget(chain)
-    most = keep_all_plan(len(chain.units)).priced(chain).peak_bytes
+    most = price(chain, keep_all_plan(len(chain.units))).peak_bytes
     budget_bytes = round(least + share * max(0, most - least))
     plan = make_plan(coarse.chain, budget_bytes)
     expanded = simulate(chain, coarse.expand(plan))
@@ -55,29 +58,29 @@ def test_a_plan_of_groups_takes_the_time_it_says_and_no_more_bytes(chain, max_gr
 @given(chain=_CHAINS, share=st.floats(0, 1))
 def test_no_plan_is_faster_than_the_bound(chain, share):
     least = smallest_budget(chain)
-    most = keep_all_plan(len(chain.units)).priced(chain).peak_bytes
+    most = price(chain, keep_all_plan(len(chain.units))).peak_bytes
     budget_bytes = round(least + share * max(0, most - least))
     assert least_extra_ms(chain, budget_bytes) <= make_plan(chain, budget_bytes).extra_ms + 1e-6
 
 
 def test_a_chain_of_no_more_units_than_groups_keeps_its_units():
-    chain = Chain(1, (UnitCost(output_bytes=2),) * 5)
+    chain = Chain(1, (replace(UNIT, output_bytes=2),) * 5)
     coarse = coarsen(chain, 5)
     assert coarse.starts == (0, 1, 2, 3, 4, 5)
     assert coarse.num_units_per_group == 1
-    plan = Plan(5, ((0, 3), (1, 3)), ("all",) * 5)
+    plan = Plan(((0, 3), (1, 3)), ("all",) * 5)
     assert coarse.expand(plan) == plan
 
 
 def test_groups_are_of_equal_units_and_as_equal_as_can_be():
-    units = [UnitCost(forward_ms=ms) for ms, num in ((1.0, 1), (2.0, 11), (3.0, 8)) for _ in range(num)]
+    units = [replace(UNIT, forward_ms=ms) for ms, num in ((1.0, 1), (2.0, 11), (3.0, 8)) for _ in range(num)]
     coarse = coarsen(Chain(1, tuple(units)), 7)
     assert [b - a for a, b in itertools.pairwise(coarse.starts)] == [1, 2, 3, 3, 3, 2, 3, 3]
     assert coarse.num_units_per_group == 3
 
 
 def test_for_room_in_plenty_the_bound_is_nothing_and_for_none_a_forward_of_every_unit():
-    chain = Chain(1, (UnitCost(forward_ms=2.0, retentions=(Retention(kept_bytes=3),)),) * 10)
+    chain = Chain(1, (replace(UNIT, forward_ms=2.0),) * 10)
     assert least_extra_ms(chain, 100) == 0
     assert least_extra_ms(chain, 1 + 15) == pytest.approx(10.0)  # half of the units can be kept
     assert least_extra_ms(chain, 1) >= 20.0
@@ -87,6 +90,6 @@ def test_the_plan_of_a_thousand_groups_of_equal_units_is_close_to_the_bound():
     unit = UnitCost(1.0, 2.0, 2, (Retention("all", 6), Retention("less", 3, 0.5)))
     chain = Chain(1, (unit,) * 1500)
     coarse = coarsen(chain, 50)
-    plan = coarse.expand(make_plan(coarse.chain, 1500, slots=100)).priced(chain)
+    plan = price(chain, coarse.expand(make_plan(coarse.chain, 1500, slots=100)))
     bound = least_extra_ms(chain, 1500)
     assert bound <= plan.extra_ms <= bound + 0.03 * chain.step_ms

@@ -61,9 +61,9 @@ def _without_a_plan(depth: int, shortcut: str, dtype: torch.dtype | None) -> lis
 @example(plan=keep_all_plan(9, "conv_outputs"), depth=29, shortcut="identity", dtype=None)
 @example(plan=sqrt_plan(9), depth=20, shortcut="dropout", dtype=torch.bfloat16)
 @example(plan=per_unit_plan(9), depth=29, shortcut="dropout", dtype=None)
-@example(plan=Plan(9, ((0, 9), (3, 9)), BOTH[:1] * 9), depth=29, shortcut="identity", dtype=torch.bfloat16)
+@example(plan=Plan(((0, 9), (3, 9)), BOTH[:1] * 9), depth=29, shortcut="identity", dtype=torch.bfloat16)
 @example(
-    plan=Plan(9, tuple((0, n) for n in range(9, 0, -1)), BOTH[:1] * 9),
+    plan=Plan(tuple((0, n) for n in range(9, 0, -1)), BOTH[:1] * 9),
     depth=20,
     shortcut="dropout",
     dtype=None,
@@ -89,7 +89,7 @@ def test_a_channels_last_net_trains_exactly_as_without_a_plan():
 
 @settings(max_examples=15)
 @given(plan=plans(9, BOTH), frozen=st.integers(0, 9), stem=st.booleans(), head=st.booleans())
-@example(plan=Plan(9, ((0, 6), (1, 5)), ("all",) * 9), frozen=3, stem=True, head=False)
+@example(plan=Plan(((0, 6), (1, 5)), ("all",) * 9), frozen=3, stem=True, head=False)
 @example(plan=uniform_plan(9, 2), frozen=9, stem=True, head=False)
 @example(plan=uniform_plan(9, 2), frozen=9, stem=True, head=True)
 def test_a_net_with_a_frozen_prefix_trains_exactly_as_without_a_plan(plan, frozen, stem, head):
@@ -119,7 +119,7 @@ def test_batch_norms_frozen_in_eval_mode_stay_so(retention):
     assert_exact(net, uniform_plan(9, 3, retention))
 
 
-@pytest.mark.parametrize("plan", [nested_plan(9), per_unit_plan(9), Plan(9, ((0, 9),), ("all",) * 9)])
+@pytest.mark.parametrize("plan", [nested_plan(9), per_unit_plan(9), Plan(((0, 9),), ("all",) * 9)])
 def test_the_gradient_of_the_images_is_the_same(plan):
     gradients = []
     for applied in (None, plan):
@@ -153,7 +153,7 @@ def test_eval_mode_with_gradients_is_the_same():
 
 def test_a_forward_pass_without_a_backward_pass_updates_buffers_once():
     found = []
-    for plan in (None, nested_plan(9), Plan(9, ((0, 9), (4, 9)), ("all",) * 9)):
+    for plan in (None, nested_plan(9), Plan(((0, 9), (4, 9)), ("all",) * 9)):
         net = copy.deepcopy(small_net(29, shortcut="dropout"))
         apply_plan(net, plan)
         torch.manual_seed(2)

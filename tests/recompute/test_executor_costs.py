@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from deepres.recompute import (
     sqrt_plan,
     uniform_plan,
 )
+from tests.recompute.costs import UNIT
 from tests.recompute.exactness import (
     BOTH,
     count_runs,
@@ -41,14 +43,14 @@ def test_units_run_forward_as_often_as_the_simulator_says(plan):
     runs = count_runs(model)
     apply_plan(model, plan)
     model(torch.randn(1, 2)).sum().backward()
-    assert tuple(runs) == simulate(Chain(1, (UnitCost(),) * 8), plan).forward_runs
+    assert tuple(runs) == simulate(Chain(1, (UNIT,) * 8), plan).forward_runs
 
 
 def test_frozen_units_at_the_front_are_not_replayed_for_nothing():
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)])
     model[:4].requires_grad_(False)
     runs = count_runs(model)
-    apply_plan(model, Plan(6, ((0, 2), (2, 5)), ("all",) * 6))
+    apply_plan(model, Plan(((0, 2), (2, 5)), ("all",) * 6))
     model(torch.randn(1, 2)).sum().backward()
     assert runs == [1, 1, 2, 2, 2, 1]
 
@@ -56,11 +58,11 @@ def test_frozen_units_at_the_front_are_not_replayed_for_nothing():
 @pytest.mark.parametrize("retention", BOTH)
 def test_residual_units_run_forward_as_often_as_the_simulator_says(retention):
     net = copy.deepcopy(small_net(29))
-    plan = Plan(9, nested_plan(9).segments, (retention,) * 9)
+    plan = Plan(nested_plan(9).segments, (retention,) * 9)
     runs = count_runs(net)
     apply_plan(net, plan)
     cross_entropy(net).backward()
-    chain = Chain(1, (UnitCost(retentions=(Retention(retention),)),) * 9)
+    chain = Chain(1, (replace(UNIT, retentions=(Retention(retention, 3),)),) * 9)
     assert tuple(runs) == simulate(chain, plan).forward_runs == (2, 4, 4, 4, 4, 4, 4, 3, 1)
 
 
@@ -117,7 +119,7 @@ def _peaks(plan: Plan) -> tuple[int, int]:
 
 
 def _simulated(plan: Plan) -> int:
-    unit = UnitCost(output_bytes=STATE_BYTES, retentions=(Retention("all", STATE_BYTES),))
+    unit = UnitCost(1.0, 2.0, STATE_BYTES, (Retention("all", STATE_BYTES),))
     chain = Chain(STATE_BYTES, (unit,) * plan.num_units, fixed_bytes=NUMBERS_BYTES)
     return simulate(chain, plan).peak_bytes
 
@@ -125,8 +127,8 @@ def _simulated(plan: Plan) -> int:
 @given(plan=plans(7).filter(lambda plan: bool(plan.segments)))
 @example(plan=per_unit_plan(7))
 @example(plan=uniform_plan(7, 2))
-@example(plan=Plan(7, ((0, 4), (1, 3)), ("all",) * 7))
-@example(plan=Plan(7, ((0, 7), (0, 5), (0, 3)), ("all",) * 7))
+@example(plan=Plan(((0, 4), (1, 3)), ("all",) * 7))
+@example(plan=Plan(((0, 7), (0, 5), (0, 3)), ("all",) * 7))
 def test_the_peak_is_the_simulator_s_to_the_byte(plan):
     assert max(_peaks(plan)) == _simulated(plan)
 
@@ -137,7 +139,7 @@ def test_the_peak_is_the_simulator_s_to_the_byte(plan):
         (keep_all_plan(8, "conv_outputs"), 1),
         (uniform_plan(8, 3), 3),
         (per_unit_plan(8), 8),
-        (Plan(8, ((2, 4), (5, 6)), ("all",) * 8), 5),  # 7 and 6; 5; 4; 3 and 2; 1 and 0
+        (Plan(((2, 4), (5, 6)), ("all",) * 8), 5),  # 7 and 6; 5; 4; 3 and 2; 1 and 0
     ],
 )
 def test_units_kept_right_after_one_another_are_one_backward_pass(plan, num_passes, monkeypatch):
@@ -157,7 +159,7 @@ def test_units_kept_right_after_one_another_are_one_backward_pass(plan, num_pass
         (per_unit_plan(16), 19),  # x_0 to x_16 and two gradients, for these units keep no more than that
         (sqrt_plan(16), 10),  # x_0, x_4, x_8, x_12, four kept, and two gradients
         (
-            Plan(16, tuple((0, n) for n in range(15, 0, -1)), ("all",) * 16),
+            Plan(tuple((0, n) for n in range(15, 0, -1)), ("all",) * 16),
             5,
         ),  # x_0, x_i, x_{i+1} and those of two
     ],
@@ -198,7 +200,7 @@ def test_plans_of_a_net_take_less_the_more_they_discard():
     per_unit = _peak_of_a_net(per_unit_plan(27))
     root = _peak_of_a_net(sqrt_plan(27))
     root_conv_outputs = _peak_of_a_net(sqrt_plan(27, "conv_outputs"))
-    nested = _peak_of_a_net(Plan(27, tuple((0, n) for n in range(26, 0, -1)), ("conv_outputs",) * 27))
+    nested = _peak_of_a_net(Plan(tuple((0, n) for n in range(26, 0, -1)), ("conv_outputs",) * 27))
     assert keep_all > conv_outputs > per_unit > root > root_conv_outputs > nested
     # Of 12w values a pixel conv_outputs keeps 6w, per unit 4w (its input), and what one unit's backward takes.
     assert conv_outputs < 0.58 * keep_all

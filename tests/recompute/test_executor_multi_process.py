@@ -21,12 +21,12 @@ from tests.processes import torchrun
 
 pytestmark = pytest.mark.multi_process
 
-NESTED = Plan(9, ((0, 8), (1, 8), (2, 4), (5, 7)), ("all", "conv_outputs", "all") * 3)
+NESTED = Plan(((0, 8), (1, 8), (2, 4), (5, 7)), ("all", "conv_outputs", "all") * 3)
 CASES: dict[str, dict[str, Any]] = {
     "nested segments": {"plan": NESTED},
     "every unit discarded": {"plan": per_unit_plan(9)},
     "outputs of convolutions alone": {"plan": keep_all_plan(9, "conv_outputs")},
-    "everything discarded": {"plan": Plan(9, ((0, 9),), ("all",) * 9)},
+    "everything discarded": {"plan": Plan(((0, 9),), ("all",) * 9)},
     "gated, activations after addition": {
         "plan": NESTED,
         "net": {"activation": "original", "shortcut": "exclusive_gating"},

@@ -90,7 +90,7 @@ def test_a_retention_that_a_unit_does_not_offer_is_refused():
     )
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        apply_plan(model, Plan(2, (), ("all", "conv_outputs")))
+        apply_plan(model, Plan((), ("all", "conv_outputs")))
     message = "the plan keeps 'half' of unit 0 (ResidualUnit), which offers all, conv_outputs: make a plan"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         apply_plan(copy.deepcopy(small_net(20)), keep_all_plan(9, "half"))
@@ -147,7 +147,7 @@ def test_a_unit_that_changes_its_input_in_place_is_named(segments, trained):
         nn.Linear(4, 4), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)), nn.Linear(4, 4)
     )
     model[0].requires_grad_(trained)
-    apply_plan(model, Plan(3, segments, ("all",) * 3))
+    apply_plan(model, Plan(segments, ("all",) * 3))
     with pytest.raises(
         RuntimeError, match=r"^unit 1 \(Sequential\) changes its input in place, so it cannot be replayed"
     ):
@@ -162,7 +162,7 @@ class _Pair(nn.Module):
 @pytest.mark.parametrize("segments", [((0, 1),), ((1, 2),)])
 def test_a_unit_that_returns_a_tuple_is_named(segments):
     model = nn.Sequential(nn.Linear(4, 4), _Pair())
-    apply_plan(model, Plan(2, segments, ("all", "all")))
+    apply_plan(model, Plan(segments, ("all", "all")))
     with pytest.raises(TypeError, match=r"^unit 1 \(_Pair\) must return one tensor, got tuple$"):
         model(torch.randn(2, 4))
 

@@ -18,8 +18,8 @@ from tests.recompute.exactness import Loss, assert_exact, cross_entropy, small_n
 
 PLANS = {
     "per unit": per_unit_plan(4),
-    "nested": Plan(4, ((0, 3), (1, 2)), ("all",) * 4),
-    "kept at the end": Plan(4, ((0, 2),), ("all",) * 4),
+    "nested": Plan(((0, 3), (1, 2)), ("all",) * 4),
+    "kept at the end": Plan(((0, 2),), ("all",) * 4),
 }
 OTHER_WAYS = "^under a plan a gradient may enter a unit through its output alone"
 
@@ -120,7 +120,7 @@ def test_a_hook_on_a_unit_may_hook_its_output(plan):
 def test_a_loss_on_what_a_hook_took_out_of_a_unit_is_refused(segments, unit):
     """Of a discarded unit and of a kept one; where its gradient passes saved tensors and where not."""
     net, found = nn.Sequential(_linear(), _linear(), unit(), nn.Flatten()), []
-    apply_plan(net, Plan(4, segments, ("all",) * 4))
+    apply_plan(net, Plan(segments, ("all",) * 4))
     net[2].register_forward_hook(lambda _unit, _x, y: found.append(y))
     loss = net(torch.randn(3, 10, 32)).mean()
     with pytest.raises(RuntimeError, match=OTHER_WAYS):

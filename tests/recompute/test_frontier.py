@@ -2,8 +2,16 @@
 
 import pytest
 
-from deepres.recompute import Chain, InfeasibleBudgetError, Retention, UnitCost, keep_all_plan, make_plan
-from deepres.recompute.frontier import Frontier, peak_of
+from deepres.recompute import (
+    Chain,
+    InfeasibleBudgetError,
+    Retention,
+    UnitCost,
+    keep_all_plan,
+    make_plan,
+    price,
+)
+from deepres.recompute.frontier import Frontier
 from deepres.recompute.planner import smallest_budget
 
 _UNIT = UnitCost(1.0, 2.0, 2, (Retention("all", 6), Retention("less", 3, 0.5)))
@@ -14,21 +22,21 @@ _CHAIN = Chain(1, (_UNIT,) * 12, 1, 3)
 def test_plans_fit_and_are_close_to_the_planners(max_groups):
     frontier = Frontier(_CHAIN, max_groups)
     assert frontier.units_per_group == 12 // max_groups
-    most = keep_all_plan(12).priced(_CHAIN).peak_bytes
+    most = price(_CHAIN, keep_all_plan(12)).peak_bytes
     for budget_bytes in range(frontier.floor_bytes, most + 20, 15):
         plan, best = frontier.plan(budget_bytes), make_plan(_CHAIN, budget_bytes)
-        assert peak_of(plan) <= budget_bytes
+        assert plan.peak_bytes <= budget_bytes
         bound = frontier.least_extra_share(budget_bytes)
-        assert bound <= frontier.extra_share(best) + 1e-9 <= frontier.extra_share(plan) + 2e-9
+        assert bound <= best.extra_share + 1e-9 <= plan.extra_share + 2e-9
         if max_groups == 12:
-            assert frontier.extra_share(plan) == pytest.approx(frontier.extra_share(best), abs=1e-6)
+            assert plan.extra_share == pytest.approx(best.extra_share, abs=1e-6)
         elif budget_bytes > 40:  # 20 states; below, groups of three are coarse
-            assert frontier.extra_share(plan) <= frontier.extra_share(best) + 0.05
+            assert plan.extra_share <= best.extra_share + 0.05
 
 
 def test_the_floor_is_the_smallest_budget_and_below_it_there_is_no_plan():
     frontier = Frontier(_CHAIN, 4)
-    assert frontier.floor_bytes == smallest_budget(_CHAIN) == peak_of(frontier.floor)
+    assert frontier.floor_bytes == smallest_budget(_CHAIN) == frontier.floor.peak_bytes
     with pytest.raises(InfeasibleBudgetError, match="raise the budget"):
         frontier.plan(frontier.floor_bytes - 1)
 
@@ -37,5 +45,5 @@ def test_the_floor_is_the_smallest_budget_and_below_it_there_is_no_plan():
 def test_the_smallest_plan_within_a_time_takes_no_more_and_less_would(share):
     frontier = Frontier(_CHAIN)
     plan = frontier.smallest_within(share)
-    assert frontier.extra_share(plan) <= share
-    assert frontier.extra_share(make_plan(_CHAIN, round(0.95 * peak_of(plan)))) > share
+    assert plan.extra_share <= share
+    assert make_plan(_CHAIN, round(0.95 * plan.peak_bytes)).extra_share > share

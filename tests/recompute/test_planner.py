@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Plan, uniform_plan
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
-from deepres.recompute.simulate import simulate
+from deepres.recompute.simulate import price, simulate
+from tests.recompute.costs import CHAIN, UNIT
 
 Segments = tuple[tuple[int, int], ...]
 
@@ -43,7 +44,7 @@ def priced_plans(chain: Chain, *, with_trailing: bool) -> list[tuple[int, float]
     costs = set()
     for segments in nestings(0, num_units, with_trailing=with_trailing):
         for retentions in itertools.product(*names):
-            cost = simulate(chain, Plan(num_units, segments, retentions))
+            cost = simulate(chain, Plan(segments, retentions))
             costs.add((cost.peak_bytes, cost.total_ms))
     front = list[tuple[int, float]]()
     for peak_bytes, total_ms in sorted(costs):
@@ -297,7 +298,7 @@ def test_more_retentions_are_never_slower_than_one_however_bytes_are_rounded(slo
 
 def test_rounding_never_makes_a_plan_worse_than_a_uniform_one() -> None:
     chain = random_chain(111, 2, seed=7, largest_bytes=10**6)
-    uniform = [uniform_plan(111, k, name).priced(chain) for k in range(1, 112) for name in ("r0", "r1")]
+    uniform = [price(chain, uniform_plan(111, k, name)) for k in range(1, 112) for name in ("r0", "r1")]
     for budget_bytes in (smallest_budget(chain) * 3, smallest_budget(chain) * 10):
         fastest_ms = min(
             p.total_ms
@@ -320,14 +321,15 @@ def test_a_unit_that_needs_less_before_the_head_than_within_a_segment_is_planned
 
 
 def test_a_budget_for_everything_keeps_everything_in_the_quickest_way() -> None:
-    unit = UnitCost(retentions=(Retention("few", 1, 0.5), Retention("all", 3), Retention("some", 2, 0.1)))
+    retentions = (Retention("few", 1, 0.5), Retention("all", 3), Retention("some", 2, 0.1))
+    unit = replace(UNIT, retentions=retentions)
     plan = make_plan(Chain(1, (unit,) * 4), 10**30)
     assert plan.segments == ()
     assert plan.retentions == ("all",) * 4
 
 
 def test_an_infeasible_budget_says_what_would_do() -> None:
-    chain = Chain(units=(UnitCost(),) * 4)
+    chain = Chain(1, (UNIT,) * 4)
     with pytest.raises(
         InfeasibleBudgetError, match=r"the smallest that any plan needs is 7 B \(7 bytes\)"
     ) as caught:
@@ -340,12 +342,12 @@ def test_an_infeasible_budget_says_what_would_do() -> None:
 @pytest.mark.parametrize("budget_bytes", [0, -1, 1.5, True, "2GiB", None, math.nan])
 def test_a_budget_must_be_a_positive_int(budget_bytes: object) -> None:
     with pytest.raises(ValueError, match="budget_bytes must be an int of at least 1, got"):
-        make_plan(Chain(), budget_bytes)  # type: ignore[arg-type]
+        make_plan(CHAIN, budget_bytes)  # type: ignore[arg-type]
 
 
 def test_slots_must_be_a_positive_int() -> None:
     with pytest.raises(ValueError, match="slots must be an int of at least 1, got 0"):
-        make_plan(Chain(), 100, slots=0)
+        make_plan(CHAIN, 100, slots=0)
 
 
 def test_budgets_close_to_each_other_are_rounded_alike() -> None:

@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
 from deepres.recompute.plan import Action, Plan, keep_all_plan, per_unit_plan, uniform_plan
 from deepres.recompute.simulate import Simulation, simulate, timeline
+from tests.recompute.costs import UNIT
 
 D, K, H, B = Action.DISCARD, Action.KEEP, Action.HEAD, Action.BACKWARD
 
@@ -23,14 +25,14 @@ def test_the_head_adds_its_bytes_to_what_the_units_keep_or_to_their_discarded_ou
     unit = UnitCost(1.0, 2.0, 4, (Retention("all", 10),))
     chain = Chain(2, (unit,) * 3, head_bytes=1000, fixed_ms=0.5)
     assert totals(chain, keep_all_plan(3)) == [12, 22, 32, 1032, 40, 30, 18]
-    assert totals(chain, Plan(3, ((1, 3),), ("all",) * 3)) == [12, 16, 20, 1016, 26, 36, 40, 30, 18]
+    assert totals(chain, Plan(((1, 3),), ("all",) * 3)) == [12, 16, 20, 1016, 26, 36, 40, 30, 18]
     assert simulate(chain, keep_all_plan(3)) == Simulation(1032, 9.5, (1, 1, 1))
     assert chain.step_ms == 9.5
 
 
 def test_a_segment_holds_its_input_and_one_kept_unit_at_a_time() -> None:
     chain = Chain(1, (UnitCost(1.0, 2.0, 1, (Retention("all", 10),)),) * 3)
-    moments = timeline(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3))
+    moments = timeline(chain, Plan(((0, 2), (0, 1)), ("all",) * 3))
     assert [(m.action, m.unit) for m in moments] == [
         (D, 0), (D, 1), (K, 2), (H, 3), (B, 2), (D, 0), (K, 1), (B, 1), (K, 0), (B, 0),
     ]  # fmt: skip
@@ -38,20 +40,20 @@ def test_a_segment_holds_its_input_and_one_kept_unit_at_a_time() -> None:
     assert [m.kept_bytes for m in moments] == [0, 0, 10, 10, 10, 0, 10, 10, 10, 10]
     assert [m.gradient_bytes for m in moments] == [0, 0, 0, 0, 2, 1, 1, 2, 1, 2]
     assert [m.duration_ms for m in moments] == [1, 1, 1, 0, 2, 1, 1, 2, 1, 2]
-    assert simulate(chain, Plan(3, ((0, 2), (0, 1)), ("all",) * 3)) == Simulation(14, 12.0, (3, 2, 1))
+    assert simulate(chain, Plan(((0, 2), (0, 1)), ("all",) * 3)) == Simulation(14, 12.0, (3, 2, 1))
 
 
 def test_transients_and_replays_are_counted_where_they_happen() -> None:
     unit = UnitCost(1.0, 2.0, 1, (Retention("few", 3, 0.25, 20, 30),), forward_temp_bytes=40)
-    moments = timeline(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few")))
+    moments = timeline(Chain(1, (unit, unit)), Plan(((0, 1),), ("few", "few")))
     assert [m.transient_bytes for m in moments] == [40, 20, 0, 30, 20, 30]
     assert [m.duration_ms for m in moments] == [1.0, 1.0, 0.0, 2.25, 1.0, 2.25]
-    assert totals(Chain(1, (unit, unit)), Plan(2, ((0, 1),), ("few", "few"))) == [42, 25, 5, 37, 25, 36]
+    assert totals(Chain(1, (unit, unit)), Plan(((0, 1),), ("few", "few"))) == [42, 25, 5, 37, 25, 36]
 
 
 def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps() -> None:
     chain = Chain(1, (UnitCost(1.0, 2.0, 5, (Retention("all", 10),)),) * 3)
-    moments = timeline(chain, Plan(3, ((1, 2),), ("all",) * 3))
+    moments = timeline(chain, Plan(((1, 2),), ("all",) * 3))
     assert [(m.action, m.unit, m.kept_input_bytes, m.kept_bytes) for m in moments] == [
         (K, 0, 1, 10), (D, 1, 6, 10), (K, 2, 6, 20), (H, 3, 6, 20),
         (B, 2, 6, 20), (K, 1, 1, 20), (B, 1, 1, 20), (B, 0, 1, 10),
@@ -59,7 +61,7 @@ def test_a_segment_after_a_kept_unit_finds_its_input_among_what_that_unit_keeps(
 
 
 def test_every_unit_runs_once_more_for_each_segment_it_lies_in() -> None:
-    chain = Chain(units=(UnitCost(),) * 9)
+    chain = Chain(1, (UNIT,) * 9)
     assert simulate(chain, uniform_plan(9, 3)).forward_runs == (2,) * 6 + (1,) * 3
     assert simulate(chain, per_unit_plan(9)).forward_runs == (2,) * 8 + (1,)
 
@@ -75,7 +77,7 @@ def random_plan(chain: Chain, draw: random.Random) -> Plan:
         ):
             segments.add((start, stop))
     names = tuple(draw.choice(unit.retentions).name for unit in chain.units)
-    return Plan(num_units, tuple(segments), names)
+    return Plan(tuple(segments), names)
 
 
 def random_chain(draw: random.Random) -> Chain:
@@ -159,10 +161,10 @@ def test_simulate_is_the_maximum_and_the_sum_of_the_timeline() -> None:
 
 def test_a_plan_for_another_number_of_units_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^this plan is for 54 units, the chain has 333$"):
-        simulate(Chain(units=(UnitCost(),) * 333), keep_all_plan(54))
+        simulate(Chain(1, (UNIT,) * 333), keep_all_plan(54))
 
 
 def test_a_retention_that_a_unit_lacks_is_refused() -> None:
-    chain = Chain(units=(UnitCost(), UnitCost(retentions=(Retention("few"), Retention("some")))))
+    chain = Chain(1, (UNIT, replace(UNIT, retentions=(Retention("few", 3), Retention("some", 3)))))
     with pytest.raises(ValueError, match=r"^unit 1 has no retention 'all'; there is: few, some$"):
         timeline(chain, keep_all_plan(2))

@@ -45,7 +45,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
 @pytest.mark.parametrize("segments", [((0, 8),), ((1, 8), (4, 6))])
 def test_a_change_before_the_backward_pass_is_refused(change: str, segments: tuple[tuple[int, int], ...]):
     net = copy.deepcopy(small_net(20))
-    apply_plan(net, Plan(9, segments, ("all",) * 9))
+    apply_plan(net, Plan(segments, ("all",) * 9))
     loss = cross_entropy(net)
     make, message = CHANGES[change]
     make(net)
@@ -141,6 +141,6 @@ def test_layers_that_are_put_into_frozen_units_under_a_plan_are_trained(segments
         net(torch.randn(2, 6)).square().sum().backward()
         return [p.grad for p in net.parameters()]
 
-    found = gradients(Plan(4, segments, ("all",) * 4))
+    found = gradients(Plan(segments, ("all",) * 4))
     assert [gradient is not None for gradient in found] == [False] * 4 + [True] * 2 + [False] * 2 + [True] * 2
     assert_same_bits(found, gradients(None))

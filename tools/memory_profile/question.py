@@ -17,7 +17,7 @@ from deepres.memory.run_memory import plan_for
 from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand
 from deepres.out_of_memory import limit_device_memory
-from deepres.recompute import InfeasibleBudgetError, Plan
+from deepres.recompute import InfeasibleBudgetError, PricedPlan
 
 DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
@@ -114,8 +114,8 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     return sorted(set(depths))
 
 
-def own_plan(subject: Subject) -> Plan | None:
-    """The plan that a training configuration asks for by other means than a budget of activations; priced.
+def own_plan(subject: Subject) -> PricedPlan | None:
+    """The plan that a training configuration asks for by other means than a budget of activations.
 
     Raises:
         ValueError, OSError: there is no such plan.

@@ -33,8 +33,6 @@ def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Re
     rows = []
     for budget_bytes in spaced_budgets(chain, num_budgets):
         plan = make_plan(chain, budget_bytes)
-        assert plan.peak_bytes is not None
-        assert plan.extra_ms is not None
         arguments = {"depth": depth, "batch": batch, "plan": plan.to_json()}
         measured = call_in_child(process_peak, arguments, MAPPED_MALLOC, processor_time=clock.processor_time)
         process_bytes, allocated_bytes = measured["process_bytes"], measured["allocated_bytes"]
@@ -47,7 +45,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Re
                 "over_budget_percent": 100 * (process_bytes / budget_bytes - 1),
                 "over_prediction_percent": 100 * (process_bytes / plan.peak_bytes - 1),
                 "is_kept": process_bytes <= 1.03 * budget_bytes,
-                "predicted_extra_percent": 100 * plan.extra_ms / chain.step_ms,
+                "predicted_extra_percent": 100 * plan.extra_share,
                 "num_segments": plan.num_segments,
                 "nesting_depth": plan.nesting_depth,
                 "idle_mib": measured["idle_bytes"] / MIB,

@@ -243,7 +243,7 @@ def least_peaks(name: str, chain: Chain) -> list[int]:
     num_units = len(chain.units)
     peaks = []
     for num_segments in range(1, num_units + 1):
-        plan = Plan(num_units, segments_of(name, num_units, num_segments), ("all",) * num_units)
+        plan = Plan(segments_of(name, num_units, num_segments), ("all",) * num_units)
         peaks.append((simulate(chain, plan).peak_bytes, num_segments))
     return [num_segments for _, num_segments in sorted(peaks)]
 

@@ -150,9 +150,7 @@ def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str
         budget_bytes = math.floor(mib * MIB * images)
         for name, kind in (("all", plain), ("both", chain)):
             if budget_bytes >= smallest_budget(kind):
-                extra_ms = make_plan(kind, budget_bytes).extra_ms
-                assert extra_ms is not None
-                curves[name][mib] = 100 * extra_ms / kind.step_ms
+                curves[name][mib] = 100 * make_plan(kind, budget_bytes).extra_share
         extras = [extra for peak, extra in uniform if peak <= budget_bytes]
         if extras:
             curves["uniform"][mib] = min(extras)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deepres import apply_plan, make_plan, measure_chain
-from deepres.recompute import Plan
+from deepres.recompute import PricedPlan
 from measuring.report import Report
 from measuring.timing import Clock, times_in_turns
 from recompute_benchmark.budgets import MIB, spaced_budgets
@@ -62,14 +62,14 @@ def measured_overhead(
     net = make_net(depth, device=device)
     images, labels = make_batch(batch, device)
     chain = measure_chain(net, (batch, 3, 32, 32), device, repeats=7)
-    plans: dict[str, Plan | None] = {"keep all": None}
+    plans: dict[str, PricedPlan | None] = {"keep all": None}
     for budget_bytes in spaced_budgets(chain, num_budgets + 2)[1:-1]:
         plans[f"budget {budget_bytes / MIB:.4g} MiB"] = make_plan(chain, budget_bytes)
     job = Job(net, net, images, labels)
 
-    applied: list[Plan | None] = [None]
+    applied: list[PricedPlan | None] = [None]
 
-    def step_of(plan: Plan | None) -> Callable[[], None]:
+    def step_of(plan: PricedPlan | None) -> Callable[[], None]:
         def step() -> None:
             if applied[0] is not plan:  # in the step that is not timed
                 apply_plan(net, plan)
@@ -82,8 +82,7 @@ def measured_overhead(
     keep_all_ms = times["keep all"].median_ms
     rows = []
     for name, plan in plans.items():
-        extra_ms = plan.extra_ms if plan is not None else 0.0
-        assert extra_ms is not None
+        extra_ms = 0.0 if plan is None else plan.extra_ms
         predicted_ratio = 1 + extra_ms / keep_all_ms
         ratios = sorted(times[name].ratios)
         quarter = len(ratios) // 4
@@ -91,7 +90,7 @@ def measured_overhead(
         rows.append(
             {
                 "name": name,
-                "peak_mib": plan.peak_bytes / MIB if plan is not None and plan.peak_bytes else None,
+                "peak_mib": None if plan is None else plan.peak_bytes / MIB,
                 "step_ms": times[name].median_ms,
                 "ratio": times[name].ratio,
                 "predicted_ratio": predicted_ratio,

@@ -170,8 +170,6 @@ def _value_bytes(stage: int, batch: int) -> int:
 
 def _extra_percent(chain: Chain, budget_bytes: int) -> float | None:
     try:
-        extra_ms = make_plan(chain, budget_bytes).extra_ms
+        return 100 * make_plan(chain, budget_bytes).extra_share
     except InfeasibleBudgetError:
         return None
-    assert extra_ms is not None
-    return 100 * extra_ms / chain.step_ms

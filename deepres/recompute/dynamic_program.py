@@ -7,15 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepres.recompute.chain import Chain
-from deepres.recompute.needs import Ints, Move, costs_of, needs_of, traced_plan
+from deepres.recompute.cost_arrays import Ints, costs_of
+from deepres.recompute.needs import needs_of
 from deepres.recompute.plan import Plan
+from deepres.recompute.trace import Move, traced_plan
 
 _EXACT_TABLE_BYTES = 2**26
 _LAST_CHOICE_MS = 1e30
 
 
 class _Shift(NamedTuple):
-    """Where a row is read to find it after so many bytes are taken off each level: from which level on, how."""
+    """How to read a row at `level − size_bytes` for each level from index `start` on.
+
+    Args:
+        start: the first such level.
+        lower, upper: the entries to read.
+        lower_weight, upper_weight: with which they are interpolated.
+    """
 
     start: int
     lower: NDArray[Any]
@@ -24,7 +32,7 @@ class _Shift(NamedTuple):
     upper_weight: NDArray[Any]
 
 
-class Optimum:
+class DynamicProgram:
     """The least extra time of each range [a, b) of a chain's parts at each of some levels of memory.
 
     The parts are the units and, last, the head (see `Costs`).
@@ -73,7 +81,7 @@ class Optimum:
         self._lowest = np.minimum(np.isinf(self._table).sum(axis=-1), len(levels) - 1)
 
     def plan(self, num_bytes: int, looked_up_bytes: int = 0) -> Plan:
-        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact; not priced.
+        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact.
 
         Args:
             num_bytes: at least what the chain needs.
@@ -110,11 +118,9 @@ class Optimum:
         costs = self._costs
         parts = np.arange(len(costs.forward_ms))
         kept = costs.kept_bytes[self._quickest, parts]
-        run = costs.keep_run_bytes[self._quickest, parts]
-        backward = costs.backward_bytes[self._quickest, parts]
         needs = np.zeros_like(self._needs)
         for a in reversed(parts):
-            own = np.maximum(run[a] + costs.forward_gradient_bytes[a + 1 :], backward[a])
+            own = costs.keep_bytes([a], slice(a + 1, None))[self._quickest[a]]
             needs[a, a + 1 :] = np.maximum(own, kept[a] + needs[a + 1, a + 1 :])
         return needs
 
@@ -127,10 +133,7 @@ class Optimum:
         replays = np.append(0.0, np.cumsum(replay_ms))
         shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 4
         for b in range(1, num_parts + 1):
-            own_bytes = np.maximum(
-                costs.keep_run_bytes + costs.forward_gradient_bytes[b], costs.backward_bytes
-            )
-            first_to_keep = np.searchsorted(levels, own_bytes)
+            first_to_keep = np.searchsorted(levels, costs.keep_bytes(slice(None), b))
             for a in range(b - 1, -1, -1):
                 row, lo, hi = table[a, b], first[a, b], full[a, b]
                 row[:lo] = np.inf
@@ -151,7 +154,7 @@ class Optimum:
             return
         sums = self._sums[: num * (hi - lo)].reshape(num, hi - lo)
         np.add(shifted[a + 1 : b, lo:hi], self._table[a, a + 1 : b, lo:hi], out=sums)
-        discard_bytes = self._costs.discard_bytes[a, 1 : num + 1] + self._costs.forward_gradient_bytes[b]
+        discard_bytes = self._costs.discard_bytes(a, slice(1, num + 1), b)
         if discard_bytes[-1] > self._levels[lo]:
             sums[self._levels[lo:hi] < discard_bytes[:, None]] = np.inf
         np.minimum.reduce(sums, axis=0, out=row)
@@ -184,18 +187,17 @@ class Optimum:
         if num_bytes >= self._full_needs[a, b]:
             r = int(self._quickest[a])
             return Move(r, a + 1, None, num_bytes - int(costs.kept_bytes[r, a]))
-        gradient = costs.forward_gradient_bytes[b]
+        keep_bytes = costs.keep_bytes(a, b)
         best, move = np.inf, Move(None, b, None, None)
         for r in range(len(self._replay_ms)):
             rest = num_bytes - int(costs.kept_bytes[r, a])
-            own = max(costs.keep_run_bytes[r, a] + gradient, costs.backward_bytes[r, a])
-            if own <= num_bytes and (b - a == 1 or needs[a + 1, b] <= rest):
+            if keep_bytes[r] <= num_bytes and (b - a == 1 or needs[a + 1, b] <= rest):
                 extra = self._replay_ms[r, a] + (extra_ms(a + 1, b, rest) if b - a > 1 else 0)
                 if extra < best:
                     best, move = extra, Move(r, a + 1, None, rest)
         stops = np.arange(a + 1, b)
         rests = num_bytes - costs.state_bytes[stops]
-        own = np.maximum(costs.discard_bytes[a, 1 : b - a] + gradient, needs[a, stops])
+        own = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[a, stops])
         fits = (own <= num_bytes) & (needs[stops, b] <= rests)
         stops, rests = stops[fits], rests[fits]
         if len(stops):

@@ -1,0 +1,102 @@
+"""A chain's costs as arrays, and what the steps of a plan take by them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepres.recompute.chain import Chain, Retention, UnitCost
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+ABSENT = 2**60
+"""Stands for the bytes of a retention that a unit does not have: more than any plan holds."""
+
+
+class Costs(NamedTuple):
+    """A chain's costs as arrays over its P parts; of retentions, over (retention, part).
+
+    The parts are the units and, last, the head. That is in no segment, so it is kept: in one way, which
+    holds nothing, with a run (both of its passes) of `head_bytes`.
+
+    Args:
+        state_bytes: (P + 1,), x_0 … x_L and the head's output, which counts as nothing.
+        forward_gradient_bytes: (P + 1,), what is held of gradients while [·, b) is run forward: x_b's
+            gradient, but nothing for b = P, as that range is run forward once, in the first phase.
+        forward_ms: (P,).
+        discard_run_bytes: (P, P), at [a, k] the most that running a … a+k−1 discarding adds to x_a, gradients not.
+        kept_bytes: (R, P).
+        keep_run_bytes: (R, P), what the run KEEP adds, transient included, gradients not.
+        backward_bytes: (R, P), what the BACKWARD adds to the unit's input: kept bytes that are not freed, both
+            gradients, transient.
+        replay_ms: (R, P).
+    """
+
+    state_bytes: Ints
+    forward_gradient_bytes: Ints
+    forward_ms: Floats
+    discard_run_bytes: Ints
+    kept_bytes: Ints
+    keep_run_bytes: Ints
+    backward_bytes: Ints
+    replay_ms: Floats
+
+    def keep_bytes(self, a: Any, b: Any) -> Ints:
+        """The most that part a's own steps add to its input x_a if it is kept, in a range that ends at b.
+
+        Args:
+            a, b: what NumPy takes as indices, of shapes that go together.
+
+        Returns:
+            (R, …), … the shape of both.
+        """
+        run_bytes = self.keep_run_bytes[:, a] + self.forward_gradient_bytes[b]
+        most: Ints = np.maximum(run_bytes, self.backward_bytes[:, a])
+        return most
+
+    def discard_bytes(self, a: Any, num_runs: Any, b: Any) -> Ints:
+        """The most that running so many parts from a on discarding adds to x_a, in a range that ends at b.
+
+        Args:
+            a, num_runs, b: what NumPy takes as indices, of shapes that go together.
+
+        Returns:
+            (…), the shape of all three.
+        """
+        most: Ints = self.discard_run_bytes[a, num_runs] + self.forward_gradient_bytes[b]
+        return most
+
+
+def costs_of(chain: Chain) -> Costs:
+    """The chain's costs as arrays."""
+    head = UnitCost(0.0, 0.0, 0, (Retention("all", 0, forward_temp_bytes=chain.head_bytes),))
+    units = (*chain.units, head)
+    num_parts, num_retentions = len(units), max(len(unit.retentions) for unit in units)
+    x = np.array([*chain.state_bytes, 0], dtype=np.int64)
+    absent = np.full((num_retentions, num_parts), ABSENT, dtype=np.int64)
+    kept, keep_temp, backward_temp = absent, np.zeros_like(absent), np.zeros_like(absent)
+    replay_ms = np.full(absent.shape, np.inf)
+    for i, unit in enumerate(units):
+        for r, retention in enumerate(unit.retentions):
+            kept[r, i] = retention.kept_bytes
+            keep_temp[r, i] = retention.forward_temp_bytes
+            backward_temp[r, i] = retention.backward_temp_bytes - retention.freed_bytes
+            replay_ms[r, i] = retention.replay_ms
+    run_bytes = x[1:] + np.array([unit.forward_temp_bytes for unit in units], dtype=np.int64)
+    discard = np.zeros((num_parts, num_parts), dtype=np.int64)
+    for a in range(num_parts):  # a segment's first run finds its input held, a later one brings its own
+        runs = np.append(run_bytes[a], (x[:-1] + run_bytes)[a + 1 :])
+        discard[a, 1 : num_parts - a] = np.maximum.accumulate(runs)[:-1]
+    backward = kept + x[1:] + x[:-1] + backward_temp
+    backward[0, -1] = 0  # the head's is part of its run
+    return Costs(
+        state_bytes=x,
+        forward_gradient_bytes=np.append(x[:-1], 0),
+        forward_ms=np.array([unit.forward_ms for unit in units]),
+        discard_run_bytes=discard,
+        kept_bytes=kept,
+        keep_run_bytes=kept + keep_temp,
+        backward_bytes=backward,
+        replay_ms=replay_ms,
+    )

@@ -1,0 +1,61 @@
+"""A time that every plan within a budget takes extra."""
+
+import math
+from itertools import groupby
+
+from deepres.recompute.chain import Chain
+
+
+def least_extra_ms(chain: Chain, budget_bytes: int) -> float:
+    """A time that every plan within the budget takes beyond each forward and backward once.
+
+    The larger of two bounds:
+
+    1. When the forward phase is over, what the units outside of segments keep is held at once; each other
+       unit is run forward once more, at least. The cheapest choice, in fractions of units, is a knapsack's.
+    2. Of a run of n equal units no more than s states fit at once, beside the first one's input. To have each
+       unit's input in reverse order then takes at least T(n, s) = r·n − C(s+r, s+1) forwards, with r the
+       least integer for which C(s+r, s) >= n (Griewank and Walther 2000), n of which no plan saves.
+    """
+    room = budget_bytes - chain.fixed_bytes
+    return max(_knapsack_ms(chain, room - chain.input_bytes - chain.head_bytes), _reversal_ms(chain, room))
+
+
+def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
+    """Bound 1 of `least_extra_ms`."""
+    total_ms = 0.0
+    steps = list[tuple[float, int]]()  # (ms saved per byte, bytes) of keeping more, along each unit's hull
+    for unit, run in groupby(chain.units):
+        num_units = len(list(run))
+        total_ms += num_units * unit.forward_ms
+        options = sorted((r.kept_bytes, r.replay_ms) for r in unit.retentions)
+        num_bytes, ms = 0, unit.forward_ms
+        while True:
+            better = [((ms - m) / (b - num_bytes), b, m) for b, m in options if b > num_bytes and m < ms]
+            if not better:
+                break
+            rate, kept_bytes, replay_ms = max(better)
+            steps.append((rate, num_units * (kept_bytes - num_bytes)))
+            num_bytes, ms = kept_bytes, replay_ms
+    for rate, num_bytes in sorted(steps, reverse=True):
+        taken = min(num_bytes, max(0, room_bytes))
+        total_ms -= rate * taken
+        room_bytes -= taken
+    return max(0.0, total_ms)
+
+
+def _reversal_ms(chain: Chain, room_bytes: int) -> float:
+    """Bound 2 of `least_extra_ms`."""
+    total_ms = 0.0
+    for unit, run in groupby(chain.units):
+        num_units = len(list(run))
+        size = min((unit.output_bytes, *(retention.kept_bytes for retention in unit.retentions)))
+        num_states = max(1, room_bytes // max(1, size) + 1)
+        if num_states >= num_units:
+            continue
+        times = 1
+        while math.comb(num_states + times, num_states) < num_units:
+            times += 1
+        forwards = times * num_units - math.comb(num_states + times, num_states + 1)
+        total_ms += max(0, forwards - num_units) * unit.forward_ms
+    return total_ms

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from deepres.bytesize import parse_bytes
 from deepres.conflicts import first_conflict
+from deepres.known_sets import Augmentation, Normalize, SetName
 
 
 class ConfigError(ValueError):
@@ -87,7 +88,7 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """The images; see `deepres.data`."""
 
-    name: Literal["cifar10", "cifar100", "image_folder", "imagenet", "digits", "synthetic"]
+    name: SetName
     root: Path = Path("data")
     download: bool = False
     """Fetch CIFAR into `root` if it is not there."""
@@ -95,13 +96,13 @@ class DataConfig(_Section):
     """Compare CIFAR's files with the official checksums."""
     image_size: ImageSize | None = None
     """Crop size; by default the data set's own (32; ImageNet 224)."""
-    augmentation: Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"] | None = None
+    augmentation: Augmentation | None = None
     """By default the data set's usual one."""
     eval_image_size: ImageSize | None = None
     """Centre crop of test images (image files only); by default `image_size`."""
     eval_shorter_side: ImageSize | None = None
     """What their shorter side is scaled to before that crop."""
-    normalize: Literal["per_pixel_mean", "mean_std", "half"] = "mean_std"
+    normalize: Normalize = "mean_std"
     """`half`: less 0.5, divided by 0.5, of pixels from 0 to 1."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Decoding processes a training process has (image folders only)."""

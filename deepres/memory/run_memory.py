@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from deepres.config import Config, RecomputeConfig, TrainConfig
+from deepres.known_sets import KNOWN_SETS
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import model_states
@@ -14,8 +15,6 @@ from deepres.models import ResNet, build_resnet
 from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, sqrt_plan, uniform_plan
 
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
-_RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
-_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def run_memory(
         has_momentum=config.optim.momentum > 0,
         accumulates=accumulates(config.train, micro_size, world_size),
     )
-    num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
+    known = KNOWN_SETS[config.data.name]
     image_bytes = 3 * image_size**2
     # Batches come contiguous, and are there to the step's end.
     copies = 2 if config.precision.channels_last else 1
@@ -93,7 +92,8 @@ def run_memory(
         gradients_bytes=states.gradients_bytes,
         optimizer_bytes=states.optimizer_bytes,
         buckets_bytes=states.buckets_bytes,
-        batch_bytes=micro_size * (copies * 4 * image_bytes + 8) + num_images * (image_bytes + 8),
+        batch_bytes=micro_size * (copies * 4 * image_bytes + 8)
+        + (known.num_train + known.num_test) * (image_bytes + 8),
         activations_bytes=activations_bytes,
         workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
     )
@@ -108,12 +108,14 @@ def accumulates(train: TrainConfig, micro_size: int, world_size: int) -> bool:
 
 def image_size_of(config: Config) -> int:
     """Height and width of a run's training images, as far as that is known without its data."""
-    return config.data.image_size or (224 if config.data.name in ("imagenet", "image_folder") else 32)
+    return config.data.image_size or KNOWN_SETS[config.data.name].image_size
 
 
 def num_classes_of(config: Config) -> int:
     """How many classes a run's net tells apart, as far as that is known without its data."""
-    return config.model.num_classes or config.data.num_classes or _CLASSES.get(config.data.name, 10)
+    return (
+        config.model.num_classes or config.data.num_classes or KNOWN_SETS[config.data.name].num_classes or 10
+    )
 
 
 def net_of(config: Config, num_classes: int | None = None) -> ResNet:

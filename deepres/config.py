@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from deepres.bytesize import parse_bytes
 from deepres.conflicts import first_conflict
 from deepres.known_sets import Augmentation, Normalize, SetName
+from deepres.net_options import Activation, Block, Family, Matching, Preactivation, ShortcutName, StrideOn
 
 
 class ConfigError(ValueError):
@@ -57,24 +58,16 @@ class ModelConfig(_Section):
     """The net; see `deepres.build_resnet`, whose arguments these are."""
 
     depth: int
-    dataset: Literal["cifar", "imagenet"] = "cifar"
+    dataset: Family = "cifar"
     num_classes: NumClasses | None = None
     """By default as many as the data has."""
-    block: Literal["basic", "bottleneck", "single"] | None = None
-    activation: Literal[
-        "original",
-        "bn_after_addition",
-        "relu_before_addition",
-        "relu_only_preactivation",
-        "full_preactivation",
-    ] = "full_preactivation"
-    shortcut: Literal[
-        "identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"
-    ] = "identity"
-    matching: Literal["projection", "zero_padding"] | None = None
-    stride_on: Literal["1x1", "3x3"] = "1x1"
+    block: Block | None = None
+    activation: Activation = "full_preactivation"
+    shortcut: ShortcutName = "identity"
+    matching: Matching | None = None
+    stride_on: StrideOn = "1x1"
     stem_activation: bool | None = None
-    preactivation: Literal["shared", "own"] = "shared"
+    preactivation: Preactivation = "shared"
     shortcut_scale: AnyFloat = 0.5
     residual_scale: AnyFloat = 0.5
     gate_bias: AnyFloat = -6.0

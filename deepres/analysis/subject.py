@@ -16,8 +16,7 @@ from deepres.data import DataError, find_data
 from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
-from deepres.models.residual_unit import Activation
-from deepres.models.resnet import Family
+from deepres.net_options import Activation, Family
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 _DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}

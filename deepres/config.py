@@ -234,6 +234,10 @@ class EngineConfig(_Section):
             raise ValueError(f"compile=units works without {what}: switch one of them off")
         return self
 
+    def bucket_elements(self, num_parameters: int) -> int:
+        """How many fp32 gradients are communicated at once, of a model of so many parameters."""
+        return max(1, min(int(self.bucket_mb * 1e6 / 4), num_parameters))
+
 
 class RecomputeConfig(_Section):
     """What is discarded in the forward pass and replayed in the backward pass."""

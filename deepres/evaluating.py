@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.autocast import ComputeIn
 from deepres.config import Config, ConfigError
 from deepres.data import find_data
-from deepres.engines.base import ComputeIn
 from deepres.known_sets import KNOWN_SETS
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums

@@ -10,7 +10,7 @@ from deepres.config import Config, RecomputeConfig, TrainConfig
 from deepres.known_sets import KNOWN_SETS
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
-from deepres.memory.states import model_states
+from deepres.memory.states import ModelStates, model_states
 from deepres.models import ResNet, build_resnet
 from deepres.recompute import Chain, Plan, keep_all_plan, make_plan, sqrt_plan, uniform_plan
 
@@ -22,17 +22,14 @@ class RunMemory:
     """Bytes on the device of one process, at the peak of a step.
 
     Attributes:
-        parameters_bytes, gradients_bytes, optimizer_bytes, buckets_bytes: see `ModelStates`.
+        states: parameters, gradients, optimizer state and buckets.
         batch_bytes: a micro batch, and the images of data sets that live on the device.
         activations_bytes: the plan's peak.
         workspace_bytes: a reserve for what a card's libraries take beside tensors; none on a CPU, where the plan's
             peak has it.
     """
 
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buckets_bytes: int
+    states: ModelStates
     batch_bytes: int
     activations_bytes: int
     workspace_bytes: int
@@ -45,14 +42,7 @@ class RunMemory:
     @property
     def without_activations_bytes(self) -> int:
         """The sum of all but the activations."""
-        return (
-            self.parameters_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.buckets_bytes
-            + self.batch_bytes
-            + self.workspace_bytes
-        )
+        return self.states.total_bytes + self.batch_bytes + self.workspace_bytes
 
 
 def run_memory(
@@ -88,10 +78,7 @@ def run_memory(
     # Batches come contiguous, and are there to the step's end.
     copies = 2 if config.precision.channels_last else 1
     return RunMemory(
-        parameters_bytes=states.parameters_bytes,
-        gradients_bytes=states.gradients_bytes,
-        optimizer_bytes=states.optimizer_bytes,
-        buckets_bytes=states.buckets_bytes,
+        states=states,
         batch_bytes=micro_size * (copies * 4 * image_bytes + 8)
         + (known.num_train + known.num_test) * (image_bytes + 8),
         activations_bytes=activations_bytes,

@@ -82,9 +82,10 @@ def test_states_are_a_row_for_each_engine_and_shrink_without_momentum(report):
     ]  # fmt: skip
     without = make_report(make_subject(optim={"momentum": 0.0}))
     plain, plain_without = report.states[0], without.states[0]
-    assert plain.optimizer_bytes == 4 * report.model.num_parameters
-    assert plain_without.optimizer_bytes == 0
-    assert all(a.total_bytes <= b.total_bytes for a, b in zip(without.states, report.states, strict=True))
+    assert plain.states.optimizer_bytes == 4 * report.model.num_parameters
+    assert plain_without.states.optimizer_bytes == 0
+    pairs = zip(without.states, report.states, strict=True)
+    assert all(a.states.total_bytes <= b.states.total_bytes for a, b in pairs)
 
 
 def test_parameters_and_multiply_adds_are_the_papers():
@@ -110,6 +111,8 @@ def test_numbers_come_back_from_csv_and_json(report):
     assert document["format"] == "deepres.memory_report"
     (net,) = document["nets"]
     assert net["model"]["depth"] == 29
+    states = report.states[0].states
+    assert net["states"][0] == {"engine": "plain", **vars(states), "total_bytes": states.total_bytes}
     for row, values in zip(report.rows, net["rows"], strict=True):
         assert values["peak_bytes"] == row.peak_bytes
         assert values["extra_share"] == (None if row.plan is None else row.extra_share)
@@ -123,7 +126,7 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
     assert "NaN" not in text
     assert "nan" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
-    parts = report.states[0].total_bytes, report.images_bytes, report.workspace_bytes
+    parts = report.states[0].states.total_bytes, report.images_bytes, report.workspace_bytes
     assert sum(parts) == report.other_bytes
     states, images, reserve = map(format_bytes, parts)
     assert f"{states} of it for model states (plain), {images} for images, {reserve} in reserve, " in text

@@ -11,7 +11,7 @@ import torch
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.capacity import capacity, capacity_table
-from deepres.memory.depths import depth_row, depths_text, growth
+from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
 from deepres.memory.report import make_report
 from deepres.memory.subject import Subject, Target
@@ -143,6 +143,29 @@ def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_seg
     assert all(row.overhead_extra_share <= 0.2 for row in rows)
     text = depths_text(rows, growth(rows))
     assert all(law.law in text for law in laws.values())
+
+
+def depth_row_of(num_units: int, keep_all_bytes: int, extra_share: float | None) -> DepthRow:
+    return DepthRow(
+        depth=num_units, block="basic", num_units=num_units, batch=1, keep_all_bytes=keep_all_bytes,
+        sqrt_bytes=2**20, sqrt_extra_share=0.3, overhead_bytes=2**20, overhead_extra_share=0.2,
+        memory_bytes=2**30, memory_extra_share=extra_share,
+    )  # fmt: skip
+
+
+def test_the_error_of_bytes_is_relative_to_them_and_that_of_extra_times_to_a_step():
+    bent = growth([depth_row_of(1, 100, 0.0), depth_row_of(2, 400, 0.0), depth_row_of(3, 400, 0.0)])
+    line = next(law for law in bent if "a unit" in law.law)  # 0 + 150 a unit
+    assert (line.of_times, line.largest_error) == (False, pytest.approx(0.5))
+    rows = [depth_row_of(1, 100, 0.0), depth_row_of(2, 200, 0.1), depth_row_of(4, 400, 0.1)]
+    times = growth(rows)[-1]  # 1/60 + 0.05 a doubling
+    assert (times.of_times, times.largest_error) == (True, pytest.approx(0.1 / 3))
+    assert depths_text(rows, growth(rows)).endswith(" 3.3 % of a step")
+
+
+def test_extra_times_of_nets_with_as_many_units_have_no_law():
+    rows = [depth_row_of(1, 100, 0.0), depth_row_of(1, 100, 0.0), depth_row_of(2, 200, None)]
+    assert not any(law.of_times for law in growth(rows))
 
 
 def test_more_extra_time_and_more_memory_train_larger_batches(subject):

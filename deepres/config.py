@@ -20,6 +20,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from deepres.bytesize import parse_bytes
 from deepres.conflicts import first_conflict
+from deepres.known_sets import Augmentation, Normalize, SetName
+from deepres.net_options import Activation, Block, Family, Matching, Preactivation, ShortcutName, StrideOn
 
 
 class ConfigError(ValueError):
@@ -56,24 +58,16 @@ class ModelConfig(_Section):
     """The net; see `deepres.build_resnet`, whose arguments these are."""
 
     depth: int
-    dataset: Literal["cifar", "imagenet"] = "cifar"
+    dataset: Family = "cifar"
     num_classes: NumClasses | None = None
     """By default as many as the data has."""
-    block: Literal["basic", "bottleneck", "single"] | None = None
-    activation: Literal[
-        "original",
-        "bn_after_addition",
-        "relu_before_addition",
-        "relu_only_preactivation",
-        "full_preactivation",
-    ] = "full_preactivation"
-    shortcut: Literal[
-        "identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"
-    ] = "identity"
-    matching: Literal["projection", "zero_padding"] | None = None
-    stride_on: Literal["1x1", "3x3"] = "1x1"
+    block: Block | None = None
+    activation: Activation = "full_preactivation"
+    shortcut: ShortcutName = "identity"
+    matching: Matching | None = None
+    stride_on: StrideOn = "1x1"
     stem_activation: bool | None = None
-    preactivation: Literal["shared", "own"] = "shared"
+    preactivation: Preactivation = "shared"
     shortcut_scale: AnyFloat = 0.5
     residual_scale: AnyFloat = 0.5
     gate_bias: AnyFloat = -6.0
@@ -87,7 +81,7 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """The images; see `deepres.data`."""
 
-    name: Literal["cifar10", "cifar100", "image_folder", "imagenet", "digits", "synthetic"]
+    name: SetName
     root: Path = Path("data")
     download: bool = False
     """Fetch CIFAR into `root` if it is not there."""
@@ -95,13 +89,13 @@ class DataConfig(_Section):
     """Compare CIFAR's files with the official checksums."""
     image_size: ImageSize | None = None
     """Crop size; by default the data set's own (32; ImageNet 224)."""
-    augmentation: Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"] | None = None
+    augmentation: Augmentation | None = None
     """By default the data set's usual one."""
     eval_image_size: ImageSize | None = None
     """Centre crop of test images (image files only); by default `image_size`."""
     eval_shorter_side: ImageSize | None = None
     """What their shorter side is scaled to before that crop."""
-    normalize: Literal["per_pixel_mean", "mean_std", "half"] = "mean_std"
+    normalize: Normalize = "mean_std"
     """`half`: less 0.5, divided by 0.5, of pixels from 0 to 1."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Decoding processes a training process has (image folders only)."""
@@ -239,6 +233,10 @@ class EngineConfig(_Section):
             what = "sync_batch_norm" if self.sync_batch_norm else "zero_stage 3"
             raise ValueError(f"compile=units works without {what}: switch one of them off")
         return self
+
+    def bucket_elements(self, num_parameters: int) -> int:
+        """How many fp32 gradients are communicated at once, of a model of so many parameters."""
+        return max(1, min(int(self.bucket_mb * 1e6 / 4), num_parameters))
 
 
 class RecomputeConfig(_Section):

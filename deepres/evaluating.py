@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.autocast import ComputeIn
 from deepres.config import Config, ConfigError
 from deepres.data import find_data
-from deepres.engines.base import ComputeIn
+from deepres.known_sets import KNOWN_SETS
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
@@ -89,7 +90,7 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
     """
     settings = config.data.finding()
     if crop != "config":
-        if config.data.name not in ("imagenet", "image_folder"):
+        if not KNOWN_SETS[config.data.name].is_files:
             raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
         size, side = {"224": (224, 256), "320": (320, 320), "ten": (_TEN_CROP_SIDE, _TEN_CROP_SIDE)}[crop]
         settings |= {"eval_image_size": size, "eval_shorter_side": side}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError
@@ -18,7 +19,6 @@ from deepres.data import DataError, FoundData, find_data
 from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, start_process_group, this_process
 from deepres.engines import make_engine
-from deepres.engines.base import ComputeIn
 from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet

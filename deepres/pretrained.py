@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from deepres.models import ResidualUnit, ResNet, build_resnet
 from deepres.pretrained_names import SOURCES, KeyMap, Source
+from deepres.tensor_files import read_tensors
 
 _DEPTHS: dict[tuple[int, ...], int] = {
     (3, 4, 6, 3): 50,
@@ -47,7 +48,7 @@ _MOST_LISTED = 8
 
 
 class PretrainedError(ValueError):
-    """Weights and model do not fit; the message is one line.
+    """Weights and model do not fit, or a file holds no weights; the message is one line.
 
     Attributes:
         missing: keys that the model needs and the file lacks.
@@ -87,17 +88,22 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
         source: whose names the file has.
 
     Raises:
-        PretrainedError: model or file is another net's, the file's numbers are of no use (NaN, say), or the model is
-            on the meta device, which holds none; the message lists the differences.
-        deepres.config.ConfigError: there is no such file, or it is damaged or refused.
+        PretrainedError: model or file is another net's, the file is damaged or holds anything but tensors by name, its
+            numbers are of no use (NaN, say), or the model is on the meta device, which holds none; the message lists
+            the differences.
+        OSError: the file cannot be read, or there is none (FileNotFoundError).
+        TypeError: the model is no `ResNet`.
+        ValueError: there is no such source.
+        ImportError: the file is a `.safetensors`, and safetensors is not installed.
     """
-    from deepres.weights import load_weights  # needs more than torch, which `import deepres` must not
-
     if source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
     key_map = SOURCES[source]
     _check_model(model, key_map, source)
-    given = load_weights(Path(path))
+    try:
+        given = read_tensors(Path(path))
+    except ValueError as error:
+        raise PretrainedError(str(error)) from None
     names = _module_names(model, key_map)
     needed = {
         f"{theirs}.{name}": f"{ours}.{name}"

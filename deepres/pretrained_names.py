@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from deepres.net_options import Preactivation
+
 Source = Literal["timm", "torch7"]
 Names = tuple[tuple[str, str], ...]
 """Names of modules: the file's (with its `{stage}` and `{unit}`), and ours (of a unit's: within the unit)."""
@@ -32,7 +34,7 @@ class KeyMap:
     has_biases: bool
     depths: tuple[int, ...]
     stem_activation: bool
-    preactivation: Literal["shared", "own"]
+    preactivation: Preactivation
 
     def arguments(self, depth: int, num_classes: int) -> str:
         """The call that makes the net, for messages."""

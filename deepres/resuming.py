@@ -17,6 +17,7 @@ from deepres.commit import DamagedError, verify_folder
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.distributed import Process, sum_over_processes
+from deepres.known_sets import KNOWN_SETS
 from deepres.models import default_block
 from deepres.recompute.document import read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
@@ -198,7 +199,7 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
         model["block"] = default_block(config.model.depth, config.model.dataset)
     data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
     # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
-    names = "/".join(info.class_names) if config.data.name in ("image_folder", "imagenet") else ""
+    names = "/".join(info.class_names) if KNOWN_SETS[config.data.name].is_files else ""
     return {
         **{f"model.{name}": value for name, value in model.items()},
         "model.num_classes": info.num_classes,

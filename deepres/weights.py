@@ -1,25 +1,23 @@
-"""Weights out of any file that a run, or a person, may have left, without executing anything in it; whose they are."""
+"""Weights that a run, or a person, has left: where they are, and whose."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deepres.commit import MANIFEST, DamagedError, verify_file
+from deepres.commit import MANIFEST, verify_file
 from deepres.config import ConfigError
 from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.saving import CONFIG, FILES, MODEL, checkpoints_in
+from deepres.tensor_files import read_tensors
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
 
-    Nothing in a file is executed: a `.pt` is read with `weights_only=True`. Of a checkpoint, the file
-    is compared with the manifest.
+    Nothing in a file is executed (`read_tensors`). Of a checkpoint, the file is compared with the manifest.
 
     Raises:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
@@ -28,21 +26,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         path = _weights_file(path)
         if path.name == MODEL and (path.parent / MANIFEST).exists():
             verify_file(path, FILES)
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except ConfigError:
-        raise
-    except DamagedError as error:
-        raise ConfigError(str(error)) from None
-    except (OSError, SafetensorError) as error:
+        return read_tensors(path)
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001  # whatever else the unpickler says of a broken or malicious file
-        raise ConfigError(f"{path} is refused: no file of plain tensors ({type(error).__name__})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{path} is refused: it must hold a dictionary of tensors by name")
-    return {str(name): value for name, value in content.items()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _weights_file(path: Path) -> Path:

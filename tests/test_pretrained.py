@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deepres
-from deepres.config import ConfigError
 from deepres.pretrained import PretrainedError
 
 UNITS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
@@ -372,5 +371,32 @@ def test_what_is_no_net_no_source_or_no_file_is_told(tmp_path):
         deepres.load_pretrained(net, tmp_path / "x.pt", source="keras")
     with pytest.raises(TypeError, match=r"must be a deepres\.ResNet, got Linear"):
         deepres.load_pretrained(nn.Linear(1, 1), tmp_path / "x.pt")
-    with pytest.raises(ConfigError, match="there is no file"):
-        deepres.load_pretrained(net, tmp_path / "x.pt")
+    for name in ("x.pt", "x.safetensors"):
+        with pytest.raises(FileNotFoundError, match=name):
+            deepres.load_pretrained(net, tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        deepres.load_pretrained(net, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("x.pt", b"", "is refused: no file of plain tensors"),
+        ("x.pth", b"no weights", "is refused: no file of plain tensors"),
+        ("x.safetensors", b"no weights", "cannot be read: "),
+        ("x.pt", [torch.zeros(1)], "is refused: it must hold a dictionary of tensors by name"),
+        ("x.pt", {"epoch": 3}, "is refused: it must hold a dictionary of tensors by name"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_refused_in_one_line(name, content, part, tmp_path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with torch.device("meta"):
+        net = _ours("timm")
+    with pytest.raises(PretrainedError) as caught:
+        deepres.load_pretrained(net, path)
+    assert str(caught.value).startswith(f"{path} {part}")
+    assert "\n" not in str(caught.value)

@@ -67,16 +67,33 @@ def test_nets_and_plans_work_where_only_torch_and_numpy_can_be_imported():
     assert _python(_BLOCKED + _USE) == "done\n"
 
 
-def test_nothing_of_the_trainer_is_imported_even_where_it_could_be():
+_LOAD = """
+import deepres
+import torch
+
+torch.save({}, FILE)
+with torch.device("meta"):
+    net = deepres.build_resnet(50, dataset="imagenet", stride_on="3x3", stem_activation=False)
+try:
+    deepres.load_pretrained(net, FILE)
+except deepres.PretrainedError as error:
+    assert "stem.conv.weight" in error.missing
+else:
+    raise SystemExit("nothing was read")
+"""
+
+
+@pytest.mark.parametrize("use", ["from deepres import resnet1001", _LOAD], ids=["import", "load_pretrained"])
+def test_nothing_of_the_trainer_is_imported_even_where_it_could_be(use, tmp_path):
     output = _python(
-        "import sys\nfrom deepres import resnet1001\n"
+        f"import sys\n{use.replace('FILE', repr(str(tmp_path / 'weights.pt')))}\n"
         "print(*sorted({'deepspeed', 'fairscale', 'pydantic', 'yaml'} & set(sys.modules)))\n"
         "print(*sorted(name for name in sys.modules if name.startswith('deepres.')))"
     )
     third_party, ours = output.split("\n")[:2]
     assert third_party == ""
     folders = {name.split(".")[1] for name in ours.split()}
-    assert not folders & {"train", "trainer", "engines", "config", "saving", "data"}
+    assert not folders & {"train", "trainer", "engines", "config", "saving", "data", "weights"}
 
 
 @pytest.mark.parametrize("package", ["deepres", "deepres.models", "deepres.recompute", "deepres.memory"])

@@ -18,7 +18,6 @@ from recompute_benchmark.budgets import budgets_report
 from recompute_benchmark.contest import contest_report
 from recompute_benchmark.frontier import frontier_report
 from recompute_benchmark.overhead import overhead_report
-from recompute_benchmark.retentions import retentions_report
 
 
 def main(arguments: list[str]) -> int:
@@ -112,11 +111,6 @@ def _parser() -> Parser:
         type=Path,
         metavar="FILE",
         help="an overhead_*.json: take its costs, show its steps",
-    )
-    command(
-        "retentions",
-        "whether cheaper retentions than there are would pay",
-        lambda o: retentions_report(o.depth, o.batch, _clock(o)),
     )
     return parser
 

@@ -22,7 +22,7 @@ from deepres.memory.report_rows import Report
 from deepres.memory.subject import Subject
 from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
-from deepres.models.residual_unit import ACTIVATIONS
+from deepres.net_options import ACTIVATIONS, FAMILIES
 from deepres.text_table import aligned
 from memory_profile.outputs import check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
@@ -43,7 +43,7 @@ def parser() -> Parser:
     what.add_argument(
         "--config", type=Path, help="take everything from a training configuration; options go first"
     )
-    what.add_argument("--dataset", choices=("cifar", "imagenet"))
+    what.add_argument("--dataset", choices=FAMILIES)
     what.add_argument("--batch-size", type=positive, help="images of a process's micro batch (the recipe's)")
     what.add_argument("--image-size", type=image_size, help="height and width (32; ImageNet 224)")
     what.add_argument("--precision", choices=("fp32", "bf16"))

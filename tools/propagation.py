@@ -24,7 +24,7 @@ from command_line import Parser, device, positive, writable_folder
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
 from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
-from deepres.models.residual_unit import ACTIVATIONS
+from deepres.net_options import ACTIVATIONS, FAMILIES
 
 
 def parser() -> Parser:
@@ -38,7 +38,7 @@ def parser() -> Parser:
         "--activation", choices=ACTIVATIONS, help="of variants that name none (full_preactivation)"
     )
     parser.add_argument("--checkpoint", type=Path, help="a run's folder, a checkpoint, or a file of weights")
-    parser.add_argument("--dataset", choices=("cifar", "imagenet"), help="kind of net (cifar)")
+    parser.add_argument("--dataset", choices=FAMILIES, help="kind of net (cifar)")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument(
         "--data",

@@ -13,17 +13,14 @@ from torch import Tensor
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import ConfigError, DataConfig
 from deepres.data import DataError, find_data
+from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
-from deepres.models.residual_unit import Activation
-from deepres.models.resnet import Family
+from deepres.net_options import Activation, Family
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
-_NUM_CLASSES: dict[Family, int] = {"cifar": 10, "imagenet": 1000}
-_DATA_NAMES: dict[Family, str] = {"cifar": "cifar10", "imagenet": "image_folder"}
-_PLACELESS = ("digits", "synthetic")
+_DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
 NOISE = "noise"
-_IMAGE_SIZE: dict[Family, int] = {"cifar": 32, "imagenet": 224}
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def fresh_subjects(
         VariantError: there is no such variant.
         ValueError: there is no net of that depth.
     """
-    num_classes = _NUM_CLASSES[dataset]
+    num_classes = KNOWN_SETS[_DATA_NAMES[dataset]].num_classes
     return tuple(
         _fresh(variant, depth, dataset, num_classes) for variant in parse_variants(variants, activation)
     )
@@ -134,13 +131,15 @@ def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple
         ConfigError: the data has no place, or more classes than the net.
     """
     run = subject.data
+    name = _DATA_NAMES[subject.dataset] if run is None else run.name
     if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
-        side = (run and run.image_size) or _IMAGE_SIZE[subject.dataset]
+        side = (run and run.image_size) or KNOWN_SETS[name].image_size
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(subject.num_classes, (size,), generator=generator), NOISE
-    name = _DATA_NAMES[subject.dataset] if run is None else run.name
-    if run is not None and where is not None and name in _PLACELESS:
+    if run is None and name == "imagenet":
+        name = "image_folder"  # a part of its classes will do
+    if run is not None and where is not None and not KNOWN_SETS[name].has_root:
         raise ConfigError(
             f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
         )

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepres.models import ResNet, build_resnet
-from deepres.models.residual_unit import ACTIVATIONS, Activation, leading_activation
-from deepres.models.resnet import Family
-from deepres.models.shortcut import SHORTCUTS, ShortcutName
+from deepres.models.residual_unit import leading_activation
+from deepres.net_options import (
+    ACTIVATIONS,
+    MATCHINGS,
+    PREACTIVATIONS,
+    SHORTCUTS,
+    Activation,
+    Family,
+    ShortcutName,
+)
 
 NUMBERS = ("shortcut_scale", "residual_scale", "gate_bias", "dropout")
-CHOICES = {"preactivation": ("shared", "own"), "matching": ("projection", "zero_padding")}
+CHOICES: dict[str, tuple[str, ...]] = {"preactivation": PREACTIVATIONS, "matching": MATCHINGS}
 SETTINGS = (*NUMBERS, *CHOICES)
 ACTING_ON: dict[str, tuple[str, ...]] = {
     "shortcut_scale": ("constant_scaling",),

@@ -2,20 +2,16 @@
 
 from deepres.data.ahead import BatchesAhead
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
-from deepres.data.opening import DATASETS, FoundData, find_data
-from deepres.data.pipeline import Augmentation, Normalize
+from deepres.data.opening import FoundData, find_data
 from deepres.data.source import DataSource
 
 __all__ = [
-    "DATASETS",
     "IGNORED_LABEL",
-    "Augmentation",
     "Batch",
     "BatchesAhead",
     "DataError",
     "DataInfo",
     "DataSource",
     "FoundData",
-    "Normalize",
     "find_data",
 ]

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-IMAGE_SIZE = 32
+from deepres.known_sets import KNOWN_SETS
+
+IMAGE_SIZE = KNOWN_SETS["cifar10"].image_size
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 
 
@@ -41,15 +43,19 @@ class Cifar:
 
     name: str
     title: str
-    num_classes: int
     labels_per_record: int
     label_key: str
     names_key: str
     layouts: tuple[Layout, Layout]
     archive: str
     archive_md5: str
-    num_train_images: int = 50_000
-    num_test_images: int = 10_000
+    num_train_images: int = KNOWN_SETS["cifar10"].num_train
+    num_test_images: int = KNOWN_SETS["cifar10"].num_test
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it has."""
+        return KNOWN_SETS[self.name].num_classes
 
     @property
     def record_bytes(self) -> int:
@@ -60,7 +66,6 @@ class Cifar:
 CIFAR10 = Cifar(
     name="cifar10",
     title="CIFAR-10",
-    num_classes=10,
     labels_per_record=1,
     label_key="labels",
     names_key="label_names",
@@ -96,7 +101,6 @@ CIFAR10 = Cifar(
 CIFAR100 = Cifar(
     name="cifar100",
     title="CIFAR-100",
-    num_classes=100,
     labels_per_record=2,
     label_key="fine_labels",
     names_key="fine_label_names",

@@ -7,9 +7,6 @@ from torch import Tensor
 from deepres.data.batch import DataError
 from deepres.data.sampling import shuffled
 
-NUM_CLASSES = 10
-NUM_TRAIN, NUM_TEST = 1437, 360
-IMAGE_SIZE = 32
 _SPLIT_SEED = 1797
 _TEST_EVERY = 5
 
@@ -24,7 +21,7 @@ def check_digits() -> None:
         ) from error
 
 
-def read_digits(image_size: int = IMAGE_SIZE) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def read_digits(image_size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Reads both splits: every fifth image of each class, after a fixed shuffle, is a test image.
 
     The 8×8 images of 17 grey levels are enlarged bilinearly and repeated over three channels.
@@ -42,7 +39,7 @@ def read_digits(image_size: int = IMAGE_SIZE) -> tuple[tuple[Tensor, Tensor], tu
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    order = shuffled(NUM_TRAIN + NUM_TEST, _SPLIT_SEED, epoch=0)
+    order = shuffled(len(bunch.target), _SPLIT_SEED, epoch=0)
     by_class = order[np.argsort(bunch.target[order], kind="stable")]
     is_test = np.zeros(len(order), bool)
     is_test[by_class[::_TEST_EVERY]] = True

@@ -23,9 +23,6 @@ from deepres.data.image_search import find_image_files
 from deepres.data.sampling import Request, uniforms
 from deepres.data.supply import Failure, Fetched
 
-IMAGE_SIZE = 224
-NUM_IMAGENET_CLASSES = 1000
-
 
 @dataclass(frozen=True)
 class ImageFolder:

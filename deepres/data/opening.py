@@ -8,20 +8,13 @@ import torch
 from deepres.data import cifar, cifar_layout, digits
 from deepres.data.augment import Normalization
 from deepres.data.batch import DataError, DataInfo
-from deepres.data.image_folder import (
-    IMAGE_SIZE,
-    NUM_IMAGENET_CLASSES,
-    FileSupply,
-    ImageFolder,
-    find_image_folder,
-)
-from deepres.data.pipeline import Augmentation, Normalize, Pipeline, make_pipeline
+from deepres.data.image_folder import FileSupply, ImageFolder, find_image_folder
+from deepres.data.pipeline import Pipeline, make_pipeline
 from deepres.data.sampling import Schedule
 from deepres.data.source import DataSource
 from deepres.data.supply import ResidentSupply, Supply
 from deepres.data.synthetic import SyntheticImages
-
-DATASETS = ("cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic")
+from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize
 
 _CIFARS = {"cifar10": cifar_layout.CIFAR10, "cifar100": cifar_layout.CIFAR100}
 _CifarFiles = tuple[cifar_layout.Layout, Path]
@@ -144,7 +137,7 @@ def find_data(
     Call it before any process group or CUDA context exists: whatever a user can get wrong is found here.
 
     Args:
-        name: one of `DATASETS`.
+        name: of `KNOWN_SETS`.
         root: where the files are. CIFAR: the folder that holds the official folder, or that folder itself.
             `imagenet`, `image_folder`: a folder or an archive with `train/` and `val/` or `test/`.
         download: fetch CIFAR if it is not there.
@@ -182,7 +175,6 @@ def find_data(
         raise DataError(f"{root}: cannot be read: {error}") from error
     pipeline = make_pipeline(
         name,
-        is_files=isinstance(found, ImageFolder),
         image_size=info.image_size,
         augmentation=augmentation,
         normalize=normalize,
@@ -204,8 +196,9 @@ def _locate(
     num_images: int | None,
 ) -> tuple[DataInfo, _Found]:
     """Finds the files of a set, if it has any."""
-    if name not in DATASETS:
-        raise DataError(f"data.name must be one of {', '.join(DATASETS)}, got {name!r}")
+    known = KNOWN_SETS.get(name)
+    if known is None:
+        raise DataError(f"data.name must be one of {', '.join(KNOWN_SETS)}, got {name!r}")
     if num_images is not None and name != "synthetic":
         raise DataError(f"data.num_images is for the synthetic set alone, got {num_images} for {name}")
     for key, is_asked in (("download", download), ("verify", verify)):
@@ -213,28 +206,30 @@ def _locate(
             raise DataError(f"data.{key} is for {' and '.join(_CIFARS)} alone, got true for {name}")
     if name == "synthetic":
         num_images = 50_000 if num_images is None else num_images
-        return DataInfo(name, num_classes or 10, image_size or 32, num_images, max(1, num_images // 5)), None
+        num_classes = num_classes or known.num_classes
+        image_size = image_size or known.image_size
+        return DataInfo(name, num_classes, image_size, num_images, max(1, num_images // 5)), None
     found: _Found = None
     if name == "digits":
         digits.check_digits()
         info = DataInfo(
-            name, digits.NUM_CLASSES, image_size or digits.IMAGE_SIZE, digits.NUM_TRAIN, digits.NUM_TEST
+            name, known.num_classes, image_size or known.image_size, known.num_train, known.num_test
         )
     elif root is None:
         raise DataError(f"data set {name!r} needs data.root, the place of its files")
     elif name in _CIFARS:
-        if image_size not in (None, cifar_layout.IMAGE_SIZE):
+        if image_size not in (None, known.image_size):
             raise DataError(f"images of {name} are 32×32: leave data.image_size unset, got {image_size}")
         found = cifar.find_cifar(
             _CIFARS[name], Path(root), download=download, base_url=base_url, verify=verify
         )
         info = cifar.inspect_cifar(_CIFARS[name], *found)
     else:
-        found = find_image_folder(Path(root), NUM_IMAGENET_CLASSES if name == "imagenet" else None)
+        found = find_image_folder(Path(root), known.num_classes or None)
         info = DataInfo(
             name,
             num_classes=len(found.class_names),
-            image_size=image_size or IMAGE_SIZE,
+            image_size=image_size or known.image_size,
             num_train=len(found.train[0]),
             num_test=len(found.test[0]),
             class_names=found.class_names,

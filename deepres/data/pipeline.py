@@ -1,21 +1,11 @@
 """What happens to an image between its file and the network, and what does not go together."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from deepres.data.batch import DataError
 from deepres.data.decode import Crop
 from deepres.data.source import DeviceAugmentation
-
-Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
-Normalize = Literal["mean_std", "per_pixel_mean", "half"]
-
-_DEFAULT_AUGMENTATION: dict[str, DeviceAugmentation] = {
-    "cifar10": "crop_flip",
-    "cifar100": "crop_flip",
-    "digits": "crop",
-    "synthetic": "none",
-}
+from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize
 
 
 @dataclass(frozen=True)
@@ -34,7 +24,6 @@ class Pipeline:
 def make_pipeline(
     name: str,
     *,
-    is_files: bool,
     image_size: int,
     augmentation: Augmentation | None,
     normalize: Normalize,
@@ -43,28 +32,26 @@ def make_pipeline(
 ) -> Pipeline:
     """Fills in the defaults; the arguments are those of `find_data`.
 
-    Args:
-        is_files: whether images are decoded from files.
-
     Raises:
         DataError: the options do not fit the kind of set, or one another.
     """
-    if is_files:
+    known = KNOWN_SETS[name]
+    augmentation = augmentation or known.augmentation
+    if known.is_files:
         if normalize == "per_pixel_mean":
             raise DataError(
                 "data.normalize of image files must be mean_std (ImageNet's) or half, got per_pixel_mean"
             )
-        return _for_files(image_size, augmentation or "scale", eval_image_size, eval_shorter_side)
+        return _for_files(image_size, augmentation, eval_image_size, eval_shorter_side)
     if eval_image_size is not None or eval_shorter_side is not None:
         raise DataError(
             f"data.eval_image_size and data.eval_shorter_side are for image files, not for {name}"
         )
-    on_device = augmentation or _DEFAULT_AUGMENTATION[name]
-    if on_device == "scale" or on_device == "scale_and_aspect":
+    if augmentation == "scale" or augmentation == "scale_and_aspect":
         raise DataError(
-            f"data.augmentation={on_device} is for image files; {name} takes none, crop or crop_flip"
+            f"data.augmentation={augmentation} is for image files; {name} takes none, crop or crop_flip"
         )
-    return Pipeline(None, on_device)
+    return Pipeline(None, augmentation)
 
 
 def _for_files(

@@ -12,33 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import Process, any_process, average_over_processes
 from deepres.metrics import answer_sums, summed_loss
 from deepres.models import synchronize_batch_norm
-
-
-class ComputeIn(nn.Module):
-    """A net run under autocast in a given format, float32 being none; its logits are fp32.
-
-    Autocast is entered inside the module so that it is the same under every engine and in every thread.
-    """
-
-    def __init__(self, net: nn.Module, dtype: torch.dtype, device_type: str) -> None:
-        super().__init__()
-        self.net = net
-        self._dtype, self._device_type = dtype, device_type
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes), float32."""
-        if self._dtype == torch.float32:
-            logits: Tensor = self.net(images)
-            return logits
-        with torch.autocast(self._device_type, self._dtype):
-            logits = self.net(images)
-        return logits.float()
 
 
 class NonFiniteError(ArithmeticError):

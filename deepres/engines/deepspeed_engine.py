@@ -14,7 +14,6 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import MOMENTUM, Engine, on_cpu
-from deepres.memory.states import bucket_elements
 from deepres.models import ResidualUnit
 from deepres.optim import sgd
 
@@ -133,7 +132,7 @@ def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -
 
     Buckets, which DeepSpeed allocates whole (5e8 elements unless told otherwise), are clamped to the model.
     """
-    bucket = bucket_elements(config.engine, num_parameters)
+    bucket = config.engine.bucket_elements(num_parameters)
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
         "reduce_bucket_size": bucket,

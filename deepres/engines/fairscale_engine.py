@@ -12,7 +12,6 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import MOMENTUM, Engine
-from deepres.memory.states import bucket_elements
 from deepres.optim import sgd_settings
 
 with warnings.catch_warnings():
@@ -41,7 +40,7 @@ class FairscaleEngine(Engine):
         }
         if config.precision.compute == "fp16":
             self._scaler = ShardedGradScaler()
-        num_elements = bucket_elements(config.engine, sum(p.numel() for p in trained))
+        num_elements = config.engine.bucket_elements(sum(p.numel() for p in trained))
         self.module = ShardedDataParallel(
             self.module, self._optimizer, broadcast_buffers=False, reduce_buffer_size=num_elements
         )

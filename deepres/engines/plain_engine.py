@@ -16,7 +16,7 @@ from deepres.config import Config
 from deepres.distributed import Process
 from deepres.engines.base import Engine
 from deepres.engines.cuda_graph import OnCuda, RecordedPass
-from deepres.memory.bench import allocate_gradients
+from deepres.gradients import allocate_gradients
 from deepres.optim import sgd
 
 

@@ -114,10 +114,3 @@ def default_loss(output: Tensor) -> Tensor:
     if output.dim() != 2:
         return output.float().mean()
     return F.cross_entropy(output.float(), torch.zeros(len(output), dtype=torch.long, device=output.device))
-
-
-def allocate_gradients(module: nn.Module) -> None:
-    """Parameters' gradients are there from the start: they are model states."""
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)

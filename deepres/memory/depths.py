@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 from deepres.bytesize import format_bytes
 from deepres.memory.report_rows import Report
@@ -50,14 +51,17 @@ class Growth:
     Attributes:
         what: what was fitted.
         law: the law in words, with its numbers.
-        exponent: of the units, in the least-squares fit of log bytes to log units; None for times.
-        largest_error: by how much, relatively, the law is off at most.
+        exponent: of the units, in the least-squares fit of log bytes to log units; None for other laws.
+        largest_error: by how much the law is off at most: of bytes a share of them, of times a share of a step with
+            everything kept, as the law has it (extra times can be 0).
+        of_times: whether it is the law of extra times.
     """
 
     what: str
     law: str
     exponent: float | None
     largest_error: float
+    of_times: bool = False
 
 
 def depth_row(subject: Subject, report: Report) -> DepthRow:
@@ -110,16 +114,18 @@ def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
         exponent, factor = _power_law(units, values)
         error = max(abs(factor * n**exponent / v - 1) for n, v in zip(units, values, strict=True))
         laws.append(Growth(what, f"{format_bytes(round(factor))} × units^{exponent:.2f}", exponent, error))
-    slope, base = _line(units, [row.keep_all_bytes for row in rows])
+    slope, base = linear_regression(units, [row.keep_all_bytes for row in rows])
     error = max(abs((base + slope * row.num_units) / row.keep_all_bytes - 1) for row in rows)
     laws.insert(1, Growth("keep all", f"{_signed(base)} + {format_bytes(round(slope))} a unit", None, error))
     times = [(row.num_units, row.memory_extra_share) for row in rows if row.memory_extra_share is not None]
-    if len(times) > 1:
-        per_doubling, at_one = _line([math.log2(n) for n, _ in times], [share for _, share in times])
+    if len({n for n, _ in times}) > 1:
+        per_doubling, at_one = linear_regression(
+            [math.log2(n) for n, _ in times], [share for _, share in times]
+        )
         error = max(abs(at_one + per_doubling * math.log2(n) - share) for n, share in times)
         room = format_bytes(min(row.memory_bytes for row in rows))
         law = f"extra time {100 * per_doubling:+.1f} % of a step each time the units double"
-        laws.append(Growth(f"plan, {room}", law, None, error))
+        laws.append(Growth(f"plan, {room}", law, None, error, of_times=True))
     return tuple(laws)
 
 
@@ -178,9 +184,10 @@ def laws_table(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> list[list[st
     of = f", {fitted[0].block} units alone ({depths})" if len(fitted) < len(rows) else ""
     cells = [["", f"fitted over the units{of}", "off by at most"]]
     is_fit = len({row.num_units for row in fitted}) > 2  # a line through two points is never off
-    return cells + [
-        [law.what, law.law, f"{100 * law.largest_error:.1f} %" if is_fit else "two nets"] for law in laws
-    ]
+    for law in laws:
+        error = f"{100 * law.largest_error:.1f} %" + " of a step" * law.of_times
+        cells.append([law.what, law.law, error if is_fit else "two nets"])
+    return cells
 
 
 def _of_one_kind(rows: Sequence[DepthRow]) -> list[DepthRow]:
@@ -191,16 +198,8 @@ def _of_one_kind(rows: Sequence[DepthRow]) -> list[DepthRow]:
 
 def _power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Exponent and factor."""
-    exponent, log_factor = _line([math.log(v) for v in x], [math.log(v) for v in y])
+    exponent, log_factor = linear_regression([math.log(v) for v in x], [math.log(v) for v in y])
     return exponent, math.exp(log_factor)
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept, by least squares."""
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread if spread else 0.0
-    return slope, mean_y - slope * mean_x
 
 
 def _signed(num_bytes: float) -> str:

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
+from deepres.gradients import allocate_gradients
+from deepres.memory.bench import Bench, Loss, Spec
 from deepres.recompute import Chain, UnitCost
 
 _ONE_CALL = "a plan is of one call of the whole sequence: x = self.units(x)"

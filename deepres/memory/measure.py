@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.gradients import allocate_gradients
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.bench import (
     Loss,
     Meter,
     Spec,
-    allocate_gradients,
     as_in_training,
     checked_input,
     default_loss,

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.memory.bench import Bench, Loss, Spec, allocate_gradients
+from deepres.gradients import allocate_gradients
+from deepres.memory.bench import Bench, Loss, Spec
 from deepres.memory.ends import Ends
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost

@@ -163,16 +163,7 @@ def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
             has_momentum=subject.config.optim.momentum > 0,
             accumulates=accumulates(subject.config.train, subject.batch, subject.world_size),
         )
-        rows.append(
-            StatesRow(
-                _engine_name(engine),
-                states.parameters_bytes,
-                states.gradients_bytes,
-                states.optimizer_bytes,
-                states.buckets_bytes,
-                states.total_bytes,
-            )
-        )
+        rows.append(StatesRow(_engine_name(engine), states))
     return tuple(rows)
 
 

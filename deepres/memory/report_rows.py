@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from deepres.memory.states import ModelStates
 from deepres.recompute import PricedPlan
 
 Kind = Literal["keep all", "per unit", "sqrt", "uniform", "own", "budget", "floor"]
@@ -36,11 +37,7 @@ class StatesRow:
     """Model states of one process under an engine."""
 
     engine: str
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buckets_bytes: int
-    total_bytes: int
+    states: ModelStates
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from deepres.config import Config, RecomputeConfig, TrainConfig
+from deepres.known_sets import KNOWN_SETS
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
-from deepres.memory.states import model_states
+from deepres.memory.states import ModelStates, model_states
 from deepres.models import ResNet, build_resnet
 from deepres.recompute import (
     Chain,
@@ -23,8 +24,6 @@ from deepres.recompute import (
 )
 
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
-_RESIDENT_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "digits": 1_797}
-_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,14 @@ class RunMemory:
     """Bytes on the device of one process, at the peak of a step.
 
     Attributes:
-        parameters_bytes, gradients_bytes, optimizer_bytes, buckets_bytes: see `ModelStates`.
+        states: parameters, gradients, optimizer state and buckets.
         batch_bytes: a micro batch, and the images of data sets that live on the device.
         activations_bytes: the plan's peak.
         workspace_bytes: a reserve for what a card's libraries take beside tensors; none on a CPU, where the plan's
             peak has it.
     """
 
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buckets_bytes: int
+    states: ModelStates
     batch_bytes: int
     activations_bytes: int
     workspace_bytes: int
@@ -55,14 +51,7 @@ class RunMemory:
     @property
     def without_activations_bytes(self) -> int:
         """The sum of all but the activations."""
-        return (
-            self.parameters_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.buckets_bytes
-            + self.batch_bytes
-            + self.workspace_bytes
-        )
+        return self.states.total_bytes + self.batch_bytes + self.workspace_bytes
 
 
 def run_memory(
@@ -93,16 +82,14 @@ def run_memory(
         has_momentum=config.optim.momentum > 0,
         accumulates=accumulates(config.train, micro_size, world_size),
     )
-    num_images = _RESIDENT_IMAGES.get(config.data.name, 0)
+    known = KNOWN_SETS[config.data.name]
     image_bytes = 3 * image_size**2
     # Batches come contiguous, and are there to the step's end.
     copies = 2 if config.precision.channels_last else 1
     return RunMemory(
-        parameters_bytes=states.parameters_bytes,
-        gradients_bytes=states.gradients_bytes,
-        optimizer_bytes=states.optimizer_bytes,
-        buckets_bytes=states.buckets_bytes,
-        batch_bytes=micro_size * (copies * 4 * image_bytes + 8) + num_images * (image_bytes + 8),
+        states=states,
+        batch_bytes=micro_size * (copies * 4 * image_bytes + 8)
+        + (known.num_train + known.num_test) * (image_bytes + 8),
         activations_bytes=activations_bytes,
         workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
     )
@@ -117,12 +104,14 @@ def accumulates(train: TrainConfig, micro_size: int, world_size: int) -> bool:
 
 def image_size_of(config: Config) -> int:
     """Height and width of a run's training images, as far as that is known without its data."""
-    return config.data.image_size or (224 if config.data.name in ("imagenet", "image_folder") else 32)
+    return config.data.image_size or KNOWN_SETS[config.data.name].image_size
 
 
 def num_classes_of(config: Config) -> int:
     """How many classes a run's net tells apart, as far as that is known without its data."""
-    return config.model.num_classes or config.data.num_classes or _CLASSES.get(config.data.name, 10)
+    return (
+        config.model.num_classes or config.data.num_classes or KNOWN_SETS[config.data.name].num_classes or 10
+    )
 
 
 def net_of(config: Config, num_classes: int | None = None) -> ResNet:

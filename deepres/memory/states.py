@@ -68,7 +68,7 @@ def model_states(
     """
     whole = num_parameters * _VALUE_BYTES
     share, momentum = -(-whole // world_size), whole * has_momentum
-    bucket = bucket_elements(engine, num_parameters) * _VALUE_BYTES
+    bucket = engine.bucket_elements(num_parameters) * _VALUE_BYTES
     if engine.name == "plain":
         if world_size == 1:
             return ModelStates(whole, whole, momentum, 0)
@@ -83,8 +83,3 @@ def model_states(
         return ModelStates(whole, whole + 2 * shares, optimizer, bucket)
     own = 0 if engine.offload_parameters else share
     return ModelStates(own + whole, share + 2 * shares, optimizer, 3 * bucket)
-
-
-def bucket_elements(engine: EngineConfig, num_parameters: int) -> int:
-    """Gradients communicated at once: what the configuration allows, but never more than the model has."""
-    return max(1, min(int(engine.bucket_mb * 1e6 / _VALUE_BYTES), num_parameters))

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from deepres.bytesize import format_bytes
@@ -51,13 +51,7 @@ def states_table(report: Report) -> list[list[str]]:
     """Cells, the heading first."""
     rows = [["", "parameters", "gradients", "optimizer", "buckets", "total"]]
     for row in report.states:
-        sizes = (
-            row.parameters_bytes,
-            row.gradients_bytes,
-            row.optimizer_bytes,
-            row.buckets_bytes,
-            row.total_bytes,
-        )
+        sizes = (*astuple(row.states), row.states.total_bytes)
         rows.append([row.engine, *map(format_bytes, sizes)])
     return rows
 
@@ -159,7 +153,12 @@ def report_json(reports: Sequence[Report], **more: Any) -> str:
     nets = []
     for report in reports:
         rows = [_values(row) for row in report.rows]
-        nets.append({**{k: v for k, v in asdict(report).items() if k != "rows"}, "rows": rows})
+        states = [
+            {"engine": row.engine, **asdict(row.states), "total_bytes": row.states.total_bytes}
+            for row in report.states
+        ]
+        others = {name: value for name, value in asdict(report).items() if name != "rows"}
+        nets.append({**others, "states": states, "rows": rows})
     return json.dumps(
         {"format": _FORMAT, "version": _VERSION, **more, "nets": nets}, indent=1, allow_nan=False
     )

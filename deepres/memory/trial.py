@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.engines.base import ComputeIn
+from deepres.autocast import ComputeIn
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.report_rows import StrategyRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,11 @@ from torch import Tensor, nn
 from deepres.models.batch_norm import BatchNorm2d, Memo, normalise
 from deepres.models.compiled_unit import UnitCode
 from deepres.models.conv_outputs import ConvOutputs
-from deepres.models.shortcut import Matching, Shortcut, ShortcutName
+from deepres.models.shortcut import Shortcut
+from deepres.net_options import Activation, Block, Matching, Preactivation, ShortcutName, StrideOn
 
-Block = Literal["basic", "bottleneck", "single"]
-Activation = Literal[
-    "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
-]
-StrideOn = Literal["1x1", "3x3"]
-Preactivation = Literal["own", "shared", "none"]
-BLOCKS: tuple[Block, ...] = get_args(Block)
+UnitPreactivation = Literal[Preactivation, "none"]
 Steps = tuple[tuple[str, int], ...]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 # Around each convolution (W) but the last, around the last, after the addition; B batch norm, R ReLU (Table 2).
 _ORDERS: dict[Activation, tuple[str, str, str]] = {
@@ -81,7 +75,7 @@ class ResidualUnit(nn.Module):
         shortcut: ShortcutName = "identity",
         matching: Matching = "projection",
         stride_on: StrideOn = "1x1",
-        preactivation: Preactivation = "own",
+        preactivation: UnitPreactivation = "own",
         normalise_projection: bool | None = None,
         shortcut_scale: float = 0.5,
         residual_scale: float = 0.5,

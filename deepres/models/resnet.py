@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from deepres.models.batch_norm import BatchNorm2d
-from deepres.models.residual_unit import (
+from deepres.models.residual_unit import ResidualUnit, UnitPreactivation, leading_activation
+from deepres.net_options import (
     ACTIVATIONS,
     BLOCKS,
+    FAMILIES,
+    MATCHINGS,
+    PREACTIVATIONS,
+    SHORTCUTS,
+    STRIDES_ON,
     Activation,
     Block,
+    Family,
+    Matching,
     Preactivation,
-    ResidualUnit,
+    ShortcutName,
     StrideOn,
-    leading_activation,
 )
-from deepres.models.shortcut import SHORTCUTS, Matching, ShortcutName
-
-Family = Literal["cifar", "imagenet"]
 
 _LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 _IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
@@ -79,7 +82,7 @@ def build_resnet(
     matching: Matching | None = None,
     stride_on: StrideOn = "1x1",
     stem_activation: bool | None = None,
-    preactivation: Literal["shared", "own"] = "shared",
+    preactivation: Preactivation = "shared",
     shortcut_scale: float = 0.5,
     residual_scale: float = 0.5,
     gate_bias: float = -6.0,
@@ -113,13 +116,13 @@ def build_resnet(
         ValueError: no net has that depth (the message has the nearest that do), or an unknown variant.
     """
     for what, value, known in (
-        ("dataset", dataset, get_args(Family)),
+        ("dataset", dataset, FAMILIES),
         ("block", block, (None, *BLOCKS)),
         ("activation", activation, ACTIVATIONS),
         ("shortcut", shortcut, SHORTCUTS),
-        ("matching", matching, (None, *get_args(Matching))),
-        ("stride_on", stride_on, get_args(StrideOn)),
-        ("preactivation", preactivation, ("shared", "own")),
+        ("matching", matching, (None, *MATCHINGS)),
+        ("stride_on", stride_on, STRIDES_ON),
+        ("preactivation", preactivation, PREACTIVATIONS),
     ):
         if value not in known:
             raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
@@ -149,7 +152,7 @@ def build_resnet(
         out_channels = width * 4 if block == "bottleneck" else width
         for k in range(num_units):
             stride = 2 if stage > 0 and k == 0 else 1
-            where: Preactivation = "own"
+            where: UnitPreactivation = "own"
             if preactivation == "shared" and not units:
                 where = "none" if stem_activation else "shared"
             elif preactivation == "shared" and (stride != 1 or channels != out_channels):

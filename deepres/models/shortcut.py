@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.models.batch_norm import BatchNorm2d, Memo
-
-ShortcutName = Literal[
-    "identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"
-]
-Matching = Literal["projection", "zero_padding"]
-SHORTCUTS: tuple[ShortcutName, ...] = get_args(ShortcutName)
+from deepres.net_options import Matching, ShortcutName
 
 
 class Shortcut(nn.Module):

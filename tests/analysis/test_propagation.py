@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from deepres.analysis import Propagation, measure_propagation
 from deepres.models import BatchNorm2d, ResNet, build_resnet
-from deepres.models.residual_unit import ACTIVATIONS
-from deepres.models.shortcut import SHORTCUTS
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 
 
 def _net(depth: int = 8, **arguments: object) -> ResNet:

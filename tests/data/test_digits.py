@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from deepres.data import DataError, find_data
-from deepres.data.digits import NUM_TEST, NUM_TRAIN, check_digits, read_digits
+from deepres.data.digits import check_digits, read_digits
+from deepres.known_sets import KNOWN_SETS
 
 
 def test_the_split_is_fixed_whole_and_balanced():
     pytest.importorskip("sklearn")
-    (train, train_labels), (test, test_labels) = read_digits()
-    assert train.shape == (NUM_TRAIN, 3, 32, 32)
-    assert test.shape == (NUM_TEST, 3, 32, 32)
+    (train, train_labels), (test, test_labels) = read_digits(32)
+    known = KNOWN_SETS["digits"]
+    assert train.shape == (known.num_train, 3, 32, 32)
+    assert test.shape == (known.num_test, 3, 32, 32)
     assert (train.dtype, train_labels.dtype) == (torch.uint8, torch.int64)
     counts, test_counts = train_labels.bincount(), test_labels.bincount()
     assert (test_counts - (counts + test_counts) / 5).abs().max() <= 1
-    again, _ = read_digits()
+    again, _ = read_digits(32)
     assert torch.equal(again[0], train)
 
 

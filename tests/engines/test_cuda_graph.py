@@ -16,7 +16,7 @@ from deepres.distributed import this_process
 from deepres.engines import Engine
 from deepres.engines.cuda_graph import NUM_EAGER, RecordedPass
 from deepres.engines.plain_engine import PlainEngine
-from deepres.memory.bench import allocate_gradients
+from deepres.gradients import allocate_gradients
 from deepres.recompute import sqrt_plan
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from deepres import apply_plan, build_resnet, make_plan, measure_chain, predict_chain
 from deepres.memory import AllocatedBytes
 from deepres.memory.gpus import GPUS
-from deepres.models.residual_unit import ACTIVATIONS
-from deepres.models.shortcut import SHORTCUTS
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import Chain, Plan, keep_all_plan, per_unit_plan, simulate, sqrt_plan
 from deepres.recompute.planner import smallest_budget
 

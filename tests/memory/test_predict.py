@@ -6,8 +6,7 @@ from torch import nn
 
 from deepres import build_resnet, measure_chain, predict_chain
 from deepres.memory.gpus import GPUS
-from deepres.models.residual_unit import ACTIVATIONS
-from deepres.models.shortcut import SHORTCUTS
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import Chain
 
 DEPTHS = {"single": 5, "basic": 8, "bottleneck": 11}

@@ -11,7 +11,7 @@ import torch
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.capacity import capacity, capacity_table
-from deepres.memory.depths import depth_row, depths_text, growth
+from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
 from deepres.memory.report import make_report
 from deepres.memory.subject import Subject, Target
@@ -82,9 +82,10 @@ def test_states_are_a_row_for_each_engine_and_shrink_without_momentum(report):
     ]  # fmt: skip
     without = make_report(make_subject(optim={"momentum": 0.0}))
     plain, plain_without = report.states[0], without.states[0]
-    assert plain.optimizer_bytes == 4 * report.model.num_parameters
-    assert plain_without.optimizer_bytes == 0
-    assert all(a.total_bytes <= b.total_bytes for a, b in zip(without.states, report.states, strict=True))
+    assert plain.states.optimizer_bytes == 4 * report.model.num_parameters
+    assert plain_without.states.optimizer_bytes == 0
+    pairs = zip(without.states, report.states, strict=True)
+    assert all(a.states.total_bytes <= b.states.total_bytes for a, b in pairs)
 
 
 def test_parameters_and_multiply_adds_are_the_papers():
@@ -110,6 +111,8 @@ def test_numbers_come_back_from_csv_and_json(report):
     assert document["format"] == "deepres.memory_report"
     (net,) = document["nets"]
     assert net["model"]["depth"] == 29
+    states = report.states[0].states
+    assert net["states"][0] == {"engine": "plain", **vars(states), "total_bytes": states.total_bytes}
     for row, values in zip(report.rows, net["rows"], strict=True):
         assert values["peak_bytes"] == row.peak_bytes
         assert values["extra_share"] == (None if row.plan is None else row.extra_share)
@@ -123,7 +126,7 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
     assert "NaN" not in text
     assert "nan" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
-    parts = report.states[0].total_bytes, report.images_bytes, report.workspace_bytes
+    parts = report.states[0].states.total_bytes, report.images_bytes, report.workspace_bytes
     assert sum(parts) == report.other_bytes
     states, images, reserve = map(format_bytes, parts)
     assert f"{states} of it for model states (plain), {images} for images, {reserve} in reserve, " in text
@@ -140,6 +143,29 @@ def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_seg
     assert all(row.overhead_extra_share <= 0.2 for row in rows)
     text = depths_text(rows, growth(rows))
     assert all(law.law in text for law in laws.values())
+
+
+def depth_row_of(num_units: int, keep_all_bytes: int, extra_share: float | None) -> DepthRow:
+    return DepthRow(
+        depth=num_units, block="basic", num_units=num_units, batch=1, keep_all_bytes=keep_all_bytes,
+        sqrt_bytes=2**20, sqrt_extra_share=0.3, overhead_bytes=2**20, overhead_extra_share=0.2,
+        memory_bytes=2**30, memory_extra_share=extra_share,
+    )  # fmt: skip
+
+
+def test_the_error_of_bytes_is_relative_to_them_and_that_of_extra_times_to_a_step():
+    bent = growth([depth_row_of(1, 100, 0.0), depth_row_of(2, 400, 0.0), depth_row_of(3, 400, 0.0)])
+    line = next(law for law in bent if "a unit" in law.law)  # 0 + 150 a unit
+    assert (line.of_times, line.largest_error) == (False, pytest.approx(0.5))
+    rows = [depth_row_of(1, 100, 0.0), depth_row_of(2, 200, 0.1), depth_row_of(4, 400, 0.1)]
+    times = growth(rows)[-1]  # 1/60 + 0.05 a doubling
+    assert (times.of_times, times.largest_error) == (True, pytest.approx(0.1 / 3))
+    assert depths_text(rows, growth(rows)).endswith(" 3.3 % of a step")
+
+
+def test_extra_times_of_nets_with_as_many_units_have_no_law():
+    rows = [depth_row_of(1, 100, 0.0), depth_row_of(1, 100, 0.0), depth_row_of(2, 200, None)]
+    assert not any(law.of_times for law in growth(rows))
 
 
 def test_more_extra_time_and_more_memory_train_larger_batches(subject):

@@ -53,5 +53,5 @@ def test_a_step_holds_its_batch_as_often_as_is_counted(channels_last):
     counted = run_memory(
         config, num_parameters=parameters, image_size=32, micro_size=num, world_size=1, on_cuda=False
     )
-    beside = images.nbytes + labels.nbytes + meter.peak_bytes - activations - counted.gradients_bytes
+    beside = images.nbytes + labels.nbytes + meter.peak_bytes - activations - counted.states.gradients_bytes
     assert counted.batch_bytes == pytest.approx(beside, abs=images.nbytes // 10)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from deepres.models import BatchNorm2d, build_resnet, compile_units, compiled_unit, synchronize_batch_norm
-from deepres.models.residual_unit import ACTIVATIONS
-from deepres.models.shortcut import SHORTCUTS
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import Plan, apply_plan
 from deepres.train import main
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from deepres.memory import TensorBytes
 from deepres.models import BatchNorm2d, ResidualUnit
-from deepres.models.residual_unit import ACTIVATIONS, leading_activation
-from deepres.models.shortcut import SHORTCUTS
+from deepres.models.residual_unit import leading_activation
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from tests.recompute.exactness import assert_same_bits
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deepres.models import BatchNorm2d, ResidualUnit
-from deepres.models.residual_unit import ACTIVATIONS, leading_activation
-from deepres.models.shortcut import SHORTCUTS
+from deepres.models.residual_unit import leading_activation
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 
 SHAPES = {
     "basic": {"in_channels": 8, "width": 8, "out_channels": 8, "block": "basic"},

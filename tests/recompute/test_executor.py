@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from deepres import apply_plan
 from deepres.models import BatchNorm2d
-from deepres.models.residual_unit import ACTIVATIONS
-from deepres.models.shortcut import SHORTCUTS
+from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import (
     Plan,
     keep_all_plan,

@@ -2,10 +2,9 @@
 
 import pytest
 
-from deepres.recompute import Chain, Retention, UnitCost, make_plan
+from deepres.recompute import make_plan
 from measuring import child
 from recompute_benchmark.frontier import model_chain
-from recompute_benchmark.segment_outputs import extra_ms_by_budget
 
 MIB = 2**20
 
@@ -23,20 +22,6 @@ def test_the_model_counts_146_mib_an_image_for_resnet_1001():
     assert sum(unit.retention("all").kept_bytes for unit in chain.units) == pytest.approx(
         145.7 * MIB, rel=1e-3
     )
-
-
-def test_a_segment_that_keeps_inner_outputs_is_replayed_by_its_last_parts():
-    """Two units: the first cannot be kept beside the second, but its inner output can."""
-    retentions = (Retention("all", kept_bytes=60), Retention("conv_outputs", kept_bytes=50, replay_ms=0.5))
-    unit = UnitCost(forward_ms=4.0, backward_ms=8.0, output_bytes=10, retentions=retentions)
-    chain = Chain(input_bytes=10, units=(unit, unit))
-    ((kept, _), (replayed, partly), (nothing, _)) = extra_ms_by_budget(
-        chain, [20, 20], [1.0, 1.0], [200, 105, 10]
-    )
-    assert kept == 0
-    assert replayed == 4.0  # the first unit again
-    assert partly == 1.0 + 0.5 + 0.5  # its last part, by `conv_outputs`, and the second by `conv_outputs`
-    assert nothing is None
 
 
 def test_a_child_that_fails_hands_its_last_line_on():

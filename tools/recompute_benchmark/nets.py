@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres import ResNet, build_resnet
+from deepres.gradients import allocate_gradients
 from deepres.memory import AllocatedBytes
 from deepres.models.batch_norm import BatchNorm2d, Memo
 
@@ -42,8 +43,7 @@ def make_net(
                 module.__class__ = TorchBatchNorm2d  # type: ignore[assignment]  # same parameters and buffers
     net.to(device)
     net.to(memory_format=_format(channels_last))  # type: ignore[call-overload]  # the stubs lack it
-    for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    allocate_gradients(net)
     return net
 
 

@@ -1,0 +1,45 @@
+"""The data sets by name: what is known of each before any file of it is looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SetName = Literal["cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic"]
+Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
+"""Of training images, see `find_data`."""
+Normalize = Literal["mean_std", "per_pixel_mean", "half"]
+"""Of all images, see `find_data`."""
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """Facts about a data set.
+
+    Attributes:
+        num_classes: of `synthetic`, if no other number is asked for; 0: its folders tell.
+        image_size: height and width in pixels that a net sees, if no others are asked for.
+        augmentation: of training images, if no other is asked for.
+        num_train, num_test: images, of sets that live on the device whole; of others 0.
+        has_root: whether its files are at a place that one must name.
+        is_files: whether its images are files, decoded when they are needed.
+    """
+
+    num_classes: int
+    image_size: int
+    augmentation: Augmentation
+    num_train: int = 0
+    num_test: int = 0
+    has_root: bool = True
+    is_files: bool = False
+
+
+KNOWN_SETS: dict[str, KnownSet] = {
+    "cifar10": KnownSet(10, 32, "crop_flip", 50_000, 10_000),
+    "cifar100": KnownSet(100, 32, "crop_flip", 50_000, 10_000),
+    "imagenet": KnownSet(1000, 224, "scale", is_files=True),
+    "image_folder": KnownSet(0, 224, "scale", is_files=True),
+    "digits": KnownSet(10, 32, "crop", 1437, 360, has_root=False),
+    "synthetic": KnownSet(10, 32, "none", has_root=False),
+}
+"""By each `SetName`."""

@@ -1,0 +1,32 @@
+"""What the options of a net may be, by name: `build_resnet` and a configuration take the same."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Family = Literal["cifar", "imagenet"]
+"""Kind of net: its stem, stages and widths."""
+Block = Literal["basic", "bottleneck", "single"]
+"""Kind of unit: two 3×3 convolutions; 1×1, 3×3, 1×1; one 3×3."""
+Activation = Literal[
+    "original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation"
+]
+"""Placement of batch norm and ReLU (the paper's Table 2)."""
+ShortcutName = Literal[
+    "identity", "constant_scaling", "exclusive_gating", "shortcut_only_gating", "conv1x1", "dropout"
+]
+"""Variant of h (the paper's Table 1)."""
+Matching = Literal["projection", "zero_padding"]
+"""How shortcuts match shapes."""
+StrideOn = Literal["1x1", "3x3"]
+"""The convolution of a bottleneck that has the stride."""
+Preactivation = Literal["shared", "own"]
+"""Where the first activation of the first unit, and of those that change the shape, stands."""
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+BLOCKS: tuple[Block, ...] = get_args(Block)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+SHORTCUTS: tuple[ShortcutName, ...] = get_args(ShortcutName)
+MATCHINGS: tuple[Matching, ...] = get_args(Matching)
+STRIDES_ON: tuple[StrideOn, ...] = get_args(StrideOn)
+PREACTIVATIONS: tuple[Preactivation, ...] = get_args(Preactivation)

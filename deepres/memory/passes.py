@@ -31,6 +31,7 @@ from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
 from deepres.recompute.discarding import can_need_grad, leaf_to_discard
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
+from deepres.recompute.retaining_unit import retentions_of, run_unit
 
 
 def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chain:
@@ -69,7 +70,6 @@ class _Unit:
 def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) -> tuple[_Unit, Spec]:
     unit = bench.copy(original, {})
     allocate_gradients(unit)
-    names = unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
     meter = bench.meter()
     x = bench.tensor(spec)
     memo: dict[Any, Any] = {}
@@ -105,7 +105,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         return num, run
 
     gradient = bench.tensor(output)
-    retentions = [_read_retention(unit, name, x, needs_grad, output, bench) for name in names]
+    retentions = [_read_retention(unit, name, x, needs_grad, output, bench) for name in retentions_of(unit)]
     work = [*(steps(kept.name, kept.kept_bytes) for kept in retentions), (1, discard)]
     rounds = [
         [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
@@ -160,10 +160,8 @@ def _read_retention(
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:
-    is_retaining = isinstance(unit, RetainingUnit)
-    how = {"retention": keep or "all", "memo": memo} if is_retaining else {}
-    with torch.set_grad_enabled(keep is not None or not is_retaining), bench.compute():
-        y = unit(x, **how)
+    with bench.compute():
+        y = run_unit(unit, x, is_retaining=isinstance(unit, RetainingUnit), keep=keep, memo=memo)
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")
     return y if keep is not None else y.detach()

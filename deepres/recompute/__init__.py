@@ -1,7 +1,7 @@
 """Plans of recomputation: costs, the optimal plan for a byte budget, and its exact execution."""
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
-from deepres.recompute.executor import RetainingUnit, apply_plan
+from deepres.recompute.executor import apply_plan
 from deepres.recompute.plan import (
     Plan,
     PricedPlan,
@@ -11,6 +11,7 @@ from deepres.recompute.plan import (
     uniform_plan,
 )
 from deepres.recompute.planner import InfeasibleBudgetError, make_plan, smallest_budget
+from deepres.recompute.retaining_unit import RetainingUnit
 from deepres.recompute.simulate import Simulation, price, simulate
 
 __all__ = [

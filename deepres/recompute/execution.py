@@ -28,6 +28,7 @@ from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.norm_updates import without_updates
 from deepres.recompute.plan import Action, Step
 from deepres.recompute.random_state import Draws
+from deepres.recompute.retaining_unit import run_unit
 from deepres.recompute.unit_states import State, UnitStates
 
 
@@ -127,23 +128,17 @@ class Execution:
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
-        x = (
-            self._values[i] if step.begins_segment else self._values.pop(i)
-        )  # what KEEP holds is in the unit's graph
+        # What a KEEP still needs of its input is in the unit's graph.
+        x = self._values[i] if step.begins_segment else self._values.pop(i)
         unit, version = self._units[i], x._version
-        retaining = self._is_retaining[i]
         if not (keep and self._continues[i]):
             begin = self.holder.leaf_of if keep else leaf_to_discard
             x = begin(x, self._needs_grad[i])
-        records = keep or not retaining or bool(unit._forward_hooks)
         try:
-            with torch.set_grad_enabled(records), self._first_run_or_replay(i):
-                if retaining:
-                    retention = self._retentions[i] if keep else "all"
-                    y = unit(x, retention=retention, memo=self._memos.setdefault(i, {}))
-                else:
-                    self._memos[i] = {}
-                    y = unit(x)
+            with self._first_run_or_replay(i):
+                memo = self._memos.setdefault(i, {})
+                retention = self._retentions[i] if keep else None
+                y = run_unit(unit, x, is_retaining=self._is_retaining[i], keep=retention, memo=memo)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" not in str(error):
                 raise

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import operator
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +22,8 @@ from torch.autograd.forward_ad import unpack_dual
 from deepres.recompute.execution import Execution
 from deepres.recompute.gradient_guard import GradientGuard
 from deepres.recompute.plan import Action, Plan
+from deepres.recompute.retaining_unit import RetainingUnit, retentions_of
 from deepres.recompute.unit_states import UnitStates
-
-
-@runtime_checkable
-class RetainingUnit(Protocol):
-    """A unit that can keep less than autograd would, and replays without help.
-
-    Its `forward(x, retention, memo)` gives the same result and gradients, bit for bit, for each of its
-    retentions. `memo` is a dict, empty at a batch's first run and handed back at each replay; a replay computes
-    from it whatever must not be computed twice (statistics of the batch) and updates nothing. Nor does it matter to the
-    result whether gradients are recorded.
-    """
-
-    retentions: tuple[str, ...]
 
 
 def apply_plan(model: nn.Module, plan: Plan | None) -> None:
@@ -62,7 +49,7 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
             f"this plan is for {plan.num_units} units, the model has {len(units)}: make one for this model"
         )
     for i, (unit, retention) in enumerate(zip(units, plan.retentions, strict=True)):
-        offered = unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
+        offered = retentions_of(unit)
         if retention not in offered:
             raise ValueError(
                 f"the plan keeps {retention!r} of unit {i} ({type(unit).__name__}), which offers "

@@ -1,0 +1,47 @@
+"""What a plan asks of a unit: how it may be kept, and how it is run."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class RetainingUnit(Protocol):
+    """A unit that can keep less than autograd would, and replays without help.
+
+    Its `forward(x, retention, memo)` gives the same result and gradients, bit for bit, for each of its
+    retentions. `memo` is a dict, empty at a batch's first run and handed back at each replay; a replay computes
+    from it whatever must not be computed twice (statistics of the batch) and updates nothing. Nor does it matter to the
+    result whether gradients are recorded.
+    """
+
+    retentions: tuple[str, ...]
+
+
+def retentions_of(unit: nn.Module) -> tuple[str, ...]:
+    """The ways in which a unit can be kept: `all` alone, of one that does not follow the protocol."""
+    return unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
+
+
+def run_unit(
+    unit: nn.Module, x: Tensor, *, is_retaining: bool, keep: str | None, memo: dict[Any, Any]
+) -> object:
+    """Run a unit as a plan does.
+
+    Args:
+        unit: the unit.
+        x: its input, of `GradientHolder.leaf_of` or `leaf_to_discard`, or with the graph of the unit before.
+        is_retaining: whether it follows the protocol; to ask each time would take milliseconds a step.
+        keep: the name of its retention; None to keep nothing but the output.
+        memo: of this unit and batch; units that do not follow the protocol have no use for it.
+
+    Returns:
+        What the unit returns, which must be one tensor.
+    """
+    # Of a discarded run a graph is recorded where somebody could see that there is none, see `discarding`.
+    records = keep is not None or not is_retaining or bool(unit._forward_hooks)
+    with torch.set_grad_enabled(records):
+        return unit(x, retention=keep or "all", memo=memo) if is_retaining else unit(x)

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import Ints, costs_of
+from deepres.recompute.moves import Move, traced_plan
 from deepres.recompute.needs import needs_of
 from deepres.recompute.plan import Plan
-from deepres.recompute.trace import Move, traced_plan
 
 _EXACT_TABLE_BYTES = 2**26
 _LAST_CHOICE_MS = 1e30

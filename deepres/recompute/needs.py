@@ -7,8 +7,8 @@ import numpy as np
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import ABSENT, Ints, costs_of
+from deepres.recompute.moves import Move, traced_plan
 from deepres.recompute.plan import Plan
-from deepres.recompute.trace import Move, traced_plan
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +27,14 @@ def test_the_head_adds_its_bytes_to_what_the_units_keep_or_to_their_discarded_ou
     assert totals(chain, Plan(3, ((1, 3),), ("all",) * 3)) == [12, 16, 20, 1016, 26, 36, 40, 30, 18]
     assert simulate(chain, keep_all_plan(3)) == Simulation(1032, 9.5, (1, 1, 1))
     assert chain.step_ms == 9.5
+
+
+def test_no_peak_is_below_what_is_held_while_the_stem_runs() -> None:
+    chain = Chain(2, (UnitCost(1.0, 2.0, 4, (Retention("all", 10),)),) * 3, stem_bytes=39)
+    assert simulate(chain, keep_all_plan(3)).peak_bytes == 40
+    assert simulate(chain, Plan(3, ((0, 3),), ("all",) * 3)).peak_bytes == 40
+    chain = replace(chain, stem_bytes=41)
+    assert simulate(chain, keep_all_plan(3)) == Simulation(41, 9.0, (1, 1, 1))
 
 
 def test_a_segment_holds_its_input_and_one_kept_unit_at_a_time() -> None:

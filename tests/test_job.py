@@ -1,5 +1,6 @@
 """What a run is asked for: plans, budgets and micro batches that it keeps, and what is refused before it starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,44 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from deepres.job import prepare
+from deepres.batch_sizes import BatchSizes
+from deepres.job import prepare, run_job
+from deepres.memory.planning import PlannedRun
+from deepres.memory.run_memory import RunMemory
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
+from deepres.stopping import StopRequest
 from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
+
+
+def test_a_net_of_another_seed_begins_with_other_weights():
+    weights = [
+        prepare(Path(QUICKSTART), [*SMALL, *PLAIN, f"train.seed={seed}"]).net.stem.conv.weight
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_a_micro_batch_that_turns_out_too_large_is_halved_and_the_run_is_of_half(tmp_path):
+    auto = ("train.micro_batch_size=auto", "recompute.budget=1GiB", "train.max_steps=2")
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, *auto, f"train.run_dir={tmp_path}"])
+    assert (job.sizes.micro_size, job.sizes.accumulation) == (8, 1)
+
+    def ask_for_too_much(_: Any, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > 4:
+            torch.empty(2**48, dtype=torch.uint8)  # more than there are addresses
+
+    job.net.stem.register_forward_pre_hook(ask_for_too_much)
+    run_job(job, StopRequest())
+    (plan,) = metrics(tmp_path, "plan")
+    assert (plan["micro_batch_size"], plan["accumulation"]) == (4, 2)
+    assert metrics(tmp_path, "summary")[0]["step"] == 2
+
+
+def test_extra_time_is_told_as_a_fraction_of_a_step_without_it():
+    plan = replace(keep_all_plan(3), peak_bytes=1, total_ms=12.0, extra_ms=4.0)
+    assert PlannedRun(plan, BatchSizes(8, 8, 1, 1), RunMemory(*[0] * 7), None).extra_share == 0.5
 
 
 def _one_step(run_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:

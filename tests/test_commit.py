@@ -1,5 +1,6 @@
 """Folders that are there whole or not at all."""
 
+import errno
 import json
 import os
 import re
@@ -143,6 +144,17 @@ def test_what_will_not_fit_is_refused_before_it_is_written_with_path_and_bytes(t
     assert int(found[3]) == pytest.approx(free, rel=0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     verify_folder(tmp_path / "step-1", NAMES)
+
+
+def test_what_was_written_aside_is_removed_where_the_disk_is_full_in_the_middle(tmp_path):
+    def fill_up(path):
+        path.write_text("the beginning", encoding="utf-8")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = {"b.json": lambda path: path.write_text("{}", encoding="utf-8"), "a.safetensors": fill_up}
+    with pytest.raises(SaveError, match="step-1 cannot be written: No space left"):
+        commit_folder(tmp_path / "step-1", files, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_folder_of_the_same_name_is_replaced(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import export
-from deepres import exporting
+from deepres import evaluating, exporting
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net, ten_crop_logits
 from deepres.train import main
@@ -189,6 +189,35 @@ def test_image_files_are_tested_at_224_320_and_in_ten_crops(run_dir, images, cro
     overrides = ["data.name=image_folder", f"data.root={images}", "data.image_size=8", "data.num_images=null"]
     assert status(evaluate, run_dir, "--crop", crop, *overrides, "train.eval_batch_size=2") == 0
     assert capsys.readouterr().out.startswith("test on 10 images: loss ")
+
+
+class _SeenError(Exception):
+    """Of a net that has seen images."""
+
+
+@pytest.mark.parametrize(
+    ("crop", "side", "edges"), [("224", 224, (16, 239)), ("320", 320, (0, 255)), ("ten", 224, (0, 223))]
+)
+def test_crops_of_224_are_of_a_side_of_256_and_those_of_320_of_320(run_dir, tmp_path, crop, side, edges):
+    ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3))
+    for split in ("train", "val"):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.fromarray(ramp).save(tmp_path / split / str(label) / "0.png")
+    overrides = ["data.name=image_folder", f"data.root={tmp_path}", "data.num_images=null"]
+    config = find_config(run_dir, None, overrides)
+    net, seen = load_net(run_dir, config), []
+
+    def look(_net, inputs):
+        seen.append(inputs[0])
+        raise _SeenError
+
+    net.register_forward_pre_hook(look)
+    with pytest.raises(_SeenError):
+        evaluating.evaluate(net, config, crop, torch.device("cpu"))
+    red = seen[0][:, 0] * 255 * 0.229 + 255 * 0.485
+    assert red.shape[1:] == (side, side)
+    assert (float(red.min()), float(red.max())) == pytest.approx(edges, abs=1)
 
 
 def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():

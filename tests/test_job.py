@@ -18,6 +18,14 @@ from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
 
 
+def test_a_net_of_another_seed_begins_with_other_weights():
+    weights = [
+        prepare(Path(QUICKSTART), [*SMALL, *PLAIN, f"train.seed={seed}"]).net.stem.conv.weight
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*weights)
+
+
 def _one_step(run_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     """The plan and the summary of a run of one step."""
     arguments = (

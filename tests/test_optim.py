@@ -34,6 +34,12 @@ def test_milestones_in_epochs_count_whole_epochs():
     assert schedule(122 * 781) == pytest.approx(0.001)
 
 
+def test_a_warm_up_in_epochs_counts_whole_epochs():
+    schedule = StepSchedule(OptimConfig(milestones=(81,), warmup=2), steps_per_epoch=781)
+    assert schedule(2 * 781 - 1) == 0.01
+    assert schedule(2 * 781) == 0.1
+
+
 def test_sgd_decays_every_trained_parameter_and_leaves_out_frozen_ones():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     net[0].bias.requires_grad_(False)

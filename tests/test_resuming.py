@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from deepres.evaluating import evaluate, find_config, load_net
 from tests.processes import metrics, run, torchrun
 from tests.resume_cases import CONFIG, overrides
 
@@ -107,6 +108,27 @@ def test_checkpoints_of_one_run_differ_and_averages_are_not_what_a_process_has(f
     torch.testing.assert_close((own[f"0/buffer/{name}"] + own[f"1/buffer/{name}"]) / 2, means[name])
 
 
+@pytest.mark.parametrize("engine", PLANNED)
+def test_two_processes_test_the_net_that_they_leave_on_each_image_once(folder, engine):
+    """Whose statistics are the mean of theirs, and whose images do not divide by the batch."""
+    run_dir = folder / f"{engine}-plan"
+    config = find_config(run_dir)
+    alone = evaluate(load_net(run_dir, config), config, "config", torch.device("cpu"))
+    told = metrics(run_dir, "test")[-1]
+    assert (alone.num_images, alone.top1, alone.top5) == (told["num_images"], told["top1"], told["top5"])
+    assert told["loss"] == pytest.approx(alone.loss, rel=1e-5)
+
+
+def test_processes_draw_other_random_numbers(folder):
+    own = load_file(checkpoint(folder / "plain-dropout", 3) / "processes.safetensors")
+    assert not torch.equal(own["0/generator/cpu"], own["1/generator/cpu"])
+
+
+def test_images_per_second_are_of_both_processes_in_each_line(folder):
+    (summary,) = metrics(folder / "plain-plan", "summary")
+    assert metrics(folder / "plain-plan", "train")[-1]["images_per_s"] == summary["images_per_s"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("source", "num_processes"), [("zero3", 2), ("plain", 2), ("zero3", 1)])
 def test_state_moves_between_engines_and_numbers_of_processes_without_a_bit_lost(
@@ -145,5 +167,7 @@ def test_another_number_of_processes_or_engine_sees_the_same_samples_and_trains_
     assert ours.keys() == theirs.keys() == {4, 6, 8, 10}
     if resumed == "mixed-plan":
         assert ours == theirs
-    # The same micro batches of 2 (or 4) images in the same order; sums over processes round in another order.
+    # The same micro batches of 2 (or 4) images in the same order; sums over processes round in another order. The line
+    # of step 4 is of the third step, too, which the checkpoint tells of.
+    assert ours[4] == pytest.approx(theirs[4], rel=1e-4)
     assert ours[6] == pytest.approx(theirs[6], rel=2e-3)

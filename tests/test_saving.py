@@ -1,12 +1,46 @@
-"""The thread that saves: what goes wrong there is told by the run."""
+"""When to save, and the thread that does: what goes wrong there is told by the run."""
+
+import time
 
 import pytest
 import torch
 
 from deepres.commit import SaveError
-from deepres.saving import MODEL, TRAINING, Saver, Snapshot
+from deepres.saving import (
+    LATEST,
+    MODEL,
+    TRAINING,
+    Saver,
+    SaveSchedule,
+    Snapshot,
+    checkpoints_in,
+    commit_snapshot,
+)
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("save_every", "due"),
+    [("3 steps", [3, 6, 9]), ("1 step", [*range(1, 11)]), ("2 epochs", [8]), (None, [])],
+)
+def test_a_checkpoint_is_due_every_so_many_steps_or_epochs(save_every, due):
+    schedule = SaveSchedule(save_every, steps_per_epoch=4)
+    assert [step for step in range(1, 11) if schedule.is_due(step)] == due
+
+
+def test_minutes_and_what_a_save_may_cost_count_from_the_checkpoint_before(monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    schedule = SaveSchedule("2 minutes", steps_per_epoch=4)
+    for _ in range(2):
+        begin = now
+        for seconds in (1, 119, 121):
+            now = begin + seconds
+            assert schedule.is_due(1) == (seconds > 120)
+            assert not schedule.costs_too_much(0.019 * seconds)
+            assert schedule.costs_too_much(0.021 * seconds)
+        schedule.restart()
 
 
 def test_a_checkpoint_that_was_saved_is_there(tmp_path):
@@ -15,6 +49,31 @@ def test_a_checkpoint_that_was_saved_is_there(tmp_path):
         saver.save(Snapshot(step, {MODEL: {"x": torch.ones(2)}}, {TRAINING: "{}"}))
     saver.finish(CPU)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000002"]
+
+
+def test_checkpoints_are_written_one_after_the_other(tmp_path):
+    saver = Saver(tmp_path, keep=2)
+    for step, num_values in ((1, 2**23), (2, 1)):  # the first takes longer
+        saver.save(Snapshot(step, {MODEL: {"x": torch.ones(num_values)}}, {}))
+    saver.finish(CPU)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000002", "step-00000001"]
+    assert (tmp_path / LATEST).read_text(encoding="utf-8") == "step-00000002\n"
+
+
+def test_what_has_just_been_saved_stays_where_a_later_step_is_there(tmp_path):
+    for step in (5, 3):
+        commit_snapshot(Snapshot(step, {}, {TRAINING: "{}"}), tmp_path, keep=1)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000005", "step-00000003"]
+
+
+def test_the_latest_is_one_that_was_written(tmp_path):
+    saver = Saver(tmp_path, keep=1)
+    for step, text in ((1, "{}"), (2, "\ud800")):  # which is no UTF-8
+        saver.save(Snapshot(step, {}, {TRAINING: text}))
+    with pytest.raises(SaveError, match="UnicodeEncodeError"):
+        saver.finish(CPU)
+    assert (tmp_path / LATEST).read_text(encoding="utf-8") == "step-00000001\n"
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("content", [{"x": "no tensor"}, {"x": torch.ones(2), "y": None}])

@@ -10,8 +10,20 @@ from safetensors.torch import load_file
 
 from deepres.load_config import load_config
 from deepres.models import build_resnet
+from deepres.run_log import Rate
 from deepres.train import main
-from tests.processes import NO_PLAN, QUICKSTART, ROOT, SMALL, TRAIN, environment, free_port, metrics, run
+from tests.processes import (
+    NO_PLAN,
+    PLAIN,
+    QUICKSTART,
+    ROOT,
+    SMALL,
+    TRAIN,
+    environment,
+    free_port,
+    metrics,
+    run,
+)
 
 
 def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
@@ -40,6 +52,42 @@ def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
     assert config.model.depth == 11
     net = build_resnet(config.model.depth, block=config.model.block)
     net.load_state_dict(load_file(run_dir / "model.safetensors"))
+
+
+def test_rates_follow_the_schedule_and_tests_come_when_they_are_due_and_at_the_end(tmp_path):
+    """Of five epochs of two steps."""
+    length = ("data.num_images=16", "train.epochs=5", "train.eval_every=2", "log.every=1")
+    schedule = ("optim.warmup=1", "optim.warmup_learning_rate=0.02", "optim.milestones=[4]")
+    arguments = (*SMALL, *PLAIN, *length, *schedule, "optim.learning_rate=0.1", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    rates = [(row["step"], row["learning_rate"]) for row in metrics(tmp_path, "train")]
+    expected = [0.02] * 2 + [0.1] * 6 + [0.01] * 2
+    assert rates == [(step, pytest.approx(rate)) for step, rate in enumerate(expected, 1)]
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [4, 8, 10]
+
+
+def test_all_micro_batches_of_a_step_count_for_images_per_second(tmp_path, monkeypatch):
+    count, counted = Rate.count, []
+
+    def noted(rate, num_images, waited_s):
+        counted.append(num_images)
+        count(rate, num_images, waited_s)
+
+    monkeypatch.setattr(Rate, "count", noted)
+    arguments = (*SMALL, *PLAIN, "train.micro_batch_size=2", "train.max_steps=2", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    assert counted == [8, 8]
+
+
+def test_a_line_of_metrics_is_of_the_steps_since_the_line_before(tmp_path):
+    losses = {}
+    for every in (1, 3):
+        arguments = (*SMALL, *PLAIN, f"log.every={every}", f"train.run_dir={tmp_path / str(every)}")
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        losses[every] = {row["step"]: row["loss"] for row in metrics(tmp_path / str(every), "train")}
+    means = {3: (1, 2, 3), 6: (4, 5, 6), 8: (7, 8)}
+    expected = {line: sum(losses[1][step] for step in steps) / len(steps) for line, steps in means.items()}
+    assert losses[3] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("engine", ["name=plain", "name=deepspeed"])

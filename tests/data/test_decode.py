@@ -209,6 +209,14 @@ def test_the_shorter_side_is_scaled_to_256_up_to_480(draw, shorter_side):
     assert slope == pytest.approx(240 / shorter_side, rel=0.02)
 
 
+@pytest.mark.parametrize("extra", range(8))
+def test_every_length_of_the_shorter_side_is_drawn_equally_often(extra):
+    """Of 8 to 15, which 256 to 480 are for a crop of 7 pixels."""
+    ramp = Image.fromarray(np.tile(np.arange(240, dtype=np.uint8)[None, :, None], (240, 1, 3)))
+    pixels = Crop("scale", 7)(ramp, np.array([(extra + 0.5) / 8, 0.0, 0.0, 0.9])).astype(float)
+    assert (pixels[3, 5, 0] - pixels[3, 1, 0]) / 4 == pytest.approx(240 / (8 + extra), rel=0.02)
+
+
 @pytest.mark.parametrize("kind", ["scale", "scale_and_aspect"])
 def test_a_random_crop_is_mirrored_for_half_of_the_draws(kind):
     crop = Crop(kind, 24)

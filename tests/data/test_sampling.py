@@ -102,6 +102,11 @@ def test_random_numbers_are_uniform_and_unrelated_between_positions_and_draws():
     assert np.abs(np.corrcoef(neighbours.T) - np.eye(6)).max() < 0.015
 
 
+def test_an_images_random_numbers_are_none_of_those_that_order_the_epoch():
+    draws = uniforms(seed=0, epoch=0, first_position=0, num_positions=1000, num_draws=4)
+    assert not np.array_equal(draws.reshape(-1).argsort(kind="stable"), shuffled(4000, seed=0, epoch=0))
+
+
 def test_a_seed_that_does_not_fit_64_bits_is_an_error():
     with pytest.raises(ValueError, match=r"seed must be in 0 … 2\*\*64 − 1, got -1"):
         shuffled(3, seed=-1, epoch=0)

@@ -3,10 +3,15 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.processes import ROOT, run
+from deepres.exit_status import RunError
+from deepres.job import prepare, run_job
+from deepres.stopping import StopRequest
+from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL, run
 
 SCRIPT = ROOT / "tests" / "faults" / "poisoned.py"
 EXPECTED = {
@@ -49,3 +54,17 @@ def test_what_is_not_finite_stops_all_processes_before_the_update_and_is_told(tm
         if not survived:
             failures.append(outcome)
     assert not failures
+
+
+def test_what_a_random_number_caused_shows_again_in_the_replay(tmp_path):
+    """Of a unit whose sixth number, that of step 5, makes its output NaN whenever it is drawn."""
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, f"train.run_dir={tmp_path}"])
+    drawn = []
+
+    def spoil(_unit, _inputs, output):
+        drawn.append(float(torch.rand(())))
+        return output * torch.nan if len(drawn) >= 6 and drawn[-1] == drawn[5] else None
+
+    job.net.units[1].register_forward_hook(spoil)
+    with pytest.raises(RunError, match=r"the loss of step 5 is not finite: .* the output of unit 1 "):
+        run_job(job, StopRequest())

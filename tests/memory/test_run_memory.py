@@ -1,5 +1,7 @@
 """A run's net, from its configuration alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +12,7 @@ from deepres.data import Batch
 from deepres.distributed import this_process
 from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak
-from deepres.memory.run_memory import net_of, run_memory
+from deepres.memory.run_memory import accumulates, net_of, run_memory
 from deepres.models import build_resnet
 
 
@@ -55,3 +57,33 @@ def test_a_step_holds_its_batch_as_often_as_is_counted(channels_last):
     )
     beside = images.nbytes + labels.nbytes + meter.peak_bytes - activations - counted.states.gradients_bytes
     assert counted.batch_bytes == pytest.approx(beside, abs=images.nbytes // 10)
+
+
+def test_images_that_live_on_the_device_count_and_a_card_has_a_reserve():
+    config = Config(
+        model=ModelConfig(depth=11),
+        data=DataConfig(name="cifar10"),
+        train=TrainConfig(max_steps=1, micro_batch_size=4),
+    )
+    sizes = {"num_parameters": 10, "image_size": 32, "micro_size": 4, "world_size": 1}
+    on_cpu, on_card = (run_memory(config, **sizes, on_cuda=on_cuda) for on_cuda in (False, True))
+    pixels = 3 * 32 * 32
+    assert on_cpu.batch_bytes == 4 * (4 * pixels + 8) + 60_000 * (pixels + 8)
+    assert on_card == replace(on_cpu, workspace_bytes=256 * 2**20)
+    assert on_card.total_bytes == on_cpu.total_bytes + 256 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("train", "world_size", "expected"),
+    [
+        ({"global_batch_size": 8}, 2, False),
+        ({"global_batch_size": 16}, 2, True),
+        ({"accumulation": 1}, 2, False),
+        ({"accumulation": 2}, 2, True),
+        ({}, 1, False),
+    ],
+)
+def test_a_step_accumulates_if_its_micro_batches_are_several(train, world_size, expected):
+    config = TrainConfig(max_steps=1, micro_batch_size=4, **train)
+    assert accumulates(config, 4, world_size) == expected
+    assert (batch_sizes(config, world_size).accumulation > 1) == expected

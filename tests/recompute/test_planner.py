@@ -328,6 +328,12 @@ def test_a_budget_for_everything_keeps_everything_in_the_quickest_way() -> None:
     assert plan.retentions == ("all",) * 4
 
 
+def test_of_ways_that_are_as_quick_the_smallest_is_taken() -> None:
+    retentions = (Retention("all", 3), Retention("few", 2), Retention("some", 2, 0.1))
+    unit = UnitCost(1.0, 2.0, 1, retentions)
+    assert make_plan(Chain(1, (unit,) * 4), 10**30).retentions == ("few",) * 4
+
+
 def test_an_infeasible_budget_says_what_would_do() -> None:
     chain = Chain(1, (UNIT,) * 4)
     with pytest.raises(
@@ -337,6 +343,14 @@ def test_an_infeasible_budget_says_what_would_do() -> None:
     assert caught.value.smallest_bytes == 7
     assert caught.value.budget_bytes == 6
     assert make_plan(chain, 7).peak_bytes == 7
+
+
+def test_no_budget_is_smaller_than_what_is_held_while_the_stem_runs() -> None:
+    chain = Chain(1, (UNIT,) * 4, stem_bytes=20)
+    assert smallest_budget(chain) == 20
+    with pytest.raises(InfeasibleBudgetError, match=r"the smallest that any plan needs is 20 B \(20 bytes\)"):
+        make_plan(chain, 19)
+    assert make_plan(chain, 20).peak_bytes == 20
 
 
 @pytest.mark.parametrize("budget_bytes", [0, -1, 1.5, True, "2GiB", None, math.nan])

@@ -23,8 +23,8 @@ from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
-from deepres.memory.planning import PlannedRun, Planner
 from deepres.memory.run_memory import net_of
+from deepres.memory.run_planner import PlannedRun, RunPlanner
 from deepres.models import ResNet, compile_units
 from deepres.out_of_memory import (
     UntilOutOfMemory,
@@ -53,7 +53,7 @@ class Job:
     sizes: BatchSizes
     data: FoundData
     net: ResNet
-    planner: Planner
+    planner: RunPlanner
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
@@ -91,7 +91,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)
-    planner = Planner(config, net, info.image_size, process)
+    planner = RunPlanner(config, net, info.image_size, process)
     return Job(config, config_path, process, planner.predict(sizes), data, net, planner)
 
 

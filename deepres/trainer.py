@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from deepres.config import Config
-from deepres.data import BatchesAhead, DataSource
+from deepres.data import DataSource, Prefetch
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.exit_status import ExitStatus, RunError
-from deepres.memory.planning import PlannedRun
+from deepres.memory.run_planner import PlannedRun
 from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics, answer_sums
 from deepres.non_finite import where_first
@@ -127,7 +127,7 @@ class Trainer:
         """Train to the end of an epoch, or of the run."""
         epoch, done = divmod(self._step, self._steps_per_epoch)
         num_micro = self._engine.sizes.accumulation
-        batches = BatchesAhead(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
+        batches = Prefetch(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
@@ -139,7 +139,7 @@ class Trainer:
                 self._save_or_stop()
         self._rate.pause()
 
-    def _run_step(self, batches: BatchesAhead) -> None:
+    def _run_step(self, batches: Prefetch) -> None:
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
         sizes = self._engine.sizes

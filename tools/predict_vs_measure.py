@@ -21,9 +21,9 @@ import torch
 from command_line import Parser, device, writable_file
 from deepres.bytesize import format_bytes
 from deepres.config import Config
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report, StrategyRow
-from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
 from deepres.recompute import simulate
 from deepres.text_table import aligned
@@ -101,7 +101,7 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
         {"model": model, "data": data, "train": train, "precision": {"compute": precision}}
     )
     target = card_at_hand(device) if on_cuda else Target("CPU", 2**40, None)
-    subject = Subject(config, target)
+    subject = ProfiledNet(config, target)
     rows = chosen(make_report(subject, shares=SHARES))
     if on_cuda:
         with_measured_costs(subject, device, repeats=0)

@@ -17,9 +17,9 @@ from command_line import Parser, image_size, num_bytes, positive
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report
-from deepres.memory.subject import Subject
 from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.net_options import ACTIVATIONS, FAMILIES
@@ -102,7 +102,7 @@ def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> 
     check_outputs(options)
     configs = read_configs(options)
     target, device = find_target(options, configs[0])
-    subjects = [Subject(config, target, options.world_size) for config in configs]
+    subjects = [ProfiledNet(config, target, options.world_size) for config in configs]
     if configs[0].train.micro_batch_size == "auto":
         print(f"train.micro_batch_size is auto: at {subjects[0].batch} here; --batch-size sets another\n")
     budget_bytes = options.budget or subjects[0].config.recompute.budget

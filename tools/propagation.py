@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from command_line import Parser, device, positive, writable_folder
+from deepres.analysis.measured_net import batch_of, checkpoint_subjects, fresh_subjects
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
-from deepres.analysis.subject import batch_of, checkpoint_subjects, fresh_subjects
 from deepres.net_options import ACTIVATIONS, FAMILIES
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepres.bytesize import format_bytes
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report import largest_batch_of
-from deepres.memory.subject import Subject
 from deepres.recompute import keep_all_plan
 from deepres.recompute.frontier import Frontier
 
@@ -31,7 +31,7 @@ class CapacityRow:
 
 
 def capacity(
-    subject: Subject,
+    subject: ProfiledNet,
     cards_bytes: Sequence[int] = CARD_BYTES,
     extra_shares: Sequence[float] = EXTRA_SHARES,
 ) -> tuple[CapacityRow, ...]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import linear_regression
 
 from deepres.bytesize import format_bytes
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report
-from deepres.memory.subject import Subject
 from deepres.recompute import InfeasibleBudgetError
 from deepres.recompute.frontier import Frontier
 from deepres.text_table import aligned
@@ -64,7 +64,7 @@ class Growth:
     of_times: bool = False
 
 
-def depth_row(subject: Subject, report: Report) -> DepthRow:
+def depth_row(subject: ProfiledNet, report: Report) -> DepthRow:
     """What the strategies take at one depth.
 
     Args:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from deepres.gradients import allocate_gradients
 from deepres.memory.bench import Bench, Loss, Spec
-from deepres.memory.ends import Ends
+from deepres.memory.stem_and_head import StemAndHead
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
 from deepres.recompute.discarding import can_need_grad, leaf_to_discard
@@ -47,7 +47,7 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
     """
     units = planned_units(model)
-    ends = Ends(model, units, images, bench, loss)
+    ends = StemAndHead(model, units, images, bench, loss)
     spec, needs_grad = ends.first, ends.needs_grad
     known: dict[object, tuple[_Unit, Spec]] = {}
     costs = []

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
-from deepres.memory.subject import Subject
 from deepres.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from deepres.recompute import Chain, Plan, PricedPlan, price, uniform_plan
 from deepres.recompute.frontier import Frontier
@@ -24,7 +24,7 @@ _HIGHEST_EXTRA = 1.0
 """Plans that take more than a whole step extra are left out of pictures."""
 
 
-def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> Figure:
+def frontier_figure(subject: ProfiledNet, report: Report, num_budgets: int = 12) -> Figure:
     """Time up, memory across: plans, uniform segments, keeping all, and the card.
 
     Args:
@@ -70,7 +70,7 @@ def frontier_figure(subject: Subject, report: Report, num_budgets: int = 12) -> 
     return figure
 
 
-def timeline_figure(subject: Subject, report: Report, row: StrategyRow) -> Figure:
+def timeline_figure(subject: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
     """The bytes of a step under a row's plan, over time, by kind."""
     assert row.plan is not None
     moments = timeline(subject.chain, row.plan)
@@ -116,7 +116,7 @@ def timeline_figure(subject: Subject, report: Report, row: StrategyRow) -> Figur
     return figure
 
 
-def units_figure(subject: Subject, report: Report, row: StrategyRow) -> Figure:
+def units_figure(subject: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
     """What each unit holds when the forward phase is over: with everything kept, and under a row's plan."""
     assert row.plan is not None
     figure, axes = _axes()

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from deepres.bytesize import format_bytes
 from deepres.config import EngineConfig
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
 from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
-from deepres.memory.subject import Subject
 from deepres.models.resnet import default_block
 from deepres.recompute import (
     Chain,
@@ -33,7 +33,7 @@ SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 
 
 def make_report(
-    subject: Subject,
+    subject: ProfiledNet,
     *,
     budget_bytes: int | None = None,
     shares: Sequence[float] = SHARES,
@@ -112,7 +112,7 @@ def fixed_plans(chain: Chain) -> list[tuple[Kind, str, PricedPlan]]:
     ]
 
 
-def strategy_row(subject: Subject, kind: Kind, name: str, plan: PricedPlan) -> StrategyRow:
+def strategy_row(subject: ProfiledNet, kind: Kind, name: str, plan: PricedPlan) -> StrategyRow:
     """What a plan takes, and the largest batch with which it fits the device."""
     chain, batch = subject.chain, subject.batch
     return StrategyRow(
@@ -133,7 +133,7 @@ def strategy_row(subject: Subject, kind: Kind, name: str, plan: PricedPlan) -> S
     )
 
 
-def largest_batch_of(subject: Subject, plan: Plan) -> int:
+def largest_batch_of(subject: ProfiledNet, plan: Plan) -> int:
     """The largest batch with which a plan fits the device."""
 
     def fits(size: int) -> bool:
@@ -145,7 +145,7 @@ def largest_batch_of(subject: Subject, plan: Plan) -> int:
     return largest_batch(fits, guess=subject.batch + round(spare[0] / max(1.0, per_image)))
 
 
-def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
+def states_rows(subject: ProfiledNet) -> tuple[StatesRow, ...]:
     """Model states under plain PyTorch and each ZeRO stage, with offload and without."""
     settings = [EngineConfig(), EngineConfig(name="deepspeed")]
     for stage in (1, 2, 3):
@@ -167,7 +167,7 @@ def states_rows(subject: Subject) -> tuple[StatesRow, ...]:
     return tuple(rows)
 
 
-def stage_rows(subject: Subject) -> tuple[StageRow, ...]:
+def stage_rows(subject: ProfiledNet) -> tuple[StageRow, ...]:
     """What each stage keeps with everything kept."""
     units, rows, start = subject.chain.units, list[StageRow](), 0
     total = sum(unit.retention("all").kept_bytes for unit in units)
@@ -192,7 +192,7 @@ def _numbers_up_to(num: int) -> list[int]:
 
 
 def _no_plan(
-    subject: Subject, name: str, share: float, budget_bytes: int, smallest_bytes: int
+    subject: ProfiledNet, name: str, share: float, budget_bytes: int, smallest_bytes: int
 ) -> StrategyRow:
     memory = subject.memory(subject.batch, smallest_bytes)
     return StrategyRow(
@@ -201,7 +201,7 @@ def _no_plan(
     )  # fmt: skip
 
 
-def _below_the_floor(subject: Subject, budget_bytes: int, floor_bytes: int) -> str:
+def _below_the_floor(subject: ProfiledNet, budget_bytes: int, floor_bytes: int) -> str:
     def fits(size: int) -> bool:
         return Frontier(subject.scaling.at(size)).floor_bytes <= budget_bytes
 
@@ -213,7 +213,7 @@ def _below_the_floor(subject: Subject, budget_bytes: int, floor_bytes: int) -> s
     )
 
 
-def _model_row(subject: Subject) -> ModelRow:
+def _model_row(subject: ProfiledNet) -> ModelRow:
     model = subject.config.model
     return ModelRow(
         depth=model.depth,

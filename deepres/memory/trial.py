@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from deepres.autocast import ComputeIn
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
-from deepres.memory.subject import Subject, Target
 from deepres.out_of_memory import UntilOutOfMemory
 from deepres.recompute import Chain, Plan, UnitCost, apply_plan
 
@@ -33,7 +33,7 @@ def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Targe
     return Target(gpu.name, memory_bytes or torch.cuda.mem_get_info(device)[0], gpu)
 
 
-def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5) -> None:
+def with_measured_costs(subject: ProfiledNet, device: torch.device, repeats: int = 5) -> None:
     """Give a subject's chain the times that its units take on a device, and on a card their transient bytes.
 
     Kept bytes stay as predicted, which is exact. So do all bytes on a CPU. What a card's libraries take for a while
@@ -70,7 +70,9 @@ def with_measured_costs(subject: Subject, device: torch.device, repeats: int = 5
     subject.scaling = ScalingChain(subject.scaling.batches, chains)
 
 
-def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repeats: int = 5) -> StrategyRow:
+def measured_row(
+    subject: ProfiledNet, row: StrategyRow, device: torch.device, repeats: int = 5
+) -> StrategyRow:
     """A row with the peak and time of its plan as run on a device, or with a note that it does not fit there.
 
     Args:
@@ -93,7 +95,7 @@ def measured_row(subject: Subject, row: StrategyRow, device: torch.device, repea
 
 
 def run_plan(
-    subject: Subject, plan: Plan | None, device: torch.device, repeats: int = 5
+    subject: ProfiledNet, plan: Plan | None, device: torch.device, repeats: int = 5
 ) -> tuple[int, float | None]:
     """The peak of activations of a forward and backward pass under a plan, and its time in ms.
 

@@ -14,8 +14,8 @@ from deepres.memory.plots import (
     timeline_figure,
     units_figure,
 )
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
-from deepres.memory.subject import Subject, Target
 from deepres.recompute import Plan
 from deepres.recompute.simulate import timeline
 
@@ -29,7 +29,7 @@ def nets():
         train = {"max_steps": 1, "micro_batch_size": 64}
         model = {"depth": depth, "block": "bottleneck"}
         config = Config.model_validate({"model": model, "data": {"name": "cifar10"}, "train": train})
-        subject = Subject(config, Target(GPU.name, GPU.memory_bytes, GPU))
+        subject = ProfiledNet(config, Target(GPU.name, GPU.memory_bytes, GPU))
         found.append((subject, make_report(subject, shares=(0.75, 0.5))))
     return found
 

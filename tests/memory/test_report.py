@@ -13,8 +13,8 @@ from deepres.config import Config
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
-from deepres.memory.subject import Subject, Target
 from deepres.memory.tables import gpus_text, report_csv, report_json, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.recompute import simulate
@@ -22,14 +22,14 @@ from deepres.recompute import simulate
 GPU = find_gpu("RTX 3050")
 
 
-def make_subject(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **sections) -> Subject:
+def make_subject(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **sections) -> ProfiledNet:
     settings = {
         "model": {"depth": depth, "block": "bottleneck"},
         "data": {"name": "synthetic"},
         "train": {"max_steps": 1, "micro_batch_size": batch},
         **sections,
     }
-    return Subject(Config.model_validate(settings), Target("a device", memory_bytes, gpu))
+    return ProfiledNet(Config.model_validate(settings), Target("a device", memory_bytes, gpu))
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from deepres.config import Config
-from deepres.memory.subject import Subject, Target
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.trial import run_plan, with_measured_costs
 from deepres.models import ResidualUnit
 
 CPU = torch.device("cpu")
 
 
-def _subject(engine: str) -> Subject:
+def _subject(engine: str) -> ProfiledNet:
     settings = {
         "model": {"depth": 11, "block": "bottleneck"},
         "data": {"name": "synthetic"},
@@ -20,7 +20,7 @@ def _subject(engine: str) -> Subject:
         "precision": {"channels_last": True},
         "engine": {"name": engine},
     }
-    return Subject(Config.model_validate(settings), Target("a device", 2**30, None))
+    return ProfiledNet(Config.model_validate(settings), Target("a device", 2**30, None))
 
 
 @pytest.mark.parametrize(("engine", "is_channels_last"), [("plain", True), ("deepspeed", False)])

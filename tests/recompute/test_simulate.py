@@ -33,7 +33,7 @@ def test_the_head_adds_its_bytes_to_what_the_units_keep_or_to_their_discarded_ou
 def test_no_peak_is_below_what_is_held_while_the_stem_runs() -> None:
     chain = Chain(2, (UnitCost(1.0, 2.0, 4, (Retention("all", 10),)),) * 3, stem_bytes=39)
     assert simulate(chain, keep_all_plan(3)).peak_bytes == 40
-    assert simulate(chain, Plan(3, ((0, 3),), ("all",) * 3)).peak_bytes == 40
+    assert simulate(chain, Plan(((0, 3),), ("all",) * 3)).peak_bytes == 40
     chain = replace(chain, stem_bytes=41)
     assert simulate(chain, keep_all_plan(3)) == Simulation(41, 9.0, (1, 1, 1))
 

@@ -16,9 +16,9 @@ import torch
 from command_line import writable_file, writable_folder
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
+from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
-from deepres.memory.subject import Subject
 from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
 from deepres.memory.trial import run_plan
 from html_page import MARK, Section, page_html
@@ -57,7 +57,7 @@ def _check(options: argparse.Namespace, name: str, check: Callable[[str], Path])
 
 def write_outputs(
     options: argparse.Namespace,
-    subjects: Sequence[Subject],
+    subjects: Sequence[ProfiledNet],
     reports: Sequence[Report],
     rows: Sequence[DepthRow],
     arguments: Sequence[str] | None = None,
@@ -97,7 +97,7 @@ def write_outputs(
         print(f"wrote {path}")
 
 
-def draw(subject: Subject, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
+def draw(subject: ProfiledNet, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
     """The pictures of a net: what to append to a file's name, a description, and the picture."""
     from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 
@@ -120,7 +120,7 @@ def typical_row(report: Report) -> StrategyRow:
 
 
 def page(
-    command: str, subjects: Sequence[Subject], reports: Sequence[Report], rows: Sequence[DepthRow]
+    command: str, subjects: Sequence[ProfiledNet], reports: Sequence[Report], rows: Sequence[DepthRow]
 ) -> str:
     """The page of one or several nets."""
     depths = ", ".join(str(report.model.depth) for report in reports)

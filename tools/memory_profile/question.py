@@ -13,8 +13,8 @@ from deepres.bytesize import format_bytes
 from deepres.config import Config, ConfigError, RecomputeConfig
 from deepres.load_config import load_config
 from deepres.memory.gpus import find_gpu
+from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.run_memory import plan_for
-from deepres.memory.subject import Subject, Target
 from deepres.memory.trial import card_at_hand
 from deepres.out_of_memory import limit_device_memory
 from deepres.recompute import InfeasibleBudgetError, PricedPlan
@@ -114,7 +114,7 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     return sorted(set(depths))
 
 
-def own_plan(subject: Subject) -> PricedPlan | None:
+def own_plan(subject: ProfiledNet) -> PricedPlan | None:
     """The plan that a training configuration asks for by other means than a budget of activations.
 
     Raises:

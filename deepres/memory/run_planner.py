@@ -66,7 +66,7 @@ class PlannedRun:
         )
 
 
-class Planner:
+class RunPlanner:
     """Finds the plan that a configuration asks for.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from deepres.data.batch import Batch, DataError
 
 
-class BatchesAhead:
+class Prefetch:
     """Batches of which one is made ahead: when a step has launched its work on the device, not when it needs one.
 
     At that time the step's activations are gone, so the batch takes no memory that the step would need.

@@ -24,7 +24,7 @@ NOISE = "noise"
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredNet:
     """A net to measure.
 
     Attributes:
@@ -44,7 +44,7 @@ class Subject:
 
 def fresh_subjects(
     depth: int, variants: str, activation: Activation | None, dataset: Family
-) -> tuple[Subject, ...]:
+) -> tuple[MeasuredNet, ...]:
     """Nets at initialisation, each drawn from the same seed.
 
     Raises:
@@ -63,7 +63,7 @@ def checkpoint_subjects(
     variants: str | None,
     activation: Activation | None,
     dataset: Family | None,
-) -> tuple[Subject, ...]:
+) -> tuple[MeasuredNet, ...]:
     """A trained net, after its like at initialisation.
 
     Args:
@@ -92,7 +92,7 @@ def checkpoint_subjects(
             return build_resnet(**model.building(num_classes))
 
         name = "+".join((model.shortcut, model.activation))
-        fresh = Subject(name, model.depth, model.dataset, num_classes, config.data, build)
+        fresh = MeasuredNet(name, model.depth, model.dataset, num_classes, config.data, build)
     else:
         if depth is None:
             raise ConfigError(f"{path} is a file of weights alone: give its net's --depth")
@@ -111,12 +111,12 @@ def checkpoint_subjects(
         return net
 
     return tuple(
-        Subject(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.data, make)
+        MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.data, make)
         for when, make in (("at initialisation", fresh.net), ("trained", trained))
     )
 
 
-def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
+def batch_of(subject: MeasuredNet, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
     """Images (N, 3, H, W) and labels (N,) that a net can take, and what they are.
 
     Args:
@@ -165,7 +165,7 @@ def batch_of(subject: Subject, where: str | None, size: int, seed: int) -> tuple
     return batch.images, batch.labels, name
 
 
-def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> Subject:
+def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> MeasuredNet:
     with torch.device("meta"):
         variant.build(depth, dataset, num_classes)  # tells a mistake before anything is measured
 
@@ -173,4 +173,4 @@ def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> S
         torch.manual_seed(seed)
         return variant.build(depth, dataset, num_classes)
 
-    return Subject(variant.name, depth, dataset, num_classes, None, build)
+    return MeasuredNet(variant.name, depth, dataset, num_classes, None, build)

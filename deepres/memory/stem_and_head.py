@@ -16,7 +16,7 @@ from deepres.recompute import Chain, UnitCost
 _ONE_CALL = "a plan is of one call of the whole sequence: x = self.units(x)"
 
 
-class Ends:
+class StemAndHead:
     """Runs a model without its units.
 
     Args:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepres.data import Batch, BatchesAhead, DataError
+from deepres.data import Batch, DataError, Prefetch
 
 
 def _batch(number):
@@ -25,7 +25,7 @@ class _Made:
 
 
 def _ahead(made):
-    return BatchesAhead(iter(made), torch.device("cpu"))
+    return Prefetch(iter(made), torch.device("cpu"))
 
 
 def _take(batches, num):
@@ -97,6 +97,6 @@ def test_on_a_card_what_a_batch_launches_itself_does_not_hide_that_it_was_waited
             yield _batch(number)
 
     stream.launched = 1  # a step
-    batches = BatchesAhead(made(), torch.device("cuda", 0))
+    batches = Prefetch(made(), torch.device("cuda", 0))
     assert _take(batches, 1) == [0]
     assert (batches.waited_s() > 0) == is_step_done

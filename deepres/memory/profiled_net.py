@@ -32,7 +32,7 @@ class Target:
     gpu: Gpu | None
 
 
-class Subject:
+class ProfiledNet:
     """A run's net with its costs at any batch size; nothing is computed before it is asked for.
 
     Args:
@@ -97,9 +97,9 @@ class Subject:
         """What the target has for activations; negative if the rest alone is too much."""
         return self.target.memory_bytes - self.memory(batch).without_activations_bytes
 
-    def within(self, memory_bytes: int) -> Subject:
+    def within(self, memory_bytes: int) -> ProfiledNet:
         """The same net, costs included, on a device of other memory."""
-        other = object.__new__(Subject)
+        other = object.__new__(ProfiledNet)
         other.__dict__.update(self.__dict__)
         other.target = replace(self.target, memory_bytes=memory_bytes)
         return other

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from command_line import Parser, device, positive, writable_folder
-from deepres.analysis.measured_net import batch_of, checkpoint_subjects, fresh_subjects
+from deepres.analysis.measured_net import batch_of, checkpoint_nets, fresh_nets
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
 from deepres.net_options import ACTIVATIONS, FAMILIES
@@ -45,7 +45,12 @@ def parser() -> Parser:
         metavar="DIR",
         help="CIFAR's or an image folder's place, or `noise`; by default a run's own data, noise for other nets",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, noise and dropout")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of weights, noise and dropout (a run's own data come in its own order)",
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float64"),
@@ -76,31 +81,31 @@ def run(options: argparse.Namespace) -> None:
         argparse.ArgumentTypeError, ValueError, OSError: the question has a mistake; the message says which.
     """
     if options.checkpoint is not None:
-        subjects = checkpoint_subjects(
+        nets = checkpoint_nets(
             options.checkpoint, options.depth, options.variants, options.activation, options.dataset
         )
     elif options.depth is None:
         raise ValueError("give --depth (e.g. 110), or --checkpoint with the folder of a run")
     else:
-        subjects = fresh_subjects(
+        nets = fresh_nets(
             options.depth,
             "shortcuts" if options.variants is None else options.variants,
             options.activation,
             options.dataset or "cifar",
         )
     dtype = getattr(torch, options.dtype)
-    images, labels, data = batch_of(subjects[0], options.data, options.batch_size, options.seed)
+    images, labels, data = batch_of(nets[0], options.data, options.batch_size, options.seed)
     if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
         writable_folder(options.out)
     if options.json is not None:
         options.json.open("a").close()
     found = dict[str, Propagation]()
-    for subject in subjects:
-        net = subject.net(options.seed).to(options.device, dtype)
-        found[subject.name] = measure_propagation(
+    for measured in nets:
+        net = measured.net(options.seed).to(options.device, dtype)
+        found[measured.name] = measure_propagation(
             net, images.to(options.device, dtype), labels.to(options.device), seed=options.seed
         )
-    depth = subjects[0].depth
+    depth = nets[0].depth
     title = f"ResNet-{depth}, batch {options.batch_size} of {data}, {options.dtype}"
     print(f"{title}\n\n{propagation_text(found)}\n\n{NOTES}")
     if len(found) <= 2:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepres.analysis.variants import Variant, VariantError, parse_variants
-from deepres.config import ConfigError, DataConfig
+from deepres.config import Config, ConfigError
 from deepres.data import DataError, find_data
 from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
@@ -30,7 +30,7 @@ class MeasuredNet:
     Attributes:
         name: in tables and pictures.
         depth, dataset, num_classes: as in `build_resnet`.
-        data: the settings of the run that the net is from, if it is from one.
+        config: of the run that the net is from, if it is from one.
         net: makes it, from a seed.
     """
 
@@ -38,11 +38,11 @@ class MeasuredNet:
     depth: int
     dataset: Family
     num_classes: int
-    data: DataConfig | None
+    config: Config | None
     net: Callable[[int], ResNet]
 
 
-def fresh_subjects(
+def fresh_nets(
     depth: int, variants: str, activation: Activation | None, dataset: Family
 ) -> tuple[MeasuredNet, ...]:
     """Nets at initialisation, each drawn from the same seed.
@@ -57,7 +57,7 @@ def fresh_subjects(
     )
 
 
-def checkpoint_subjects(
+def checkpoint_nets(
     path: Path,
     depth: int | None,
     variants: str | None,
@@ -92,7 +92,7 @@ def checkpoint_subjects(
             return build_resnet(**model.building(num_classes))
 
         name = "+".join((model.shortcut, model.activation))
-        fresh = MeasuredNet(name, model.depth, model.dataset, num_classes, config.data, build)
+        fresh = MeasuredNet(name, model.depth, model.dataset, num_classes, config, build)
     else:
         if depth is None:
             raise ConfigError(f"{path} is a file of weights alone: give its net's --depth")
@@ -111,32 +111,33 @@ def checkpoint_subjects(
         return net
 
     return tuple(
-        MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.data, make)
+        MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.config, make)
         for when, make in (("at initialisation", fresh.net), ("trained", trained))
     )
 
 
-def batch_of(subject: MeasuredNet, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
+def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
     """Images (N, 3, H, W) and labels (N,) that a net can take, and what they are.
 
     Args:
-        subject: the net.
+        net: what is measured.
         where: the place of CIFAR or of an image folder; or `noise`: normal noise with labels at random. None: the
             training images of the net's run, noise for a net of no run.
         size: N.
-        seed: of noise, order and augmentation.
+        seed: of noise, and of order and augmentation for a net of no run; a run's has those of its own seed, of which
+            synthetic images are made, too.
 
     Raises:
         deepres.data.DataError: the data cannot be used.
         ConfigError: the data has no place, or more classes than the net.
     """
-    run = subject.data
-    name = _DATA_NAMES[subject.dataset] if run is None else run.name
+    run = None if net.config is None else net.config.data
+    name = _DATA_NAMES[net.dataset] if run is None else run.name
     if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
         side = (run and run.image_size) or KNOWN_SETS[name].image_size
         images = torch.randn(size, 3, side, side, generator=generator)
-        return images, torch.randint(subject.num_classes, (size,), generator=generator), NOISE
+        return images, torch.randint(net.num_classes, (size,), generator=generator), NOISE
     if run is None and name == "imagenet":
         name = "image_folder"  # a part of its classes will do
     if run is not None and where is not None and not KNOWN_SETS[name].has_root:
@@ -146,6 +147,8 @@ def batch_of(subject: MeasuredNet, where: str | None, size: int, seed: int) -> t
     settings: dict[str, Any] = {"name": name, "root": where}
     if run is not None:
         settings = {**run.finding(), "root": where or run.root}
+    if net.config is not None:
+        seed = net.config.train.seed
     try:
         source = find_data(**settings).open(micro_batch_size=size, seed=seed)
         try:
@@ -158,9 +161,9 @@ def batch_of(subject: MeasuredNet, where: str | None, size: int, seed: int) -> t
         raise DataError(
             f"the run's own data, {name}, cannot be used: {error}; give its place, --data DIR, or --data {NOISE}"
         ) from None
-    if source.info.num_classes > subject.num_classes:
+    if source.info.num_classes > net.num_classes:
         raise ConfigError(
-            f"{settings['root']} has {source.info.num_classes} classes, the net {subject.num_classes}"
+            f"{settings['root']} has {source.info.num_classes} classes, the net {net.num_classes}"
         )
     return batch.images, batch.labels, name
 

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 import deepres
 import propagation
+from deepres.analysis.measured_net import batch_of, checkpoint_nets
+from deepres.data import find_data
 from deepres.train import main as train
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +93,17 @@ def test_a_run_is_measured_beside_its_like_at_initialisation(run_dir, capsys, tm
     assert fresh["name"] == "identity+full_preactivation, at initialisation"
     assert trained["name"] == "identity+full_preactivation, trained"
     assert trained["loss"] < fresh["loss"]
+
+
+def test_synthetic_images_are_those_that_the_run_was_trained_on(tmp_path):
+    folder = trained(tmp_path / "run", "data.name=synthetic", "data.num_images=16", "train.seed=3")
+    found = find_data("synthetic", num_images=16, image_size=8).open(micro_batch_size=16, seed=3)
+    net, _ = checkpoint_nets(folder, None, None, None, None)
+    images, labels, name = batch_of(net, None, 16, seed=0)
+    (batch,) = found.train_batches(0)
+    assert name == "synthetic"
+    assert torch.equal(images, batch.images)
+    assert torch.equal(labels, batch.labels)
 
 
 def test_a_checkpoint_and_a_file_of_weights_are_the_same_net(run_dir, capsys, tmp_path):

@@ -101,15 +101,15 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
         {"model": model, "data": data, "train": train, "precision": {"compute": precision}}
     )
     target = card_at_hand(device) if on_cuda else Target("CPU", 2**40, None)
-    subject = ProfiledNet(config, target)
-    rows = chosen(make_report(subject, shares=SHARES))
+    profiled = ProfiledNet(config, target)
+    rows = chosen(make_report(profiled, shares=SHARES))
     if on_cuda:
-        with_measured_costs(subject, device, repeats=0)
+        with_measured_costs(profiled, device, repeats=0)
     for row in rows:
         assert row.plan is not None
         plan = None if row.kind == "keep all" else row.plan
-        measured_bytes, _ = run_plan(subject, plan, device, repeats=0)
-        predicted_bytes = simulate(subject.chain, row.plan).peak_bytes
+        measured_bytes, _ = run_plan(profiled, plan, device, repeats=0)
+        predicted_bytes = simulate(profiled.chain, row.plan).peak_bytes
         net = f"ResNet-{case.depth} × {batch}"
         unread_bytes = row.peak_bytes if on_cuda else None
         yield Result(net, precision, row.strategy, predicted_bytes, measured_bytes, unread_bytes)

@@ -102,31 +102,35 @@ def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> 
     check_outputs(options)
     configs = read_configs(options)
     target, device = find_target(options, configs[0])
-    subjects = [ProfiledNet(config, target, options.world_size) for config in configs]
+    profiled_nets = [ProfiledNet(config, target, options.world_size) for config in configs]
     if configs[0].train.micro_batch_size == "auto":
-        print(f"train.micro_batch_size is auto: at {subjects[0].batch} here; --batch-size sets another\n")
-    budget_bytes = options.budget or subjects[0].config.recompute.budget
+        print(
+            f"train.micro_batch_size is auto: at {profiled_nets[0].batch} here; --batch-size sets another\n"
+        )
+    budget_bytes = options.budget or profiled_nets[0].config.recompute.budget
     reports, rows = list[Report](), list[DepthRow]()
-    for subject in subjects:
+    for profiled in profiled_nets:
         if device is not None:
-            with_measured_costs(subject, device)
+            with_measured_costs(profiled, device)
         report = make_report(
-            subject,
+            profiled,
             budget_bytes=budget_bytes,
-            own_plan=own_plan(subject),
-            budget_must_fit=len(subjects) == 1,
+            own_plan=own_plan(profiled),
+            budget_must_fit=len(profiled_nets) == 1,
         )
         if device is not None:
-            report = replace(report, rows=tuple(measured_row(subject, row, device) for row in report.rows))
+            report = replace(report, rows=tuple(measured_row(profiled, row, device) for row in report.rows))
         reports.append(report)
         print(report_text(report), end="\n\n", flush=True)
         if options.capacity:
-            print(*(f"  {line}" for line in aligned(capacity_table(capacity(subject)))), sep="\n", end="\n\n")
-        if len(subjects) > 1:
-            rows.append(depth_row(subject, report))
+            print(
+                *(f"  {line}" for line in aligned(capacity_table(capacity(profiled)))), sep="\n", end="\n\n"
+            )
+        if len(profiled_nets) > 1:
+            rows.append(depth_row(profiled, report))
     if rows:
         print(depths_text(rows, growth(rows)), end="\n\n", flush=True)
-    write_outputs(options, subjects, reports, rows, arguments)
+    write_outputs(options, profiled_nets, reports, rows, arguments)
 
 
 if __name__ == "__main__":

@@ -31,23 +31,23 @@ class CapacityRow:
 
 
 def capacity(
-    subject: ProfiledNet,
+    profiled: ProfiledNet,
     cards_bytes: Sequence[int] = CARD_BYTES,
     extra_shares: Sequence[float] = EXTRA_SHARES,
 ) -> tuple[CapacityRow, ...]:
     """The largest batches of a net on cards of some memory.
 
     Args:
-        subject: the net; its target's memory does not matter. Plans are made at its batch, the smallest that take
+        profiled: the net; its target's memory does not matter. Plans are made at its batch, the smallest that take
             no more time, and then kept as the batch grows.
         cards_bytes: the cards' memory.
         extra_shares: the extra time that a plan may take, as shares of a step with everything kept; ascending.
     """
-    frontier = Frontier(subject.chain)
-    plans = [keep_all_plan(len(subject.net.units)), *map(frontier.smallest_within, extra_shares)]
+    frontier = Frontier(profiled.chain)
+    plans = [keep_all_plan(len(profiled.net.units)), *map(frontier.smallest_within, extra_shares)]
     rows = []
     for num_bytes in cards_bytes:
-        kept, *others = (largest_batch_of(subject.within(num_bytes), plan) for plan in plans)
+        kept, *others = (largest_batch_of(profiled.within(num_bytes), plan) for plan in plans)
         rows.append(CapacityRow(num_bytes, kept, tuple(others)))
     return tuple(rows)
 

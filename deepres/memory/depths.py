@@ -64,17 +64,17 @@ class Growth:
     of_times: bool = False
 
 
-def depth_row(subject: ProfiledNet, report: Report) -> DepthRow:
+def depth_row(profiled: ProfiledNet, report: Report) -> DepthRow:
     """What the strategies take at one depth.
 
     Args:
-        subject: the net.
+        profiled: the net.
         report: of it.
     """
-    frontier = Frontier(subject.chain, max_groups=60, slots=150)
+    frontier = Frontier(profiled.chain, max_groups=60, slots=150)
     keep_all, sqrt = report.row("keep all"), report.row("sqrt")
     overhead = frontier.smallest_within(OVERHEAD)
-    room = max(1, subject.room(subject.batch))
+    room = max(1, profiled.room(profiled.batch))
     memory_extra_share: float | None
     try:
         memory_extra_share = frontier.plan(room).extra_share
@@ -84,7 +84,7 @@ def depth_row(subject: ProfiledNet, report: Report) -> DepthRow:
         depth=report.model.depth,
         block=report.model.block,
         num_units=report.model.num_units,
-        batch=subject.batch,
+        batch=profiled.batch,
         keep_all_bytes=keep_all.peak_bytes,
         sqrt_bytes=sqrt.peak_bytes,
         sqrt_extra_share=sqrt.extra_share,

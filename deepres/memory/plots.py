@@ -24,15 +24,15 @@ _HIGHEST_EXTRA = 1.0
 """Plans that take more than a whole step extra are left out of pictures."""
 
 
-def frontier_figure(subject: ProfiledNet, report: Report, num_budgets: int = 12) -> Figure:
+def frontier_figure(profiled: ProfiledNet, report: Report, num_budgets: int = 12) -> Figure:
     """Time up, memory across: plans, uniform segments, keeping all, and the card.
 
     Args:
-        subject: the net.
+        profiled: the net.
         report: of it.
         num_budgets: how many more plans to make, for a smooth curve.
     """
-    chain, frontier = subject.chain, Frontier(subject.chain)
+    chain, frontier = profiled.chain, Frontier(profiled.chain)
     figure, axes = _axes()
     least, most = frontier.floor_bytes, report.row("keep all").peak_bytes
     budgets = [round(least * (most / least) ** (k / num_budgets)) for k in range(num_budgets + 1)]
@@ -70,10 +70,10 @@ def frontier_figure(subject: ProfiledNet, report: Report, num_budgets: int = 12)
     return figure
 
 
-def timeline_figure(subject: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
+def timeline_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
     """The bytes of a step under a row's plan, over time, by kind."""
     assert row.plan is not None
-    moments = timeline(subject.chain, row.plan)
+    moments = timeline(profiled.chain, row.plan)
     times, kinds = [0.0], [list[float]() for _ in range(5)]
     for moment in moments:
         times.append(times[-1] + moment.duration_ms)
@@ -116,14 +116,14 @@ def timeline_figure(subject: ProfiledNet, report: Report, row: StrategyRow) -> F
     return figure
 
 
-def units_figure(subject: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
+def units_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
     """What each unit holds when the forward phase is over: with everything kept, and under a row's plan."""
     assert row.plan is not None
     figure, axes = _axes()
-    num_units = len(subject.chain.units)
+    num_units = len(profiled.chain.units)
     edges = list(range(num_units + 1))
-    everything = [unit.retention("all").kept_bytes for unit in subject.chain.units]
-    inputs, kept = held_at_the_turn(subject.chain, row.plan)
+    everything = [unit.retention("all").kept_bytes for unit in profiled.chain.units]
+    inputs, kept = held_at_the_turn(profiled.chain, row.plan)
     axes.stairs(everything, edges, color=GREY, linewidth=1.5, label="everything kept")
     both = [a + b for a, b in zip(inputs, kept, strict=True)]
     axes.stairs(both, edges, fill=True, color=BLUE, label=f"{row.strategy}: kept activations")

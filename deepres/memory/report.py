@@ -33,7 +33,7 @@ SHARES = (0.75, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 
 
 def make_report(
-    subject: ProfiledNet,
+    profiled: ProfiledNet,
     *,
     budget_bytes: int | None = None,
     shares: Sequence[float] = SHARES,
@@ -43,7 +43,7 @@ def make_report(
     """Predict a net under every strategy.
 
     Args:
-        subject: the net.
+        profiled: the net.
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
         own_plan: one more plan, which the run's configuration asks for.
@@ -52,12 +52,12 @@ def make_report(
     Raises:
         ValueError: there is none, and there must be; the message has the floor and the largest batch that fits.
     """
-    chain, frontier = subject.chain, Frontier(subject.chain)
+    chain, frontier = profiled.chain, Frontier(profiled.chain)
     if budget_bytes is not None and budget_must_fit and budget_bytes < frontier.floor_bytes:
-        raise ValueError(_below_the_floor(subject, budget_bytes, frontier.floor_bytes))
-    rows = [strategy_row(subject, *strategy) for strategy in fixed_plans(chain)]
+        raise ValueError(_below_the_floor(profiled, budget_bytes, frontier.floor_bytes))
+    rows = [strategy_row(profiled, *strategy) for strategy in fixed_plans(chain)]
     if own_plan is not None:
-        rows.append(strategy_row(subject, "own", "the configuration's", own_plan))
+        rows.append(strategy_row(profiled, "own", "the configuration's", own_plan))
     keep_all_bytes = rows[0].peak_bytes
     budgets = [(share, round(share * keep_all_bytes), f"{100 * share:.3g} %") for share in shares]
     if budget_bytes is not None:
@@ -68,9 +68,9 @@ def make_report(
         try:
             plan = frontier.plan(num_bytes)
         except InfeasibleBudgetError as error:
-            rows.append(_no_plan(subject, name, share, num_bytes, error.smallest_bytes))
+            rows.append(_no_plan(profiled, name, share, num_bytes, error.smallest_bytes))
             continue
-        row = strategy_row(subject, "budget", name, plan)
+        row = strategy_row(profiled, "budget", name, plan)
         rows.append(
             replace(
                 row,
@@ -79,19 +79,19 @@ def make_report(
                 least_extra_share=frontier.least_extra_share(num_bytes),
             )
         )
-    rows.append(strategy_row(subject, "floor", "plan at the floor", frontier.floor))
-    memory = subject.memory(subject.batch)
+    rows.append(strategy_row(profiled, "floor", "plan at the floor", frontier.floor))
+    memory = profiled.memory(profiled.batch)
     return Report(
-        model=_model_row(subject),
-        engine=_engine_name(subject.config.engine),
-        device=subject.target.name,
-        device_bytes=subject.target.memory_bytes,
+        model=_model_row(profiled),
+        engine=_engine_name(profiled.config.engine),
+        device=profiled.target.name,
+        device_bytes=profiled.target.memory_bytes,
         other_bytes=memory.without_activations_bytes,
         images_bytes=memory.batch_bytes,
         workspace_bytes=memory.workspace_bytes,
-        states=states_rows(subject),
-        stages=stage_rows(subject),
-        ends_bytes=keep_all_bytes - sum(row.kept_bytes for row in stage_rows(subject)),
+        states=states_rows(profiled),
+        stages=stage_rows(profiled),
+        ends_bytes=keep_all_bytes - sum(row.kept_bytes for row in stage_rows(profiled)),
         rows=tuple(rows),
         units_per_group=frontier.units_per_group,
     )
@@ -112,9 +112,9 @@ def fixed_plans(chain: Chain) -> list[tuple[Kind, str, PricedPlan]]:
     ]
 
 
-def strategy_row(subject: ProfiledNet, kind: Kind, name: str, plan: PricedPlan) -> StrategyRow:
+def strategy_row(profiled: ProfiledNet, kind: Kind, name: str, plan: PricedPlan) -> StrategyRow:
     """What a plan takes, and the largest batch with which it fits the device."""
-    chain, batch = subject.chain, subject.batch
+    chain, batch = profiled.chain, profiled.batch
     return StrategyRow(
         kind=kind,
         strategy=name,
@@ -122,30 +122,30 @@ def strategy_row(subject: ProfiledNet, kind: Kind, name: str, plan: PricedPlan) 
         budget_bytes=None,
         plan=plan,
         peak_bytes=plan.peak_bytes,
-        total_bytes=subject.memory(batch, plan.peak_bytes).total_bytes,
+        total_bytes=profiled.memory(batch, plan.peak_bytes).total_bytes,
         extra_forwards=sum(simulate(chain, plan).forward_runs) / plan.num_units - 1,
         extra_share=plan.extra_share,
         least_extra_share=None,
         step_ms=plan.total_ms,
         images_per_s=1000 * batch / plan.total_ms,
-        largest_batch=largest_batch_of(subject, plan),
-        fits=plan.peak_bytes <= subject.room(batch),
+        largest_batch=largest_batch_of(profiled, plan),
+        fits=plan.peak_bytes <= profiled.room(batch),
     )
 
 
-def largest_batch_of(subject: ProfiledNet, plan: Plan) -> int:
+def largest_batch_of(profiled: ProfiledNet, plan: Plan) -> int:
     """The largest batch with which a plan fits the device."""
 
     def fits(size: int) -> bool:
-        return simulate(subject.scaling.at(size), plan).peak_bytes <= subject.room(size)
+        return simulate(profiled.scaling.at(size), plan).peak_bytes <= profiled.room(size)
 
-    sizes = (subject.batch, 2 * subject.batch)
-    spare = [subject.room(size) - simulate(subject.scaling.at(size), plan).peak_bytes for size in sizes]
-    per_image = (spare[0] - spare[1]) / subject.batch
-    return largest_batch(fits, guess=subject.batch + round(spare[0] / max(1.0, per_image)))
+    sizes = (profiled.batch, 2 * profiled.batch)
+    spare = [profiled.room(size) - simulate(profiled.scaling.at(size), plan).peak_bytes for size in sizes]
+    per_image = (spare[0] - spare[1]) / profiled.batch
+    return largest_batch(fits, guess=profiled.batch + round(spare[0] / max(1.0, per_image)))
 
 
-def states_rows(subject: ProfiledNet) -> tuple[StatesRow, ...]:
+def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
     """Model states under plain PyTorch and each ZeRO stage, with offload and without."""
     settings = [EngineConfig(), EngineConfig(name="deepspeed")]
     for stage in (1, 2, 3):
@@ -153,25 +153,25 @@ def states_rows(subject: ProfiledNet) -> tuple[StatesRow, ...]:
         settings.append(
             settings[-1].model_copy(update={"offload_optimizer": True, "offload_parameters": stage == 3})
         )
-    bucket = {"bucket_mb": subject.config.engine.bucket_mb}
+    bucket = {"bucket_mb": profiled.config.engine.bucket_mb}
     rows = []
     for engine in (setting.model_copy(update=bucket) for setting in settings):
         states = model_states(
-            subject.num_parameters,
+            profiled.num_parameters,
             engine,
-            subject.world_size,
-            has_momentum=subject.config.optim.momentum > 0,
-            accumulates=accumulates(subject.config.train, subject.batch, subject.world_size),
+            profiled.world_size,
+            has_momentum=profiled.config.optim.momentum > 0,
+            accumulates=accumulates(profiled.config.train, profiled.batch, profiled.world_size),
         )
         rows.append(StatesRow(_engine_name(engine), states))
     return tuple(rows)
 
 
-def stage_rows(subject: ProfiledNet) -> tuple[StageRow, ...]:
+def stage_rows(profiled: ProfiledNet) -> tuple[StageRow, ...]:
     """What each stage keeps with everything kept."""
-    units, rows, start = subject.chain.units, list[StageRow](), 0
+    units, rows, start = profiled.chain.units, list[StageRow](), 0
     total = sum(unit.retention("all").kept_bytes for unit in units)
-    for stage, num_units in enumerate(subject.net.units_per_stage, start=1):
+    for stage, num_units in enumerate(profiled.net.units_per_stage, start=1):
         own = units[start : start + num_units]
         kept_bytes = sum(unit.retention("all").kept_bytes for unit in own)
         rows.append(StageRow(stage, num_units, own[-1].output_bytes, kept_bytes, kept_bytes / total))
@@ -192,41 +192,43 @@ def _numbers_up_to(num: int) -> list[int]:
 
 
 def _no_plan(
-    subject: ProfiledNet, name: str, share: float, budget_bytes: int, smallest_bytes: int
+    profiled: ProfiledNet, name: str, share: float, budget_bytes: int, smallest_bytes: int
 ) -> StrategyRow:
-    memory = subject.memory(subject.batch, smallest_bytes)
+    memory = profiled.memory(profiled.batch, smallest_bytes)
     return StrategyRow(
         "budget", name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
         math.nan, math.nan, None, math.nan, math.nan, 0, fits=False,
     )  # fmt: skip
 
 
-def _below_the_floor(subject: ProfiledNet, budget_bytes: int, floor_bytes: int) -> str:
+def _below_the_floor(profiled: ProfiledNet, budget_bytes: int, floor_bytes: int) -> str:
     def fits(size: int) -> bool:
-        return Frontier(subject.scaling.at(size)).floor_bytes <= budget_bytes
+        return Frontier(profiled.scaling.at(size)).floor_bytes <= budget_bytes
 
-    batch = largest_batch(fits, most=subject.batch, guess=max(1, subject.batch * budget_bytes // floor_bytes))
+    batch = largest_batch(
+        fits, most=profiled.batch, guess=max(1, profiled.batch * budget_bytes // floor_bytes)
+    )
     advice = f"a batch of {batch} would fit" if batch else "not even a batch of 1 would fit"
     return (
-        f"no plan fits a budget of {format_bytes(budget_bytes)} at batch {subject.batch}: the smallest that any plan "
+        f"no plan fits a budget of {format_bytes(budget_bytes)} at batch {profiled.batch}: the smallest that any plan "
         f"needs is {format_bytes(floor_bytes)} ({floor_bytes} bytes); {advice}"
     )
 
 
-def _model_row(subject: ProfiledNet) -> ModelRow:
-    model = subject.config.model
+def _model_row(profiled: ProfiledNet) -> ModelRow:
+    model = profiled.config.model
     return ModelRow(
         depth=model.depth,
         dataset=model.dataset,
         block=model.block or default_block(model.depth, model.dataset),
         activation=model.activation,
         shortcut=model.shortcut,
-        units_per_stage=subject.net.units_per_stage,
-        num_units=len(subject.net.units),
-        num_parameters=subject.num_parameters,
-        multiply_adds=subject.multiply_adds,
-        batch=subject.batch,
-        image_size=subject.image_size,
-        precision=subject.config.precision.compute,
-        world_size=subject.world_size,
+        units_per_stage=profiled.net.units_per_stage,
+        num_units=len(profiled.net.units),
+        num_parameters=profiled.num_parameters,
+        multiply_adds=profiled.multiply_adds,
+        batch=profiled.batch,
+        image_size=profiled.image_size,
+        precision=profiled.config.precision.compute,
+        world_size=profiled.world_size,
     )

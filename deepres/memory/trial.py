@@ -33,14 +33,14 @@ def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Targe
     return Target(gpu.name, memory_bytes or torch.cuda.mem_get_info(device)[0], gpu)
 
 
-def with_measured_costs(subject: ProfiledNet, device: torch.device, repeats: int = 5) -> None:
-    """Give a subject's chain the times that its units take on a device, and on a card their transient bytes.
+def with_measured_costs(profiled: ProfiledNet, device: torch.device, repeats: int = 5) -> None:
+    """Give a net's chain the times that its units take on a device, and on a card their transient bytes.
 
     Kept bytes stay as predicted, which is exact. So do all bytes on a CPU. What a card's libraries take for a while
     cannot be predicted: it depends on the algorithms that they choose there.
 
     Args:
-        subject: the net; its chain is replaced. At other batches it is as if both grew with the batch, which
+        profiled: the net; its chain is replaced. At other batches it is as if both grew with the batch, which
             algorithms need not do.
         device: where to measure.
         repeats: how often each time is taken; with 0 all times are 0.
@@ -48,11 +48,11 @@ def with_measured_costs(subject: ProfiledNet, device: torch.device, repeats: int
     Raises:
         ValueError: the device does not even hold the run of a single unit.
     """
-    shape = (subject.batch, 3, subject.image_size, subject.image_size)
-    precision = subject.config.precision
+    shape = (profiled.batch, 3, profiled.image_size, profiled.image_size)
+    precision = profiled.config.precision
     with UntilOutOfMemory() as attempt:
         measured = measure_chain(
-            subject.net,
+            profiled.net,
             shape,
             device,
             precision.dtype,
@@ -61,32 +61,32 @@ def with_measured_costs(subject: ProfiledNet, device: torch.device, repeats: int
         )
     if attempt.ran_out:
         raise ValueError(
-            f"this device has no memory to measure a single unit at batch {subject.batch}: lower the batch"
+            f"this device has no memory to measure a single unit at batch {profiled.batch}: lower the batch"
         )
-    first, second = subject.scaling.chains
-    ratio = subject.scaling.batches[1] / subject.scaling.batches[0]
+    first, second = profiled.scaling.chains
+    ratio = profiled.scaling.batches[1] / profiled.scaling.batches[0]
     as_measured = partial(_as_measured, first=first, measured=measured, with_bytes=device.type == "cuda")
     chains = as_measured(first, factor=1.0), as_measured(second, factor=ratio)
-    subject.scaling = ScalingChain(subject.scaling.batches, chains)
+    profiled.scaling = ScalingChain(profiled.scaling.batches, chains)
 
 
 def measured_row(
-    subject: ProfiledNet, row: StrategyRow, device: torch.device, repeats: int = 5
+    profiled: ProfiledNet, row: StrategyRow, device: torch.device, repeats: int = 5
 ) -> StrategyRow:
     """A row with the peak and time of its plan as run on a device, or with a note that it does not fit there.
 
     Args:
-        subject: the net.
+        profiled: the net.
         row: what was predicted.
         device: the device at hand.
         repeats: steps that are timed; their median counts, as of the units' times.
     """
     if row.plan is None:
         return row
-    if device.type != "cuda" and row.peak_bytes > subject.room(subject.batch):
+    if device.type != "cuda" and row.peak_bytes > profiled.room(profiled.batch):
         return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
     with UntilOutOfMemory() as attempt:
-        peak_bytes, ms = run_plan(subject, row.plan, device, repeats)
+        peak_bytes, ms = run_plan(profiled, row.plan, device, repeats)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if attempt.ran_out:
@@ -95,20 +95,20 @@ def measured_row(
 
 
 def run_plan(
-    subject: ProfiledNet, plan: Plan | None, device: torch.device, repeats: int = 5
+    profiled: ProfiledNet, plan: Plan | None, device: torch.device, repeats: int = 5
 ) -> tuple[int, float | None]:
     """The peak of activations of a forward and backward pass under a plan, and its time in ms.
 
     Args:
-        subject: the net.
+        profiled: the net.
         plan: None keeps everything, without a plan.
         device: where to run it.
         repeats: how many steps are timed; 0 measures bytes alone, and gives None.
     """
-    net, size, precision = subject.net.to(device), subject.image_size, subject.config.precision
-    images = torch.randn(subject.batch, 3, size, size, device=device)
+    net, size, precision = profiled.net.to(device), profiled.image_size, profiled.config.precision
+    images = torch.randn(profiled.batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=precision.memory_format)
-    labels = torch.zeros(subject.batch, dtype=torch.long, device=device)
+    labels = torch.zeros(profiled.batch, dtype=torch.long, device=device)
     compute = ComputeIn(net, precision.dtype, device.type)
     apply_plan(net, plan)
     try:

@@ -29,8 +29,8 @@ def nets():
         train = {"max_steps": 1, "micro_batch_size": 64}
         model = {"depth": depth, "block": "bottleneck"}
         config = Config.model_validate({"model": model, "data": {"name": "cifar10"}, "train": train})
-        subject = ProfiledNet(config, Target(GPU.name, GPU.memory_bytes, GPU))
-        found.append((subject, make_report(subject, shares=(0.75, 0.5))))
+        profiled = ProfiledNet(config, Target(GPU.name, GPU.memory_bytes, GPU))
+        found.append((profiled, make_report(profiled, shares=(0.75, 0.5))))
     return found
 
 
@@ -44,8 +44,8 @@ def _is_labelled(axes):
 
 
 def test_the_frontier_falls_and_begins_with_everything_kept(nets):
-    subject, report = nets[0]
-    figure = frontier_figure(subject, report, num_budgets=4)
+    profiled, report = nets[0]
+    figure = frontier_figure(profiled, report, num_budgets=4)
     (axes,) = figure.axes
     assert _is_labelled(axes)
     assert "%" in axes.get_ylabel()
@@ -60,9 +60,9 @@ def test_the_frontier_falls_and_begins_with_everything_kept(nets):
 
 
 def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):
-    subject, report = nets[0]
+    profiled, report = nets[0]
     row = report.rows[5]
-    figure = timeline_figure(subject, report, row)
+    figure = timeline_figure(profiled, report, row)
     (axes,) = figure.axes
     assert _is_labelled(axes)
     assert _labels(figure)[::-1] == [
@@ -73,25 +73,25 @@ def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):
         "transient",
     ]
     top = max(path.vertices[:, 1].max() for area in axes.collections for path in area.get_paths())
-    in_steps = max(moment.total_bytes for moment in timeline(subject.chain, row.plan))
+    in_steps = max(moment.total_bytes for moment in timeline(profiled.chain, row.plan))
     assert top == pytest.approx(in_steps + report.other_bytes)
     assert axes.get_xlim()[1] == pytest.approx(row.step_ms)
 
 
 def test_what_units_hold_is_what_the_simulator_has_at_the_turn(nets):
-    subject, report = nets[0]
+    profiled, report = nets[0]
     for plan in (report.rows[0].plan, report.rows[2].plan, Plan(((0, 5), (1, 4), (6, 8)), ("all",) * 9)):
-        inputs, kept = held_at_the_turn(subject.chain, plan)
-        turn = next(m for m in timeline(subject.chain, plan) if m.action.value == "head")
+        inputs, kept = held_at_the_turn(profiled.chain, plan)
+        turn = next(m for m in timeline(profiled.chain, plan) if m.action.value == "head")
         assert sum(kept) == turn.kept_bytes
         # x_L, if the last unit was discarded, is held for the head.
-        x_L = 0 if kept[-1] else subject.chain.state_bytes[-1]
+        x_L = 0 if kept[-1] else profiled.chain.state_bytes[-1]
         assert sum(inputs) + x_L == turn.kept_input_bytes
-    assert _is_labelled(units_figure(subject, report, report.rows[5]).axes[0])
+    assert _is_labelled(units_figure(profiled, report, report.rows[5]).axes[0])
 
 
 def test_depths_are_two_panels_with_a_point_for_each_net(nets):
-    figure = depths_figure([depth_row(subject, report) for subject, report in nets])
+    figure = depths_figure([depth_row(profiled, report) for profiled, report in nets])
     assert len(figure.axes) == 2
     for axes in figure.axes:
         assert _is_labelled(axes)
@@ -99,8 +99,8 @@ def test_depths_are_two_panels_with_a_point_for_each_net(nets):
 
 
 def test_pictures_are_large_enough_to_be_read(nets, tmp_path):
-    subject, report = nets[0]
-    figure = units_figure(subject, report, report.rows[5])
+    profiled, report = nets[0]
+    figure = units_figure(profiled, report, report.rows[5])
     figure.savefig(tmp_path / "x.png")
     width, height = struct.unpack(">II", (tmp_path / "x.png").read_bytes()[16:24])
     assert width >= 1000

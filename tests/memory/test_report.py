@@ -22,7 +22,7 @@ from deepres.recompute import simulate
 GPU = find_gpu("RTX 3050")
 
 
-def make_subject(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **sections) -> ProfiledNet:
+def profiled_net(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **sections) -> ProfiledNet:
     settings = {
         "model": {"depth": depth, "block": "bottleneck"},
         "data": {"name": "synthetic"},
@@ -33,16 +33,16 @@ def make_subject(depth=29, batch=16, memory_bytes=GPU.memory_bytes, gpu=GPU, **s
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return make_subject()
+def profiled():
+    return profiled_net()
 
 
 @pytest.fixture(scope="module")
-def report(subject):
-    return make_report(subject)
+def report(profiled):
+    return make_report(profiled)
 
 
-def test_every_row_is_what_the_simulator_says_of_its_plan(subject, report):
+def test_every_row_is_what_the_simulator_says_of_its_plan(profiled, report):
     assert [row.strategy.split(",")[0] for row in report.rows[:4]] == [
         "keep all", "a segment per unit", "√units", "best uniform",
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def test_every_row_is_what_the_simulator_says_of_its_plan(subject, report):
         if row.plan is None:
             assert row.peak_bytes == report.rows[-1].peak_bytes > row.budget_bytes
             continue
-        cost = simulate(subject.chain, row.plan)
+        cost = simulate(profiled.chain, row.plan)
         assert (row.peak_bytes, row.step_ms) == (cost.peak_bytes, cost.total_ms)
         assert row.extra_forwards == pytest.approx(sum(cost.forward_runs) / 9 - 1)
         assert row.images_per_s == pytest.approx(16_000 / cost.total_ms)
@@ -61,10 +61,10 @@ def test_every_row_is_what_the_simulator_says_of_its_plan(subject, report):
             assert row.least_extra_share <= row.extra_share + 1e-9
 
 
-def test_the_largest_batch_fits_and_one_more_does_not(subject, report):
+def test_the_largest_batch_fits_and_one_more_does_not(profiled, report):
     row = report.rows[0]
     for batch, fits in ((row.largest_batch, True), (row.largest_batch + 1, False)):
-        larger = make_subject(batch=batch)
+        larger = profiled_net(batch=batch)
         peak = simulate(larger.chain, row.plan).peak_bytes
         assert (larger.memory(batch, peak).total_bytes <= GPU.memory_bytes) is fits
 
@@ -80,7 +80,7 @@ def test_states_are_a_row_for_each_engine_and_shrink_without_momentum(report):
     assert names == [
         "plain", "ZeRO 0", "ZeRO 1", "ZeRO 1, offload", "ZeRO 2", "ZeRO 2, offload", "ZeRO 3", "ZeRO 3, offload",
     ]  # fmt: skip
-    without = make_report(make_subject(optim={"momentum": 0.0}))
+    without = make_report(profiled_net(optim={"momentum": 0.0}))
     plain, plain_without = report.states[0], without.states[0]
     assert plain.states.optimizer_bytes == 4 * report.model.num_parameters
     assert plain_without.states.optimizer_bytes == 0
@@ -89,18 +89,18 @@ def test_states_are_a_row_for_each_engine_and_shrink_without_momentum(report):
 
 
 def test_parameters_and_multiply_adds_are_the_papers():
-    model = make_report(make_subject(164), shares=()).model
+    model = make_report(profiled_net(164), shares=()).model
     assert model.num_parameters == 1_703_258
     assert model.multiply_adds == pytest.approx(244.5e6, rel=0.002)
 
 
-def test_a_budget_below_the_floor_is_refused_with_the_floor_and_the_batch_that_would_fit(subject, report):
+def test_a_budget_below_the_floor_is_refused_with_the_floor_and_the_batch_that_would_fit(profiled, report):
     floor = report.rows[-1].peak_bytes
     with pytest.raises(ValueError, match=f"{floor} bytes.; a batch of 7 would fit"):
-        make_report(subject, budget_bytes=floor // 2)
+        make_report(profiled, budget_bytes=floor // 2)
     with pytest.raises(ValueError, match="not even a batch of 1 would fit"):
-        make_report(subject, budget_bytes=1)
-    named = make_report(subject, budget_bytes=floor, shares=())
+        make_report(profiled, budget_bytes=1)
+    named = make_report(profiled, budget_bytes=floor, shares=())
     assert named.rows[4].budget_bytes == floor == named.rows[4].peak_bytes
 
 
@@ -134,8 +134,8 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
 
 
 def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_segments():
-    subjects = [make_subject(depth) for depth in (56, 83, 164)]
-    rows = [depth_row(subject, make_report(subject, shares=())) for subject in subjects]
+    profiled_nets = [profiled_net(depth) for depth in (56, 83, 164)]
+    rows = [depth_row(profiled, make_report(profiled, shares=())) for profiled in profiled_nets]
     laws = {law.what: law for law in growth(rows) if law.exponent is not None}
     assert laws["keep all"].exponent == pytest.approx(1.0, abs=0.03)
     assert 0.35 < laws["√units"].exponent < 0.7
@@ -168,8 +168,8 @@ def test_extra_times_of_nets_with_as_many_units_have_no_law():
     assert not any(law.of_times for law in growth(rows))
 
 
-def test_more_extra_time_and_more_memory_train_larger_batches(subject):
-    rows = capacity(subject, (1 * 2**30, 2 * 2**30), (0.1, 0.2))
+def test_more_extra_time_and_more_memory_train_larger_batches(profiled):
+    rows = capacity(profiled, (1 * 2**30, 2 * 2**30), (0.1, 0.2))
     for row in rows:
         assert 0 < row.keep_all_batch < row.plan_batches[0] < row.plan_batches[1]
     assert rows[0].plan_batches < rows[1].plan_batches
@@ -182,11 +182,11 @@ def test_more_extra_time_and_more_memory_train_larger_batches(subject):
 
 
 def test_measured_columns_stand_beside_the_predicted_and_what_does_not_fit_says_so():
-    subject = make_subject(gpu=None, memory_bytes=2**33)
+    profiled = profiled_net(gpu=None, memory_bytes=2**33)
     device = torch.device("cpu")
-    with_measured_costs(subject, device, repeats=1)
-    report = make_report(subject, shares=(0.5,))
-    small = make_subject(gpu=None, memory_bytes=report.rows[0].total_bytes - 1)
+    with_measured_costs(profiled, device, repeats=1)
+    report = make_report(profiled, shares=(0.5,))
+    small = profiled_net(gpu=None, memory_bytes=report.rows[0].total_bytes - 1)
     rows = [measured_row(small, row, device, repeats=1) for row in report.rows]
     assert rows[0].measured_peak_bytes is None
     assert rows[0].measured_note == "does not fit"

@@ -12,7 +12,7 @@ from deepres.models import ResidualUnit
 CPU = torch.device("cpu")
 
 
-def _subject(engine: str) -> ProfiledNet:
+def _profiled(engine: str) -> ProfiledNet:
     settings = {
         "model": {"depth": 11, "block": "bottleneck"},
         "data": {"name": "synthetic"},
@@ -25,7 +25,7 @@ def _subject(engine: str) -> ProfiledNet:
 
 @pytest.mark.parametrize(("engine", "is_channels_last"), [("plain", True), ("deepspeed", False)])
 def test_parameters_are_laid_out_as_the_engine_has_them(engine, is_channels_last):
-    subject, seen = _subject(engine), set[bool]()
+    profiled, seen = _profiled(engine), set[bool]()
 
     def look(unit: nn.Module, *_: object) -> None:
         weight = unit.convs[1].weight
@@ -33,12 +33,12 @@ def test_parameters_are_laid_out_as_the_engine_has_them(engine, is_channels_last
 
     hooks = [
         module.register_forward_pre_hook(look)
-        for module in subject.net.units.modules()
+        for module in profiled.net.units.modules()
         if isinstance(module, ResidualUnit)
     ]
-    run_plan(subject, None, CPU, repeats=1)
-    with_measured_costs(subject, CPU, repeats=1)
+    run_plan(profiled, None, CPU, repeats=1)
+    with_measured_costs(profiled, CPU, repeats=1)
     for hook in hooks:
         hook.remove()
     assert seen == {is_channels_last}
-    assert all(p.grad is None for p in subject.net.parameters())
+    assert all(p.grad is None for p in profiled.net.parameters())

@@ -57,7 +57,7 @@ def _check(options: argparse.Namespace, name: str, check: Callable[[str], Path])
 
 def write_outputs(
     options: argparse.Namespace,
-    subjects: Sequence[ProfiledNet],
+    profiled_nets: Sequence[ProfiledNet],
     reports: Sequence[Report],
     rows: Sequence[DepthRow],
     arguments: Sequence[str] | None = None,
@@ -66,7 +66,7 @@ def write_outputs(
 
     Args:
         options: the command line, read.
-        subjects, reports: of each net.
+        profiled_nets, reports: of each net.
         rows: of several depths.
         arguments: the command line; None: this process's.
     """
@@ -82,30 +82,30 @@ def write_outputs(
     if options.snapshot is not None:
         row = typical_row(reports[0])
         with recorded_memory(options.snapshot, torch.device("cuda", 0)):
-            run_plan(subjects[0], row.plan, torch.device("cuda", 0), repeats=1)
+            run_plan(profiled_nets[0], row.plan, torch.device("cuda", 0), repeats=1)
         print(
             f"wrote {options.snapshot}: a step under the {row.strategy}; drop it on https://pytorch.org/memory_viz"
         )
     if options.plot is not None:
-        for name, (_, figure) in draw(subjects[-1], reports[-1], rows).items():
+        for name, (_, figure) in draw(profiled_nets[-1], reports[-1], rows).items():
             path = options.plot.with_stem(options.plot.stem + name)
             figure.savefig(path)
             print(f"wrote {path}")
     if options.html is not None:
         path = options.html / "index.html"
-        path.write_text(page(command, subjects, reports, rows), encoding="utf-8")
+        path.write_text(page(command, profiled_nets, reports, rows), encoding="utf-8")
         print(f"wrote {path}")
 
 
-def draw(subject: ProfiledNet, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
+def draw(profiled: ProfiledNet, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
     """The pictures of a net: what to append to a file's name, a description, and the picture."""
     from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 
     row = typical_row(report)
     pictures = {
-        "": ("extra time against the peak of activations", frontier_figure(subject, report)),
-        "-step": (f"bytes over a step under the {row.strategy}", timeline_figure(subject, report, row)),
-        "-units": ("bytes held by each unit when backward begins", units_figure(subject, report, row)),
+        "": ("extra time against the peak of activations", frontier_figure(profiled, report)),
+        "-step": (f"bytes over a step under the {row.strategy}", timeline_figure(profiled, report, row)),
+        "-units": ("bytes held by each unit when backward begins", units_figure(profiled, report, row)),
     }
     if rows:
         pictures["-depths"] = ("peak and extra time against depth", depths_figure(rows))
@@ -120,7 +120,7 @@ def typical_row(report: Report) -> StrategyRow:
 
 
 def page(
-    command: str, subjects: Sequence[ProfiledNet], reports: Sequence[Report], rows: Sequence[DepthRow]
+    command: str, profiled_nets: Sequence[ProfiledNet], reports: Sequence[Report], rows: Sequence[DepthRow]
 ) -> str:
     """The page of one or several nets."""
     depths = ", ".join(str(report.model.depth) for report in reports)
@@ -130,8 +130,8 @@ def page(
 
         tables = [("", depths_table(rows)), ("Fitted growth", laws_table(rows, growth(rows)))]
         sections.append(Section("How it grows with depth", (), tables, [("growth", depths_figure(rows))]))
-    for subject, report in zip(subjects, reports, strict=True):
-        pictures = draw(subject, report, ())
+    for profiled, report in zip(profiled_nets, reports, strict=True):
+        pictures = draw(profiled, report, ())
         name = f"ResNet-{report.model.depth}: "
         sections += [
             Section(
@@ -140,7 +140,7 @@ def page(
                 [("", trade_table(report))],
                 [pictures[""]],
             ),
-            Section(f"{name}what a card trains", (), [("", capacity_table(capacity(subject)))]),
+            Section(f"{name}what a card trains", (), [("", capacity_table(capacity(profiled)))]),
             Section(
                 f"{name}a step, and where its bytes sit", (), (), [pictures["-step"], pictures["-units"]]
             ),

@@ -114,22 +114,22 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     return sorted(set(depths))
 
 
-def own_plan(subject: ProfiledNet) -> PricedPlan | None:
+def own_plan(profiled: ProfiledNet) -> PricedPlan | None:
     """The plan that a training configuration asks for by other means than a budget of activations.
 
     Raises:
         ValueError, OSError: there is no such plan.
     """
-    recompute = subject.config.recompute
+    recompute = profiled.config.recompute
     if recompute.budget is not None or recompute == RecomputeConfig():
         return None
-    other_bytes = subject.memory(subject.batch).without_activations_bytes
+    other_bytes = profiled.memory(profiled.batch).without_activations_bytes
     try:
-        return plan_for(recompute, subject.chain, other_bytes, subject.target.memory_bytes)
+        return plan_for(recompute, profiled.chain, other_bytes, profiled.target.memory_bytes)
     except InfeasibleBudgetError as error:
         raise ValueError(
-            f"recompute.device_memory: nothing fits {format_bytes(subject.target.memory_bytes)}: at batch "
-            f"{subject.batch} a run takes at least {format_bytes(other_bytes + error.smallest_bytes)}: "
+            f"recompute.device_memory: nothing fits {format_bytes(profiled.target.memory_bytes)}: at batch "
+            f"{profiled.batch} a run takes at least {format_bytes(other_bytes + error.smallest_bytes)}: "
             "raise it, or lower --batch-size"
         ) from None
 

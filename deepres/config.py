@@ -23,6 +23,9 @@ from deepres.conflicts import first_conflict
 from deepres.known_sets import Augmentation, Normalize, SetName
 from deepres.net_options import Activation, Block, Family, Matching, Preactivation, ShortcutName, StrideOn
 
+FP32_BYTES = 4
+"""Of a parameter, its gradient and its momentum, in whatever the net is computed."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for the person who wrote it."""
@@ -236,7 +239,7 @@ class EngineConfig(_Section):
 
     def bucket_elements(self, num_parameters: int) -> int:
         """How many fp32 gradients are communicated at once, of a model of so many parameters."""
-        return max(1, min(int(self.bucket_mb * 1e6 / 4), num_parameters))
+        return max(1, min(int(self.bucket_mb * 1e6 / FP32_BYTES), num_parameters))
 
 
 class RecomputeConfig(_Section):

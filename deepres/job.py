@@ -29,9 +29,9 @@ from deepres.models import ResNet, compile_units
 from deepres.out_of_memory import (
     UntilOutOfMemory,
     free_device_bytes,
-    halve_until_it_fits,
     limit_device_memory,
     out_of_memory,
+    shrink_until_it_fits,
 )
 from deepres.recompute import apply_plan
 from deepres.restoring import restore_engine, restore_net
@@ -216,7 +216,8 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
 def _settle(job: Job) -> tuple[PlannedRun, int]:
     """Put the net under its plan, on the device; the plan, and the measured peak of a micro batch.
 
-    With `train.micro_batch_size: auto`, what turns out not to fit is halved, in all processes together.
+    With `train.micro_batch_size: auto`, what turns out not to fit is made half as large or less, in all processes
+    together.
     """
     device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
     planned = job.planner.settle(job.sizes)
@@ -231,7 +232,7 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
         return measure_activation_peak(job.net, compute_in, images, labels)
 
     if job.config.train.micro_batch_size == "auto":
-        sizes, peak_bytes = halve_until_it_fits(planned.sizes, attempt, device)
+        sizes, peak_bytes = shrink_until_it_fits(planned.sizes, attempt, device)
         return job.planner.at(planned, sizes), peak_bytes
     with UntilOutOfMemory():
         return planned, attempt(planned.sizes.micro_size)

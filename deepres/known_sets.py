@@ -20,7 +20,7 @@ class KnownSet:
         num_classes: of `synthetic`, if no other number is asked for; 0: its folders tell.
         image_size: height and width in pixels that a net sees, if no others are asked for.
         augmentation: of training images, if no other is asked for.
-        num_train, num_test: images, of sets that live on the device whole; of others 0.
+        num_train, num_test: images, of sets of a fixed size that are held on the device whole; of others 0.
         has_root: whether its files are at a place that one must name.
         is_files: whether its images are files, decoded when they are needed.
     """

@@ -19,6 +19,7 @@ from deepres.exit_status import ExitStatus, RunError
 
 _POLL_S = 0.05
 _TRY_S = 5.0
+_PROBE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _connect(process: Process, wait: _Wait) -> Store:
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     is_host = process.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while True:
-        if is_host or _is_open(host, port):
+        if is_host or _is_open(host, port, wait.limit_s):
             try:
                 return TCPStore(
                     host,
@@ -115,14 +116,14 @@ def _connect(process: Process, wait: _Wait) -> Store:
             raise _absent([0], wait.limit_s)
 
 
-def _is_open(host: str, port: int) -> bool:
+def _is_open(host: str, port: int, limit_s: float) -> bool:
     """Whether somebody listens there.
 
-    Asked first, as a store that cannot be reached prints a stack trace and waits for up to three times its limit.
+    Asked first, as a store at a port that nobody listens on prints a stack trace and waits for three times its limit.
     """
     try:
-        socket.create_connection((host, port), timeout=_TRY_S).close()
-    except OSError:
+        socket.create_connection((host, port), timeout=min(_PROBE_S, limit_s)).close()
+    except (OSError, UnicodeError):  # UnicodeError: of a name that cannot be one
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Out of memory: halve the micro batch before a run, and say what would have fitted during one."""
+"""Out of memory: shrink the micro batch before a run, and say what would have fitted during one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ _MESSAGES = (
     "unable to find an engine to execute this computation",
 )
 
+_REPLAY_MORE = (
+    "a plan that replays more takes less: set recompute.budget or recompute.device_memory, or lower it"
+)
 Measured = TypeVar("Measured")
 
 
@@ -52,12 +55,12 @@ class UntilOutOfMemory:
         return self.ran_out
 
 
-def halve_until_it_fits(
+def shrink_until_it_fits(
     sizes: BatchSizes, attempt: Callable[[int], Measured], device: torch.device
 ) -> tuple[BatchSizes, Measured]:
-    """The micro batch, or the largest at most half of it, at most half of that … that fits every process; collective.
+    """Try the micro batch, then again and again one at most half as large, until one fits every process; collective.
 
-    The global batch stays: the accumulation grows as the micro batch shrinks.
+    Each is the largest that divides a process's share of the global batch, which stays: the accumulation grows.
 
     Args:
         sizes: what is wanted.
@@ -83,14 +86,14 @@ def halve_until_it_fits(
         smaller = _at_most(sizes, sizes.micro_size // 2)
         if smaller is None:
             raise RunError(
-                "out of memory: not even a micro batch of 1 fits this device: a smaller recompute budget takes less",
+                f"out of memory: not even a micro batch of 1 fits this device: {_REPLAY_MORE}",
                 ExitStatus.OUT_OF_MEMORY,
             )
         sizes = smaller
 
 
 def _at_most(sizes: BatchSizes, micro_size: int) -> BatchSizes | None:
-    """The same global batch in the largest micro batches of at most that size; None if it is 0."""
+    """The same global batch in the largest micro batches of at most that size; None if that is 0."""
     return next((each for each in smaller_micro_batches(sizes) if each.micro_size <= micro_size), None)
 
 
@@ -107,7 +110,7 @@ def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int
     if free_bytes is not None:
         fitting = min(fitting, sizes.micro_size * free_bytes // max(1, peak_bytes))
     smaller = _at_most(sizes, fitting)
-    advice = "a plan that replays more takes less: lower recompute.budget or recompute.device_memory"
+    advice = f"no smaller one would fit: {_REPLAY_MORE}"
     if smaller is not None:
         advice = (
             f"train.micro_batch_size={smaller.micro_size} train.accumulation={smaller.accumulation} should fit, and "

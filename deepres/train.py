@@ -61,9 +61,8 @@ def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
         is_stopped: whether the launcher has asked it to stop already.
     """
     local_rank = os.environ.get("LOCAL_RANK", "0")
-    is_first = (
-        not local_rank.isdecimal() or int(local_rank) == 0
-    )  # what is no number is what the error is about
+    # If it is no number, that is the error, and every process may say so.
+    is_first = not local_rank.isdecimal() or int(local_rank) == 0
     if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
         if status is not ExitStatus.REFUSED or is_stopped:
             return

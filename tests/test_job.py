@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from deepres.batch_sizes import smaller_micro_batches
 from deepres.config import ConfigError
 from deepres.job import prepare, run_job
 from deepres.models import build_resnet
@@ -144,6 +145,20 @@ def test_what_the_first_process_finds_reaches_the_others_whole(tmp_path):
     error = pickle.loads(pickle.dumps(ConfigError("no plan fits:\n  raise the budget")))
     assert type(error) is ConfigError
     assert str(error) == "no plan fits: raise the budget"
+
+
+def test_a_plan_at_a_smaller_micro_batch_keeps_its_share_of_extra_time():
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.segments=3"])
+    planned = job.planner.settle(job.sizes)
+    smaller = next(sizes for sizes in smaller_micro_batches(job.sizes) if sizes.micro_size == 2)
+    found = job.planner.at(planned, smaller)
+    assert found.sizes == smaller
+    assert (found.plan.segments, found.plan.retentions) == (planned.plan.segments, planned.plan.retentions)
+    assert found.plan.extra_share == pytest.approx(planned.plan.extra_share)
+    assert found.plan.total_ms == planned.plan.total_ms / 4
+    assert planned.plan.peak_bytes / 4 <= found.plan.peak_bytes < planned.plan.peak_bytes
+    assert found.memory.activations_bytes == found.plan.peak_bytes
+    assert job.planner.at(planned, job.sizes) is planned
 
 
 @pytest.mark.multi_process

@@ -68,6 +68,13 @@ def test_without_the_first_there_is_nowhere_to_meet_and_nothing_is_printed_while
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("address", ["a..b", "no-such-host.invalid"])
+def test_a_name_that_no_host_has_is_waited_for_as_the_first(monkeypatch, address):
+    monkeypatch.setenv("MASTER_ADDR", address)
+    with pytest.raises(RunError, match=r"process 0 of the run did not come within 0\.2 s"):
+        meet(process(1), 0.2, StopRequest())
+
+
 def test_a_port_that_another_program_has_is_told(place):
     with socket.socket() as other:
         other.bind(("", place))

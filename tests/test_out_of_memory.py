@@ -1,4 +1,4 @@
-"""Memory that runs out: halved together with nothing changed, or told what would have fitted."""
+"""Memory that runs out: shrunk together with nothing changed, or told what would have fitted."""
 
 import subprocess
 import sys
@@ -15,9 +15,9 @@ from deepres.memory import measure_activation_peak
 from deepres.models import build_resnet
 from deepres.out_of_memory import (
     UntilOutOfMemory,
-    halve_until_it_fits,
     is_out_of_memory,
     out_of_memory,
+    shrink_until_it_fits,
 )
 from tests.processes import ROOT, environment, free_port, run
 
@@ -28,7 +28,7 @@ SCRIPT = """
     from deepres.distributed import start_process_group, stop_process_group, this_process
     from deepres.memory import measure_activation_peak
     from deepres.models import build_resnet
-    from deepres.out_of_memory import halve_until_it_fits
+    from deepres.out_of_memory import shrink_until_it_fits
 
     process = this_process("cpu")
     if process.world_size > 1:
@@ -49,7 +49,7 @@ SCRIPT = """
     if process.rank == process.world_size - 1:  # rank 0 of two has memory enough, and must follow the other
         net.units[1].register_forward_pre_hook(ask_for_too_much)
     sizes = BatchSizes(512 * process.world_size, 512, 1, process.world_size)
-    found, _ = halve_until_it_fits(sizes, attempt, process.device)
+    found, _ = shrink_until_it_fits(sizes, attempt, process.device)
     same = all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     same = same and torch.equal(generator, torch.get_rng_state()) and all(p.grad is None for p in net.parameters())
     print("RANK", process.rank, found.micro_size, found.accumulation, found.global_size, same, flush=True)
@@ -133,20 +133,20 @@ def attempt_up_to(most):
 def test_what_fits_is_left_as_it_is():
     attempt, tried = attempt_up_to(64)
     sizes = BatchSizes(128, 64, 2, 1)
-    assert halve_until_it_fits(sizes, attempt, CPU) == (sizes, "64 images")
+    assert shrink_until_it_fits(sizes, attempt, CPU) == (sizes, "64 images")
     assert tried == [64]
 
 
 def test_halving_keeps_the_global_batch():
     attempt, tried = attempt_up_to(10)
-    found = halve_until_it_fits(BatchSizes(128, 64, 2, 1), attempt, CPU)
+    found = shrink_until_it_fits(BatchSizes(128, 64, 2, 1), attempt, CPU)
     assert found == (BatchSizes(128, 8, 16, 1), "8 images")
     assert tried == [64, 32, 16, 8]
 
 
 def test_an_odd_micro_batch_shrinks_to_the_next_that_divides_the_global_batch():
     attempt, tried = attempt_up_to(5)
-    found = halve_until_it_fits(BatchSizes(75, 25, 3, 1), attempt, CPU)
+    found = shrink_until_it_fits(BatchSizes(75, 25, 3, 1), attempt, CPU)
     assert found == (BatchSizes(75, 5, 15, 1), "5 images")
     assert tried == [25, 5]
 
@@ -154,7 +154,7 @@ def test_an_odd_micro_batch_shrinks_to_the_next_that_divides_the_global_batch():
 def test_where_nothing_fits_the_run_ends_with_a_status_of_its_own():
     attempt, tried = attempt_up_to(0)
     with pytest.raises(RunError, match="not even a micro batch of 1 fits") as error:
-        halve_until_it_fits(BatchSizes(12, 12, 1, 1), attempt, CPU)
+        shrink_until_it_fits(BatchSizes(12, 12, 1, 1), attempt, CPU)
     assert tried == [12, 6, 3, 1]
     assert error.value.exit_status is ExitStatus.OUT_OF_MEMORY
 
@@ -164,7 +164,7 @@ def test_other_errors_are_not_swallowed():
         raise RuntimeError("expected a tensor")
 
     with pytest.raises(RuntimeError, match="expected a tensor"):
-        halve_until_it_fits(BatchSizes(8, 8, 1, 1), attempt, CPU)
+        shrink_until_it_fits(BatchSizes(8, 8, 1, 1), attempt, CPU)
 
 
 def test_a_failed_allocation_is_known_whatever_it_is_called():
@@ -218,8 +218,8 @@ def test_where_no_smaller_micro_batch_would_fit_another_plan_is_advised(free):
     micro_size = 1 if free is None else 64
     error = out_of_memory("in step 7", BatchSizes(64, micro_size, 64 // micro_size, 1), 6400, free)
     assert str(error) == (
-        f"out of memory in step 7 with a micro batch of {micro_size}: a plan that replays more takes less: lower "
-        "recompute.budget or recompute.device_memory"
+        f"out of memory in step 7 with a micro batch of {micro_size}: no smaller one would fit: a plan that "
+        "replays more takes less: set recompute.budget or recompute.device_memory, or lower it"
     )
 
 
@@ -235,6 +235,6 @@ def test_measuring_is_an_attempt_that_leaves_the_net_as_it_was():
         run = failing if size > 2 else net
         measure_activation_peak(net, run, torch.zeros(size, 3, 8, 8), torch.zeros(size, dtype=torch.int64))
 
-    sizes, _ = halve_until_it_fits(BatchSizes(4, 4, 1, 1), attempt, CPU)
+    sizes, _ = shrink_until_it_fits(BatchSizes(4, 4, 1, 1), attempt, CPU)
     assert sizes.micro_size == 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

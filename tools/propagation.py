@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         options.json.open("a").close()
     found = dict[str, Propagation]()
     for measured in nets:
-        net = measured.net(options.seed).to(options.device, dtype)
+        net = measured.make(options.seed).to(options.device, dtype)
         found[measured.name] = measure_propagation(
             net, images.to(options.device, dtype), labels.to(options.device), seed=options.seed
         )

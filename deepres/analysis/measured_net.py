@@ -31,7 +31,7 @@ class MeasuredNet:
         name: in tables and pictures.
         depth, dataset, num_classes: as in `build_resnet`.
         config: of the run that the net is from, if it is from one.
-        net: makes it, from a seed.
+        make: makes it, from a seed.
     """
 
     name: str
@@ -39,7 +39,7 @@ class MeasuredNet:
     dataset: Family
     num_classes: int
     config: Config | None
-    net: Callable[[int], ResNet]
+    make: Callable[[int], ResNet]
 
 
 def fresh_nets(
@@ -102,7 +102,7 @@ def checkpoint_nets(
         fresh = _fresh(parsed[0], depth, dataset or "cifar", num_classes)
 
     def trained(seed: int) -> ResNet:
-        net = fresh.net(seed)
+        net = fresh.make(seed)
         try:
             net.load_state_dict(weights)
         except RuntimeError as error:
@@ -112,7 +112,7 @@ def checkpoint_nets(
 
     return tuple(
         MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.config, make)
-        for when, make in (("at initialisation", fresh.net), ("trained", trained))
+        for when, make in (("at initialisation", fresh.make), ("trained", trained))
     )
 
 
@@ -124,29 +124,29 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
         where: the place of CIFAR or of an image folder; or `noise`: normal noise with labels at random. None: the
             training images of the net's run, noise for a net of no run.
         size: N.
-        seed: of noise, and of order and augmentation for a net of no run; a run's has those of its own seed, of which
-            synthetic images are made, too.
+        seed: of noise, and of order and augmentation for a net of no run. A run's net has those of its `train.seed`,
+            of which synthetic images are made, too.
 
     Raises:
         deepres.data.DataError: the data cannot be used.
         ConfigError: the data has no place, or more classes than the net.
     """
-    run = None if net.config is None else net.config.data
-    name = _DATA_NAMES[net.dataset] if run is None else run.name
-    if where == NOISE or (where is None and run is None):
+    run_data = None if net.config is None else net.config.data
+    name = _DATA_NAMES[net.dataset] if run_data is None else run_data.name
+    if where == NOISE or (where is None and run_data is None):
         generator = torch.Generator().manual_seed(seed)
-        side = (run and run.image_size) or KNOWN_SETS[name].image_size
+        side = (run_data and run_data.image_size) or KNOWN_SETS[name].image_size
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(net.num_classes, (size,), generator=generator), NOISE
-    if run is None and name == "imagenet":
+    if run_data is None and name == "imagenet":
         name = "image_folder"  # a part of its classes will do
-    if run is not None and where is not None and not KNOWN_SETS[name].has_root:
+    if run_data is not None and where is not None and not KNOWN_SETS[name].has_root:
         raise ConfigError(
             f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
         )
     settings: dict[str, Any] = {"name": name, "root": where}
-    if run is not None:
-        settings = {**run.finding(), "root": where or run.root}
+    if run_data is not None:
+        settings = {**run_data.finding(), "root": where or run_data.root}
     if net.config is not None:
         seed = net.config.train.seed
     try:

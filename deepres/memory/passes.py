@@ -2,7 +2,7 @@
 
 NOTE [ Reading costs ]
 1. Units that are alike (`signature`) are run once. Copies are run, so that the model stays as it is.
-2. A unit is run as under a plan: from a leaf that is its input, discarding without a graph, keeping with one, its
+2. A unit is run as under a plan (`run_unit`): from a leaf that is its input, discarding or keeping, its
    backward from a gradient that is handed over to it. Parameters' gradients are model states; they are there from
    the start, so that what a backward makes before it adds to them counts as transient.
 3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
@@ -47,8 +47,8 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         TypeError: the model has no sequence of units, or one of them does not return one tensor.
     """
     units = planned_units(model)
-    ends = StemAndHead(model, units, images, bench, loss)
-    spec, needs_grad = ends.first, ends.needs_grad
+    stem_and_head = StemAndHead(model, units, images, bench, loss)
+    spec, needs_grad = stem_and_head.first, stem_and_head.needs_grad
     known: dict[object, tuple[_Unit, Spec]] = {}
     costs = []
     for unit in units:
@@ -58,7 +58,9 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         cost, spec = known[key]
         costs.append(cost)
         needs_grad = needs_grad or any(p.requires_grad for p in unit.parameters())
-    return ends.chain(spec, tuple(cost.unit for cost in costs), sum(cost.memo_bytes for cost in costs))
+    return stem_and_head.chain(
+        spec, tuple(cost.unit for cost in costs), sum(cost.memo_bytes for cost in costs)
+    )
 
 
 @dataclass(frozen=True)

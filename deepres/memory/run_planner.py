@@ -29,7 +29,6 @@ from deepres.recompute import (
     InfeasibleBudgetError,
     PricedPlan,
     keep_all_plan,
-    price,
     simulate,
     smallest_budget,
 )
@@ -121,10 +120,17 @@ class RunPlanner:
         return answer[0]
 
     def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
-        """The same plan with other micro batches, priced on predicted costs: no device is touched."""
+        """The same plan with other micro batches: bytes as predicted, times in proportion; no device is touched."""
         if sizes == planned.sizes:
             return planned
-        return self._planned(price(self._predicted(sizes), planned.plan), sizes, planned.budget_bytes)
+        share = sizes.micro_size / planned.sizes.micro_size
+        plan = replace(
+            planned.plan,
+            peak_bytes=simulate(self._predicted(sizes), planned.plan).peak_bytes,
+            total_ms=share * planned.plan.total_ms,
+            extra_ms=share * planned.plan.extra_ms,
+        )
+        return self._planned(plan, sizes, planned.budget_bytes)
 
     def _settle(self, sizes: BatchSizes) -> PlannedRun:
         device_bytes = self._free_bytes()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepres.config import EngineConfig
-
-_VALUE_BYTES = 4  # parameters, gradients and momentum are fp32
+from deepres.config import FP32_BYTES, EngineConfig
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def model_states(
         has_momentum: whether the optimizer has one; without, its bytes are those of ZeRO's copy alone.
         accumulates: whether a step has several micro batches.
     """
-    whole = num_parameters * _VALUE_BYTES
+    whole = num_parameters * FP32_BYTES
     share, momentum = -(-whole // world_size), whole * has_momentum
-    bucket = engine.bucket_elements(num_parameters) * _VALUE_BYTES
+    bucket = engine.bucket_elements(num_parameters) * FP32_BYTES
     if engine.name == "plain":
         if world_size == 1:
             return ModelStates(whole, whole, momentum, 0)

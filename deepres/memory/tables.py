@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from deepres.bytesize import format_bytes
@@ -51,7 +51,8 @@ def states_table(report: Report) -> list[list[str]]:
     """Cells, the heading first."""
     rows = [["", "parameters", "gradients", "optimizer", "buckets", "total"]]
     for row in report.states:
-        sizes = (*astuple(row.states), row.states.total_bytes)
+        s = row.states
+        sizes = (s.parameters_bytes, s.gradients_bytes, s.optimizer_bytes, s.buckets_bytes, s.total_bytes)
         rows.append([row.engine, *map(format_bytes, sizes)])
     return rows
 
@@ -109,7 +110,7 @@ def notes(report: Report) -> list[str]:
     if report.units_per_group > 1:
         lines.append(
             f"to save planning time, up to {report.units_per_group} neighbouring units were planned as one: the best "
-            "plan's extra time lies between the columns at least and extra time"
+            "plan's extra time lies between the columns 'at least' and 'extra time'"
         )
     return lines
 

@@ -2,7 +2,8 @@
 
 Modules look whether gradients are recorded: without them PyTorch's LSTM, and its attention in evaluation mode, choose
 other kernels, with other roundings. And what a hook or a closure takes out of a unit must not seem to need no gradient.
-So a graph is recorded, which goes with the run. A `RetainingUnit` promises not to look, and is spared the time.
+So a graph is recorded, which goes with the run. A `RetainingUnit` promises not to look, and is spared the time
+unless it has forward hooks.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Execution:
         retentions: for each unit, what it keeps.
         continues: for each unit, whether its graph goes on from that of the unit before.
         needs_grad: for each of x_0 … x_L, whether it needs a gradient.
-        states: reads the states of the units, which it has.
+        states: holds the units, and reads their states.
         guard: sees that gradients are complete.
         x: the input x_0.
     """

@@ -143,7 +143,7 @@ class Plan:
         fields = read_document(text, _FORMAT, _VERSION)
         segments, retentions = (field(fields, name, list, "the plan") for name in ("segments", "retentions"))
         costs = {"peak_bytes": int, "total_ms": float, "extra_ms": float}
-        if not costs.keys() & fields.keys():
+        if all(fields.get(name) is None for name in costs):
             return Plan(segments, retentions)
         return PricedPlan(
             segments, retentions, *(field(fields, name, kind, "the plan") for name, kind in costs.items())
@@ -213,7 +213,7 @@ def keep_all_plan(num_units: int, retention: str = "all") -> Plan:
     Raises:
         ValueError: there are no units.
     """
-    return Plan((), (retention,) * num_units)
+    return uniform_plan(num_units, 1, retention)
 
 
 def uniform_plan(num_units: int, num_segments: int, retention: str = "all") -> Plan:

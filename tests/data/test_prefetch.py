@@ -24,7 +24,7 @@ class _Made:
             yield _batch(number)
 
 
-def _ahead(made):
+def _prefetch(made):
     return Prefetch(iter(made), torch.device("cpu"))
 
 
@@ -34,7 +34,7 @@ def _take(batches, num):
 
 def test_the_next_batch_is_made_when_a_step_asks_for_one_more():
     made = _Made(5)
-    batches = _ahead(made)
+    batches = _prefetch(made)
     assert made.numbers == []
     step = batches.take(2)
     assert next(step).indices.item() == 0
@@ -48,14 +48,14 @@ def test_the_next_batch_is_made_when_a_step_asks_for_one_more():
 
 
 def test_a_batch_that_cannot_be_made_stops_the_step_that_needs_it():
-    batches = _ahead(_Made(5, broken=2))
+    batches = _prefetch(_Made(5, broken=2))
     assert _take(batches, 2) == [0, 1]
     with pytest.raises(DataError, match="no 2"):
         _take(batches, 2)
 
 
 def test_on_a_cpu_all_time_in_which_batches_are_made_is_waited():
-    batches = _ahead(_Made(3))
+    batches = _prefetch(_Made(3))
     assert _take(batches, 1) == [0]
     assert batches.waited_s() > 0
     assert batches.waited_s() == 0

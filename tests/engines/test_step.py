@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from deepres import build_resnet
+from deepres.autocast import ComputeIn
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import this_process
 from deepres.engines import make_engine
-from deepres.engines.base import ComputeIn
 
 
 @pytest.mark.parametrize("clip_grad_norm", [None, 0.5])

@@ -111,3 +111,14 @@ def test_a_card_is_found_by_its_name_and_its_speed_counts():
 def test_an_empty_input_is_refused(costs, shape):
     with pytest.raises(ValueError, match="input_shape must be sizes of at least 1, batch first, got"):
         costs(build_resnet(20), shape)
+
+
+def test_a_forward_hook_has_a_discarded_run_record_a_graph_and_costs_know():
+    """So it is when a plan runs: see `deepres.recompute.retaining_unit.run_unit`."""
+    net = build_resnet(11)
+    net.units[1].register_forward_hook(lambda *_: None)
+    plain, hooked = (
+        predict_chain(each, (4, 3, 16, 16), GPUS[0]).units[1] for each in (build_resnet(11), net)
+    )
+    assert hooked.forward_temp_bytes >= plain.retention("all").kept_bytes > plain.forward_temp_bytes
+    assert hooked.retentions == plain.retentions

@@ -1,5 +1,4 @@
 import itertools
-import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +129,6 @@ def test_a_priced_plan_is_checked_and_compared_as_a_plan_is() -> None:
     assert (plan.segments, plan.retentions, plan.num_units) == (((0, 2), (1, 2)), ("all", "all"), 2)
     assert plan == PricedPlan(((0, 2), (1, 2)), ("all", "all"), 1, 1.5, 0.5)
     assert plan != Plan(plan.segments, plan.retentions)
-    assert pickle.loads(pickle.dumps(plan)) == plan
 
 
 def test_the_extra_share_is_of_a_step_with_everything_kept() -> None:
@@ -183,6 +181,8 @@ def test_a_plan_is_priced_on_a_chain() -> None:
 
 def test_a_plan_comes_back_equal_from_json_and_from_a_file(tmp_path: Path) -> None:
     plan = price(Chain(1, (replace(UNIT, forward_ms=0.1, backward_ms=0.3),) * 9), uniform_plan(9, 3))
+    costs = ',"peak_bytes":null,"total_ms":null,"extra_ms":null}'
+    assert Plan.from_json(NESTED.to_json().removesuffix("}") + costs) == NESTED
     for each in (plan, NESTED, keep_all_plan(1)):
         assert Plan.from_json(each.to_json()) == each
         each.save(tmp_path / "plan.json")

@@ -167,6 +167,8 @@ class RunPlanner:
         recompute = self._config.recompute
         if budget_bytes is None:
             return recompute.segments == "none" and recompute.plan is None
+        if self._config.engine.compile == "units":
+            return False  # predictions are of eager units, which keep other tensors
         return simulate(chain, keep_all_plan(len(chain.units))).peak_bytes <= 0.9 * budget_bytes
 
     @property

@@ -12,6 +12,7 @@ from deepres.models import BatchNorm2d, build_resnet, compile_units, compiled_un
 from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import Plan, apply_plan
 from deepres.train import main
+from tests.processes import metrics
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler on CPUs needs g++")
 pytestmark = [
@@ -179,19 +180,22 @@ def test_a_unit_with_nothing_to_train_makes_no_graph(no_cpp):
 
 
 @needs_compiler
-def test_a_run_compiles_each_graph_once(tmp_path):
-    """Measuring the peak before the first step, and the engine, run the units in one layout."""
+def test_a_run_compiles_each_graph_once_and_plans_by_what_compiled_units_keep(tmp_path):
+    """Measuring, for the plan and of the peak before the first step, and the engine run the units in one layout."""
     config = tmp_path / "config.yaml"
     config.write_text(
-        "model: {depth: 11}\ndata: {name: synthetic, image_size: 8, num_images: 16}\n"
+        "model: {depth: 8, block: basic, activation: original}\n"
+        "data: {name: synthetic, image_size: 16, num_images: 16}\n"
         "train: {max_steps: 2, global_batch_size: 4, save_every: null}\n"
-        "engine: {compile: units, device: cpu}\nprecision: {channels_last: true}\noptim: {fused: true}\n"
-        "log: {plots: false}\n",
+        "engine: {compile: units, device: cpu}\nprecision: {channels_last: true, compute: bf16}\noptim: {fused: true}\n"
+        "log: {plots: false}\nrecompute: {budget: 1GiB}\n",
         encoding="utf-8",
     )
     counters.clear()
     assert main(["--config", str(config), f"train.run_dir={tmp_path / 'run'}"]) == 0
     assert counters["stats"]["unique_graphs"] == 3
+    (plan,), (summary,) = (metrics(tmp_path / "run", kind) for kind in ("plan", "summary"))
+    assert summary["activation_peak_bytes"] == pytest.approx(plan["predicted_peak_bytes"], rel=0.02)
 
 
 def test_without_a_compiler_a_run_is_refused_in_one_line(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import Parser, add_measuring_options, add_timing_options, positive
+from command_line import Parser, add_measuring_options, add_timing_options, positive, run_program
 from deepres import build_resnet
 from measuring.child import ChildFailedError
 from measuring.report import Report
@@ -80,4 +80,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

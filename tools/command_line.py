@@ -1,9 +1,11 @@
-"""What the command lines here share: a mistake is told in one line."""
+"""What the command lines here share: a mistake is told in one line, and a closed output in none."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +21,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         self.exit(2, f"error: {message}\n")
+
+
+def run_program(main: Callable[[list[str]], int]) -> NoReturn:
+    """Exit with what `main` returns; without a word if the output's reader has gone, as `head` does."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the very end
+        status = 1
+    sys.exit(status)
 
 
 def positive(text: str, most: int = 2**20) -> int:

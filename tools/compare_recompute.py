@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import Parser, add_measuring_options, add_timing_options, positive
+from command_line import Parser, add_measuring_options, add_timing_options, positive, run_program
 from deepres import build_resnet
 from measuring.child import ChildFailedError, ChildTimeoutError
 from measuring.report import Report
@@ -130,4 +130,4 @@ def _part(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

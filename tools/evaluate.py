@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from command_line import Parser
+from command_line import Parser, run_program
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process
@@ -48,4 +48,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

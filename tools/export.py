@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Parser, image_size, writable_file
+from command_line import Parser, image_size, run_program, writable_file
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
@@ -67,4 +67,4 @@ def _replaceable_file(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

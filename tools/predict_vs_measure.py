@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from command_line import Parser, device, writable_file
+from command_line import Parser, device, run_program, writable_file
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.profiled_net import ProfiledNet, Target
@@ -166,4 +166,4 @@ def document(results: Sequence[Result], device: str, command: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

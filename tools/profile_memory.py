@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, image_size, num_bytes, positive
+from command_line import Parser, image_size, num_bytes, positive, run_program
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
@@ -134,4 +134,4 @@ def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import Parser, device, positive, writable_folder
+from command_line import Parser, device, positive, run_program, writable_folder
 from deepres.analysis.measured_net import batch_of, checkpoint_nets, fresh_nets
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
@@ -130,4 +130,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import Parser
+from command_line import Parser, run_program
 from deepres.commit import SaveError, replace_text
 from deepres.config import ConfigError
 from deepres.data import DataError
@@ -145,4 +145,4 @@ def _length(text: str) -> Length:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -38,6 +38,15 @@ def tool(capfd, monkeypatch):
     return run_tool
 
 
+def test_an_output_that_nobody_reads_any_more_ends_without_a_word():
+    command = [sys.executable, TOOL, "list"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe) as tool:
+        tool.stdout.close()
+        assert tool.stderr.read() == b""
+    assert tool.returncode == 1
+
+
 def test_a_shortened_row_is_trained_for_each_seed_once_and_shown_in_the_table(tmp_path, tool):
     options = ("--short", "0.0001", "--seeds", "1", "--results", tmp_path)
     first = run(sys.executable, TOOL, "run", "resnet20/original", *options, *SMALL)

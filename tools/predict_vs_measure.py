@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -69,7 +68,7 @@ class Result(NamedTuple):
         return self.predicted_bytes / self.measured_bytes - 1
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run every case, print a line for each, and write the table; 1 if one is off by more than 3 %."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=writable_file, help="write the table here, worst case first")
@@ -77,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--depths", dest="cases", type=_cases, default=CASES, help=f"only some of {every}")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "tools/predict_vs_measure.py", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "tools/predict_vs_measure.py", *arguments])
     print("  ".join(heading(options.device)), flush=True)
     results = list[Result]()
     for case in options.cases:

@@ -79,7 +79,7 @@ def parser() -> Parser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line; 0 if it answered, 2 if the question has a mistake."""
     options = parser().parse_args(arguments)
     if options.gpu == "list":
@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def profile(options: argparse.Namespace, arguments: list[str] | None = None) -> None:
-    """Answer, and write what was asked for; files tell the command line `arguments` (None: this process's).
+def profile(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Answer, and write what was asked for; files tell the command line `arguments`.
 
     Raises:
         ValueError, ConfigError, OSError: the question has a mistake; the message says which.

@@ -63,7 +63,7 @@ def parser() -> Parser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line; 0 if it measured, 2 if the question has a mistake."""
     options = parser().parse_args(arguments)
     try:

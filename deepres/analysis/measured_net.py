@@ -131,24 +131,24 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
         deepres.data.DataError: the data cannot be used.
         ConfigError: the data has no place, or more classes than the net.
     """
-    run_data = None if net.config is None else net.config.data
-    name = _DATA_NAMES[net.dataset] if run_data is None else run_data.name
-    if where == NOISE or (where is None and run_data is None):
+    run = net.config
+    name = _DATA_NAMES[net.dataset] if run is None else run.data.name
+    if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
-        side = (run_data and run_data.image_size) or KNOWN_SETS[name].image_size
+        side = (run and run.data.image_size) or KNOWN_SETS[name].image_size
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(net.num_classes, (size,), generator=generator), NOISE
-    if run_data is None and name == "imagenet":
-        name = "image_folder"  # a part of its classes will do
-    if run_data is not None and where is not None and not KNOWN_SETS[name].has_root:
-        raise ConfigError(
-            f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
-        )
-    settings: dict[str, Any] = {"name": name, "root": where}
-    if run_data is not None:
-        settings = {**run_data.finding(), "root": where or run_data.root}
-    if net.config is not None:
-        seed = net.config.train.seed
+    settings: dict[str, Any]
+    if run is None:
+        name = "image_folder" if name == "imagenet" else name  # a part of its classes will do
+        settings = {"name": name, "root": where}
+    else:
+        if where is not None and not KNOWN_SETS[name].has_root:
+            raise ConfigError(
+                f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
+            )
+        settings = {**run.data.finding(), "root": where or run.data.root}
+        seed = run.train.seed
     try:
         source = find_data(**settings).open(micro_batch_size=size, seed=seed)
         try:

@@ -106,7 +106,8 @@ def test_a_page_alone_draws_each_net_once(capsys, tmp_path, monkeypatch):
 
 def test_text_and_numbers_need_no_matplotlib(tmp_path):
     hide = (
-        "import sys; sys.modules['matplotlib'] = None; import profile_memory; sys.exit(profile_memory.main())"
+        "import sys; sys.modules['matplotlib'] = None; import profile_memory; "
+        "sys.exit(profile_memory.main(sys.argv[1:]))"
     )
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
     options = (

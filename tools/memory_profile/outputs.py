@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +59,7 @@ def write_outputs(
     profiled_nets: Sequence[ProfiledNet],
     reports: Sequence[Report],
     rows: Sequence[DepthRow],
-    arguments: Sequence[str] | None = None,
+    arguments: Sequence[str],
 ) -> None:
     """The files that were asked for, each with a line that tells of it.
 
@@ -68,9 +67,9 @@ def write_outputs(
         options: the command line, read.
         profiled_nets, reports: of each net.
         rows: of several depths.
-        arguments: the command line; None: this process's.
+        arguments: the command line, as given.
     """
-    command = shlex.join(["tools/profile_memory.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["tools/profile_memory.py", *arguments])
     if options.json is not None:
         more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))} if rows else {}
         text = report_json(reports, command=command, torch=torch.__version__, **more)

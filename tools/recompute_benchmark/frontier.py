@@ -41,7 +41,7 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         measured = Chain.from_json(clock.call(measured_chain, arguments))
     fractions = replay_fractions(depth, measured)
     chains = {"model": (model_chain(depth, fractions), 1), "measured": (measured, batch)}
-    floors = [smallest_budget(kind) for kind in (with_retentions(measured, "all"), measured)]
+    floors = [smallest_budget(kind) for kind in (_with_all_alone(measured), measured)]
     floors_mib = [math.ceil(1000 * floor / batch / MIB) / 1000 for floor in floors]
     budgets = _budgets_mib(chains["model"][0], floors_mib)
     curves = {kind: _curves(chain, images, budgets) for kind, (chain, images) in chains.items()}
@@ -124,14 +124,10 @@ def replay_fractions(depth: int, chain: Chain) -> list[float]:
     return fractions
 
 
-def with_retentions(chain: Chain, *names: str) -> Chain:
-    """The chain with these retentions alone."""
-    return replace(
-        chain,
-        units=tuple(
-            replace(unit, retentions=tuple(unit.retention(name) for name in names)) for unit in chain.units
-        ),
-    )
+def _with_all_alone(chain: Chain) -> Chain:
+    """The chain whose units can be kept in no other way than `all`."""
+    units = tuple(replace(unit, retentions=(unit.retention("all"),)) for unit in chain.units)
+    return replace(chain, units=units)
 
 
 def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
@@ -143,8 +139,7 @@ def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
 
 def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str, dict[float, float]]:
     """Extra percent by MiB an image: of uniform segments, of plans with `all`, of plans with both retentions."""
-    plain = with_retentions(chain, "all")
-    uniform = _uniform_peaks(plain)
+    plain, uniform = _with_all_alone(chain), _uniform_peaks(chain)
     curves: dict[str, dict[float, float]] = {"uniform": {}, "all": {}, "both": {}}
     for mib in budgets_mib:
         budget_bytes = math.floor(mib * MIB * images)
@@ -160,7 +155,7 @@ def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str
 def _best_uniform(chain: Chain) -> list[tuple[int, float]]:
     """Of uniform segments, those that no other number beats in peak and time, the least peak first."""
     best = list[tuple[int, float]]()
-    for peak, extra in sorted(_uniform_peaks(with_retentions(chain, "all"))):
+    for peak, extra in sorted(_uniform_peaks(chain)):
         if not best or extra < best[-1][1]:
             best.append((peak, extra))
     return best

@@ -30,3 +30,6 @@ SHORTCUTS: tuple[ShortcutName, ...] = get_args(ShortcutName)
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 STRIDES_ON: tuple[StrideOn, ...] = get_args(StrideOn)
 PREACTIVATIONS: tuple[Preactivation, ...] = get_args(Preactivation)
+
+LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
+"""Weighted layers in a unit's branch."""

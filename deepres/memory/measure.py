@@ -124,7 +124,7 @@ class _DeviceBench:
             return [[0.0] * len(runs)]
         for run in runs:
             run()  # warm: libraries choose their algorithms now
-        nums = [max(1, min(100, round(20 / max(0.2, self._time_ms(run, 1))))) for run in runs]
+        nums = [max(1, min(50, round(10 / max(0.2, self._time_ms(run, 1))))) for run in runs]
         return [
             [self._time_ms(run, num) for run, num in zip(runs, nums, strict=True)]
             for _ in range(self._repeats)

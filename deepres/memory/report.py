@@ -13,7 +13,7 @@ from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesR
 from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
-from deepres.models.resnet import default_block
+from deepres.models import default_block
 from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,

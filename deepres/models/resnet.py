@@ -13,6 +13,7 @@ from deepres.net_options import (
     ACTIVATIONS,
     BLOCKS,
     FAMILIES,
+    LAYERS,
     MATCHINGS,
     PREACTIVATIONS,
     SHORTCUTS,
@@ -26,7 +27,6 @@ from deepres.net_options import (
     StrideOn,
 )
 
-_LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 _IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
     ("basic", 18): (2, 2, 2, 2),
     ("basic", 34): (3, 4, 6, 3),
@@ -215,7 +215,7 @@ def _layout(depth: int, dataset: Family, block: Block) -> _Layout:
             allowed = f"one of {', '.join(map(str, known))}" if known else "that of a CIFAR net"
             raise ValueError(f"depth must be {allowed} for ImageNet nets of {block} units, got {depth}")
         return _Layout(64, _IMAGENET_UNITS[block, depth], (64, 128, 256, 512))
-    step = 3 * _LAYERS[block]
+    step = 3 * LAYERS[block]
     if depth < step + 2 or (depth - 2) % step:
         below = max(1, (depth - 2) // step) * step + 2
         nearest = f"{below}, {below + step}" if depth > below else f"{below}"

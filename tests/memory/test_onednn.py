@@ -109,6 +109,7 @@ def test_a_unit_takes_what_is_predicted(dtype, num_threads):
             assert -SLACK_BYTES <= (said - allocated) / num_threads <= BOUND_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="run by the test that sets it")
 def test_so_it_is_with_the_kernels_of_a_processor_without_amx():
     """A process of its own, for oneDNN asks its environment once."""

@@ -39,7 +39,7 @@ def measure(tmp_path, capsys):
 @pytest.mark.multi_process
 def test_budgets_are_kept_and_peaks_are_those_predicted(tmp_path):
     """The whole tool in a process of its own, where there is no matplotlib."""
-    options = ("budgets", "--depth", "29", "--batch", "16", "--budgets", "2", "--out", tmp_path)
+    options = ("budgets", "--depth", "29", "--batch", "8", "--budgets", "2", "--out", tmp_path)
     hide = f"import sys, runpy; sys.modules['matplotlib'] = None; runpy.run_path({str(TOOL)!r}, run_name='__main__')"
     done = run(sys.executable, "-c", hide, *options, PYTHONPATH=f"{ROOT}:{ROOT / 'tools'}")
     assert done.returncode == 0, done.stderr

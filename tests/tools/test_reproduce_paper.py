@@ -119,7 +119,13 @@ def test_an_interrupted_row_goes_on_when_the_command_is_repeated(tmp_path, tool,
     assert json.loads((run_dir / "finished.json").read_text(encoding="utf-8"))["step"] == 192
 
 
-@pytest.mark.parametrize("launcher", ["", "-m torch.distributed.run --standalone --nproc_per_node 1"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        "-m torch.distributed.run --standalone --nproc_per_node 1",
+    ],
+)
 def test_a_row_that_diverges_is_recorded_and_the_next_one_trained(tmp_path, tool, launcher):
     """Also where a launcher makes another status of the run's."""
     wild = ("optim.learning_rate=1e30", "optim.warmup_learning_rate=1e30")

@@ -16,6 +16,8 @@ from deepres import build_resnet
 from deepres.config import Config, ModelConfig, listed
 from deepres.load_config import load_config
 from deepres.memory.run_memory import num_classes_of
+from deepres.models import default_block
+from deepres.net_options import LAYERS
 from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
 
 ROOT = Path(__file__).parents[2]
@@ -170,8 +172,19 @@ class _LeftEmpty(TorchFunctionMode):
 
 @cache
 def _num_parameters(model: ModelConfig, num_classes: int) -> int:
+    options = model.building(num_classes)
+    if model.dataset == "imagenet":
+        return _count(options)
+    block = model.block or default_block(model.depth, model.dataset)
+    layers = 3 * LAYERS[block]  # of a unit in each stage
+    one, two = (_count({**options, "block": block, "depth": num * layers + 2}) for num in (1, 2))
+    # A stage's further units are like its second one; to build hundreds of them takes seconds.
+    return one + (two - one) * ((model.depth - 2) // layers - 1)
+
+
+def _count(options: dict[str, Any]) -> int:
     with torch.device("meta"), _LeftEmpty():
-        net = build_resnet(**model.building(num_classes))
+        net = build_resnet(**options)
     return sum(p.numel() for p in net.parameters())
 
 

@@ -15,6 +15,7 @@ from deepres.models import (
 )
 from deepres.pretrained import PretrainedError, load_pretrained
 from deepres.recompute import InfeasibleBudgetError, apply_plan, make_plan
+from deepres.trained_net import TrainedNetError, load_resnet
 
 __version__ = "0.1.0"
 
@@ -23,9 +24,11 @@ __all__ = [
     "PretrainedError",
     "ResNet",
     "ResidualUnit",
+    "TrainedNetError",
     "apply_plan",
     "build_resnet",
     "load_pretrained",
+    "load_resnet",
     "make_plan",
     "measure_chain",
     "predict_chain",

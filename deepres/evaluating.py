@@ -20,7 +20,8 @@ from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.saving import CONFIG
-from deepres.weights import config_file_of, load_weights, num_classes_of
+from deepres.trained_net import check_net
+from deepres.weights import config_file_of, load_weights, num_classes_of, weights_file
 
 Crop = Literal["config", "224", "320", "ten"]
 _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
@@ -64,6 +65,7 @@ def load_net(path: Path, config: Config) -> ResNet:
     try:
         net = build_resnet(**config.model.building(num_classes))
         net.load_state_dict(weights)
+        check_net(net, weights_file(path))
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(

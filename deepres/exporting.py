@@ -11,10 +11,12 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
+from deepres.models import ResNet
+from deepres.trained_net import net_metadata
 from deepres.weights import run_folder_of
 
 ExportFormat = Literal["safetensors", "torchscript", "onnx"]
@@ -30,7 +32,7 @@ def export_path(weights: Path, kind: ExportFormat) -> Path:
     return run_folder / f"{stem}{SUFFIXES[kind]}"
 
 
-def export(net: nn.Module, target: Path, kind: ExportFormat, image_size: int) -> float:
+def export(net: ResNet, target: Path, kind: ExportFormat, image_size: int) -> float:
     """Write a net and run what was written on the same images.
 
     Args:
@@ -70,13 +72,14 @@ def export(net: nn.Module, target: Path, kind: ExportFormat, image_size: int) ->
     return max(differences)
 
 
-def _write_safetensors(net: nn.Module, path: Path, _: Tensor) -> Callable[[Tensor], Tensor]:
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
+def _write_safetensors(net: ResNet, path: Path, _: Tensor) -> Callable[[Tensor], Tensor]:
+    tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    save_file(tensors, path, net_metadata(net))
     read = load_file(path)
     return lambda images: torch.func.functional_call(net, read, images)
 
 
-def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_torchscript(net: ResNet, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what C++ programs load
         with path.open("wb") as file:  # a file that cannot be written is an OSError then
@@ -85,7 +88,7 @@ def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[
     return loaded
 
 
-def _write_onnx(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_onnx(net: ResNet, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]

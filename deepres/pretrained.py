@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.models import ResidualUnit, ResNet, build_resnet
+from deepres.models.difference import first_difference
 from deepres.pretrained_names import SOURCES, KeyMap, Source
 from deepres.tensor_files import read_tensors
 
@@ -169,16 +170,11 @@ def _check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
             stem_activation=key_map.stem_activation,
             preactivation=key_map.preactivation,
         )
-    theirs, ours = (
-        {name: f"{type(module).__name__}({module.extra_repr()})" for name, module in net.named_modules()}
-        for net in (meant, model)
-    )
-    for name in [*theirs, *(name for name in ours if name not in theirs)]:
-        if ours.get(name) != theirs.get(name):
-            raise PretrainedError(
-                f"weights of {source} fit {key_map.arguments(depth, linear.out_features)}; this model's {name} is "
-                f"{ours.get(name, 'missing')} instead of {theirs.get(name, 'nothing')}"
-            )
+    difference = first_difference(model, meant)
+    if difference is not None:
+        raise PretrainedError(
+            f"weights of {source} fit {key_map.arguments(depth, linear.out_features)}; this model's {difference}"
+        )
 
 
 def _check_file(

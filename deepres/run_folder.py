@@ -138,15 +138,15 @@ class RunFolder:
             os.truncate(metrics, metrics_bytes)
         self.metrics = MetricsFile(metrics)
 
-    def save_weights(self, state: dict[str, Tensor]) -> Path:
-        """Write parameters and buffers to `model.safetensors`.
+    def save_weights(self, state: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+        """Write parameters and buffers to `model.safetensors`, and what it tells beside them.
 
         Raises:
             SaveError: it cannot be written.
         """
         target = self.path / WEIGHTS
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        replace_file(target, lambda aside: save_file(tensors, aside))
+        replace_file(target, lambda aside: save_file(tensors, aside, metadata))
         return target
 
     def mark_finished(self, **what: Any) -> None:

@@ -20,7 +20,7 @@ import platform
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +36,7 @@ from deepres.distributed import any_process, to_first_process
 from deepres.engines import Engine
 from deepres.recompute import Plan
 from deepres.recompute.document import write_document
+from deepres.trained_net import net_metadata
 
 MODEL, MOMENTUM, PROCESSES = "model.safetensors", "momentum.safetensors", "processes.safetensors"
 TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
@@ -79,11 +80,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory, in rank 0: tensors on the CPU by file and name, and the JSON documents."""
+    """A checkpoint in memory, in rank 0.
+
+    Attributes:
+        step: after which it was taken.
+        tensors: on the CPU, by file and name.
+        documents: JSON, by file.
+        metadata: what the file of the net tells beside its tensors.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     documents: dict[str, str]
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -119,6 +128,7 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
             CONFIG: json.dumps(config.model_dump(mode="json")),
             PLAN: plan.to_json(),
         },
+        net_metadata(engine.net),
     )
 
 
@@ -250,7 +260,11 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
         SaveError: it cannot be written; checkpoints that were there still are.
     """
     target = folder / f"{PREFIX}{snapshot.step:08d}"
-    tensors = {name: partial(save_file, content) for name, content in snapshot.tensors.items()}
+    metadata = {MODEL: snapshot.metadata or None}
+    tensors = {
+        name: partial(save_file, content, metadata=metadata.get(name))
+        for name, content in snapshot.tensors.items()
+    }
     documents = {name: _text_writer(text) for name, text in snapshot.documents.items()}
     commit_folder(target, {**tensors, **documents}, snapshot.num_bytes)
     replace_text(folder / LATEST, target.name + "\n")

@@ -38,6 +38,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a `.safetensors` tells beside its tensors; nothing for other files.
+
+    Raises:
+        OSError, ValueError, ImportError: as of `read_tensors`.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open  # `import deepres` does without it
 

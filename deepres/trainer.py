@@ -25,6 +25,7 @@ from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot
 from deepres.stopping import StopRequest
+from deepres.trained_net import net_metadata
 
 
 class Trainer:
@@ -254,5 +255,5 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            self._folder.save_weights(state)
+            self._folder.save_weights(state, net_metadata(self._engine.net))
         self._log.end(self._step, summary, num_bad)

@@ -23,7 +23,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
     """
     try:
-        path = _weights_file(path)
+        path = weights_file(path)
         if path.name == MODEL and (path.parent / MANIFEST).exists():
             verify_file(path, FILES)
         return read_tensors(path)
@@ -33,7 +33,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ConfigError(str(error)) from None
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The file of a run's or a checkpoint's weights; of a file, itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if path.is_dir():
         candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -17,7 +17,8 @@ from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
-from deepres.weights import config_file_of, load_weights, num_classes_of
+from deepres.trained_net import TrainedNetError, check_net
+from deepres.weights import config_file_of, load_weights, num_classes_of, weights_file
 
 _DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
 NOISE = "noise"
@@ -105,7 +106,8 @@ def checkpoint_nets(
         net = fresh.make(seed)
         try:
             net.load_state_dict(weights)
-        except RuntimeError as error:
+            check_net(net, weights_file(path))
+        except (RuntimeError, TrainedNetError) as error:
             problem = " ".join(str(error).split())
             raise ConfigError(f"the weights at {path} are of another net: {problem:.300}") from None
         return net

@@ -18,7 +18,7 @@ from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import Process, any_process, average_over_processes
 from deepres.metrics import answer_sums, summed_loss
-from deepres.models import synchronize_batch_norm
+from deepres.models import ResNet, synchronize_batch_norm
 
 
 class NonFiniteError(ArithmeticError):
@@ -53,7 +53,7 @@ class Engine:
         sizes: how the global batch is divided.
     """
 
-    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
+    def __init__(self, net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> None:
         self.net = net
         self.config = config
         self.process = process

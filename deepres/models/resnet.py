@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,16 +48,23 @@ class ResNet(nn.Module):
 
     Attributes:
         units_per_stage: how many units each stage (units of one spatial size) has.
+        arguments: those of `build_resnet` that make the net.
     """
 
     def __init__(
-        self, stem: nn.Sequential, units: nn.Sequential, head: nn.Sequential, units_per_stage: tuple[int, ...]
+        self,
+        stem: nn.Sequential,
+        units: nn.Sequential,
+        head: nn.Sequential,
+        units_per_stage: tuple[int, ...],
+        arguments: dict[str, Any],
     ) -> None:
         super().__init__()
         self.stem = stem
         self.units = units
         self.head = head
         self.units_per_stage = units_per_stage
+        self.arguments = arguments
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images `x: (N, 3, H, W)`."""
@@ -115,6 +123,7 @@ def build_resnet(
     Raises:
         ValueError: no net has that depth (the message has the nearest that do), or an unknown variant.
     """
+    arguments = dict(locals())
     for what, value, known in (
         ("dataset", dataset, FAMILIES),
         ("block", block, (None, *BLOCKS)),
@@ -187,7 +196,7 @@ def build_resnet(
     head["flatten"] = nn.Flatten()
     head["linear"] = nn.Linear(channels, num_classes)
 
-    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units)
+    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units, arguments)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -39,7 +39,7 @@ def load_resnet(path: str | Path) -> ResNet:
     """
     path = Path(path)
     tensors = read_tensors(path)
-    arguments = _arguments_in(path)
+    arguments = told_arguments(path)
     if arguments is None:
         raise TrainedNetError(
             f"{path} does not tell what net its weights are of, as files of deepres do: build it with build_resnet and "
@@ -62,7 +62,7 @@ def check_net(net: ResNet, path: Path) -> None:
     Raises:
         TrainedNetError: they differ.
     """
-    arguments = _arguments_in(path)
+    arguments = told_arguments(path)
     if arguments is None:
         return
     difference = first_difference(net, _built(path, arguments))
@@ -70,7 +70,12 @@ def check_net(net: ResNet, path: Path) -> None:
         raise TrainedNetError(f"{path} has weights of {_call(arguments)}: here {difference}")
 
 
-def _arguments_in(path: Path) -> dict[str, Any] | None:
+def told_arguments(path: Path) -> dict[str, Any] | None:
+    """The arguments of `build_resnet` that make the net of a file of weights; None if it does not tell.
+
+    Raises:
+        TrainedNetError: what it tells are no arguments.
+    """
     told = read_metadata(path).get(_KEY)
     if told is None:
         return None

@@ -17,7 +17,7 @@ from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
-from deepres.trained_net import TrainedNetError, check_net
+from deepres.trained_net import TrainedNetError, check_net, told_arguments
 from deepres.weights import config_file_of, load_weights, num_classes_of, weights_file
 
 _DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
@@ -68,35 +68,29 @@ def checkpoint_nets(
     """A trained net, after its like at initialisation.
 
     Args:
-        path: a run's folder or a checkpoint, which know their net, or a file of weights, which needs the rest.
-        depth, variants, activation, dataset: of a file's net (`identity` and `cifar` if unset).
+        path: a run's folder, a checkpoint or a file of weights that knows its net; any other file needs the rest.
+        depth, variants, activation, dataset: of such a file's net (`identity` and `cifar` if unset).
 
     Raises:
         ConfigError: there are no weights, or they are another net's, or a run is told what it knows.
-        VariantError, ValueError: there is no such net.
+        VariantError, ValueError: there is no such net, or the file is damaged.
     """
     weights = load_weights(path)
     num_classes = num_classes_of(weights, path)
     config_file = config_file_of(path) if path.is_dir() else None
-    if config_file is not None:
-        config = load_config(config_file)
+    config = None if config_file is None else load_config(config_file)
+    arguments = told_arguments(weights_file(path)) if config is None else config.model.building(num_classes)
+    if arguments is not None:
         options = {
             "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
         }  # fmt: skip
         given = [option for option, value in options.items() if value is not None]
         if given:
             raise ConfigError(f"{path} knows its net: leave {' and '.join(given)} out")
-        model = config.model
-
-        def build(seed: int) -> ResNet:
-            torch.manual_seed(seed)
-            return build_resnet(**model.building(num_classes))
-
-        name = "+".join((model.shortcut, model.activation))
-        fresh = MeasuredNet(name, model.depth, model.dataset, num_classes, config, build)
+        fresh = _of_arguments(arguments, num_classes, config)
     else:
         if depth is None:
-            raise ConfigError(f"{path} is a file of weights alone: give its net's --depth")
+            raise ConfigError(f"{path} does not tell what net it is of: give its --depth")
         parsed = parse_variants("identity" if variants is None else variants, activation)
         if len(parsed) > 1:
             raise VariantError(f"{path} is one net: give one variant, not {len(parsed)}")
@@ -116,6 +110,15 @@ def checkpoint_nets(
         MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.config, make)
         for when, make in (("at initialisation", fresh.make), ("trained", trained))
     )
+
+
+def _of_arguments(arguments: dict[str, Any], num_classes: int, config: Config | None) -> MeasuredNet:
+    def make(seed: int) -> ResNet:
+        torch.manual_seed(seed)
+        return build_resnet(**arguments)
+
+    name = f"{arguments['shortcut']}+{arguments['activation']}"
+    return MeasuredNet(name, arguments["depth"], arguments["dataset"], num_classes, config, make)
 
 
 def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import deepres
 import propagation
@@ -108,17 +108,20 @@ def test_synthetic_images_are_those_that_the_run_was_trained_on(tmp_path):
 
 def test_a_checkpoint_and_a_file_of_weights_are_the_same_net(run_dir, capsys, tmp_path):
     (checkpoint,) = (path for path in (run_dir / "checkpoints").iterdir() if path.name.startswith("step-"))
-    tables = []
+    untold, tables = tmp_path / "untold.safetensors", []
+    save_file(load_file(run_dir / "model.safetensors"), untold)
     for source in (
         ("--checkpoint", run_dir),
         ("--checkpoint", checkpoint),
-        ("--checkpoint", run_dir / "model.safetensors", "--depth", 8, "--variants", "identity"),
+        ("--checkpoint", run_dir / "model.safetensors"),
+        ("--checkpoint", untold, "--depth", 8, "--variants", "identity"),
     ):
         numbers = tmp_path / "numbers.json"
         assert run(*source, "--json", numbers) == 0
         tables.append(json.loads(numbers.read_text(encoding="utf-8"))["nets"][1]["signal_rms"])
     assert tables[0] == tables[1]
     assert len(tables[2]) == 4  # on noise, which is not the run's data
+    assert tables[2] == tables[3]
     capsys.readouterr()
 
 
@@ -205,7 +208,8 @@ def test_a_mistake_leaves_no_file(tmp_path, capsys):
 
 
 def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
-    weights = run_dir / "model.safetensors"
+    weights = tmp_path / "weights.safetensors"  # which do not tell their net
+    save_file(load_file(run_dir / "model.safetensors"), weights)
     other = tmp_path / "other.safetensors"
     save_file(deepres.build_resnet(20).state_dict(), other)
     headless = tmp_path / "headless.safetensors"
@@ -216,9 +220,10 @@ def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
             ("--checkpoint", run_dir, "--activation", "original", "--dataset", "cifar"),
             "knows its net: leave --activation and --dataset out",
         ),
+        (("--checkpoint", run_dir / "model.safetensors", "--depth", 8), "knows its net: leave --depth out"),
         (("--checkpoint", run_dir, "--variants", ""), "knows its net: leave --variants out"),
         (("--checkpoint", weights, "--depth", 8, "--variants", ""), "no variant is given"),
-        (("--checkpoint", weights), "is a file of weights alone: give its net's --depth"),
+        (("--checkpoint", weights), "does not tell what net it is of: give its --depth"),
         (("--checkpoint", weights, "--depth", 8, "--variants", "shortcuts"), "give one variant, not 6"),
         (("--checkpoint", other, "--depth", 8), "are of another net"),
         (("--checkpoint", headless, "--depth", 8), "holds no weights of a deepres net"),

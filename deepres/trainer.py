@@ -132,21 +132,25 @@ class Trainer:
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
-                self._run_step(batches)
+                wishes: list[bool] | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
                     self._rate.pause()
                     self._evaluate()
-                self._save_or_stop()
+                    wishes = None
+                self._save_or_stop(wishes)
         self._rate.pause()
 
-    def _run_step(self, batches: Prefetch) -> None:
+    def _run_step(self, batches: Prefetch) -> list[bool]:
+        """Train one step; what some process wishes after it."""
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
         sizes = self._engine.sizes
         try:
             with UntilOutOfMemory() as attempt:
-                sums = self._engine.step(batches.take(sizes.accumulation), learning_rate)
+                sums, wishes = self._engine.step(
+                    batches.take(sizes.accumulation), learning_rate, lambda: self._wishes(self._step + 1)
+                )
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         if attempt.ran_out:
@@ -168,6 +172,7 @@ class Trainer:
             rate = self._rate.per_s * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
+        return wishes
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         before.restore()
@@ -182,16 +187,23 @@ class Trainer:
             ExitStatus.NOT_FINITE,
         )
 
-    def _save_or_stop(self) -> None:
-        """Between steps: save if that is due, and end the run if a process is asked to; collective."""
-        is_due = self._step != self._saved_step and self._save_schedule.is_due(self._step)
+    def _wishes(self, step: int) -> list[bool]:
+        """After so many steps: to stop, to save, to do so in the background, and to end as that has failed."""
+        is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
         in_background = mode == "always" or (
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
-        stop, is_due, in_background, has_failed = any_process(
-            [self._stop.reason is not None, is_due and self._step > 0, in_background, self._saver.has_failed],
-            self._process.device,
+        return [self._stop.reason is not None, is_due, in_background, self._saver.has_failed]
+
+    def _save_or_stop(self, wishes: list[bool] | None = None) -> None:
+        """Between steps: save if that is due, and end the run if a process is asked to; collective.
+
+        Args:
+            wishes: of all processes; None: they are asked for now.
+        """
+        stop, is_due, in_background, has_failed = wishes or any_process(
+            self._wishes(self._step), self._process.device
         )
         self._saver.check(has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deepres import trainer
 from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.run_log import Rate
@@ -77,6 +78,22 @@ def test_all_micro_batches_of_a_step_count_for_images_per_second(tmp_path, monke
     arguments = (*SMALL, *PLAIN, "train.micro_batch_size=2", "train.max_steps=2", f"train.run_dir={tmp_path}")
     assert main(["--config", QUICKSTART, *arguments]) == 0
     assert counted == [8, 8]
+
+
+def test_between_steps_processes_ask_one_another_nothing(tmp_path, monkeypatch):
+    """What they wish is in the step's own message: each more would be a wait for the device."""
+    ask, num_asked = trainer.any_process, []
+
+    def noted(*arguments):
+        num_asked[-1] += 1
+        return ask(*arguments)
+
+    monkeypatch.setattr(trainer, "any_process", noted)
+    for num_images in (64, 128):
+        num_asked.append(0)
+        arguments = (f"data.num_images={num_images}", f"train.run_dir={tmp_path / str(num_images)}")
+        assert main(["--config", QUICKSTART, *SMALL, *PLAIN, "train.eval_batch_size=64", *arguments]) == 0
+    assert num_asked[0] == num_asked[1] > 0
 
 
 def test_a_line_of_metrics_is_of_the_steps_since_the_line_before(tmp_path):

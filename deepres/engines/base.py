@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.data import Batch
-from deepres.distributed import Process, any_process, average_over_processes
+from deepres.distributed import Process, average_over_processes, sum_over_processes
 from deepres.metrics import answer_sums, summed_loss
 from deepres.models import ResNet, synchronize_batch_norm
 
@@ -67,11 +67,22 @@ class Engine:
         self._optimizer: Any = None
         self._scaler: torch.amp.GradScaler | None = None
 
-    def step(self, micro_batches: Iterable[Batch], learning_rate: float) -> Tensor:
+    def step(
+        self,
+        micro_batches: Iterable[Batch],
+        learning_rate: float,
+        flags: Callable[[], Sequence[bool]] = tuple,
+    ) -> tuple[Tensor, list[bool]]:
         """Run one optimizer step over `accumulation` micro batches.
 
+        Args:
+            micro_batches: this process's.
+            learning_rate: of this step.
+            flags: what else the processes tell one another in the step's message, asked for after the passes.
+
         Returns:
-            This process's `answer_sums` over its micro batches, (4,) float64.
+            This process's `answer_sums` over its micro batches, (4,) float64, and which of the flags are set in at
+            least one process.
 
         Raises:
             NonFiniteError: in all processes and before any parameter has changed; for gradients in fp16, after
@@ -79,17 +90,20 @@ class Engine:
         """
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
-        # The only wait for the device.
-        loss, is_bad = torch.stack([sums[0], self._has_bad_gradient()]).tolist()
-        bad_loss, bad_gradient = any_process([not math.isfinite(loss), is_bad > 0], self.process.device)
-        if bad_loss or bad_gradient:
-            raise NonFiniteError("loss" if bad_loss else "gradient")
+        told = torch.stack([sums[0], self._has_bad_gradient()])
+        if self.process.world_size > 1:
+            told = sum_over_processes(torch.cat([told, told.new_tensor(flags())]))
+            loss, is_bad, *of_all = told.tolist()  # the only wait for the device
+        else:
+            (loss, is_bad), of_all = told.tolist(), list(flags())
+        if not math.isfinite(loss) or is_bad:
+            raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
         is_updated = self._update()
         self._num_skipped = 0 if is_updated else self._num_skipped + 1
         self._has_momentum |= is_updated
         if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
             raise NonFiniteError("gradient")
-        return sums
+        return sums, [flag > 0 for flag in of_all]
 
     def run_passes(self, micro_batches: Iterable[Batch]) -> Tensor:
         """Forward and backward passes of a step, without its update; its sums, as of `step`.

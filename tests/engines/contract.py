@@ -66,7 +66,8 @@ def train(case: str, folder: Path) -> None:
         images = torch.randn(sizes.accumulation, MICRO_BATCH, 3, 8, 8, generator=generator)
         labels = torch.randint(0, 10, (sizes.accumulation, MICRO_BATCH), generator=generator)
         batches = [Batch(*pair, torch.arange(MICRO_BATCH)) for pair in zip(images, labels, strict=True)]
-        sums = engine.step(batches, LEARNING_RATE)
+        sums, flags = engine.step(batches, LEARNING_RATE, lambda: [process.rank == 1, False])
+        assert flags == [True, False]
         losses.append(sum_over_processes(sums)[0] / sizes.global_size)
     engine.average_buffers()
     state = engine.state()

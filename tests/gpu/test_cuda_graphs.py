@@ -45,7 +45,7 @@ def _train(cuda_graphs, accumulation, compute, under_plan, num_steps=6):
             )
             for _ in range(accumulation)
         ]
-        sums.append(engine.step(batches, 0.01))
+        sums.append(engine.step(batches, 0.01)[0])
     return [*sums, *engine.state().values()]
 
 

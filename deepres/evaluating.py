@@ -64,8 +64,8 @@ def load_net(path: Path, config: Config) -> ResNet:
     num_classes = num_classes_of(weights, path)
     try:
         net = build_resnet(**config.model.building(num_classes))
+        check_net(net, weights_file(path), weights)
         net.load_state_dict(weights)
-        check_net(net, weights_file(path))
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(

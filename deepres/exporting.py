@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
-from deepres.models import ResNet
+from deepres.models import build_resnet
 from deepres.trained_net import net_metadata
 from deepres.weights import run_folder_of
 
@@ -32,11 +33,14 @@ def export_path(weights: Path, kind: ExportFormat) -> Path:
     return run_folder / f"{stem}{SUFFIXES[kind]}"
 
 
-def export(net: ResNet, target: Path, kind: ExportFormat, image_size: int) -> float:
+def export(
+    net: nn.Module, arguments: Mapping[str, Any], target: Path, kind: ExportFormat, image_size: int
+) -> float:
     """Write a net and run what was written on the same images.
 
     Args:
         net: in evaluation mode, on the CPU.
+        arguments: of `build_resnet`, which make the net.
         target: the file.
         kind: `torchscript` and `onnx` take any batch size.
         image_size: of the images that it is traced and compared with.
@@ -50,7 +54,11 @@ def export(net: ResNet, target: Path, kind: ExportFormat, image_size: int) -> fl
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, image_size, image_size, generator=generator)
-    writers = {"safetensors": _write_safetensors, "torchscript": _write_torchscript, "onnx": _write_onnx}
+    writers: dict[ExportFormat, Callable[[nn.Module, Path, Tensor], Callable[[Tensor], Tensor]]] = {
+        "safetensors": partial(_write_safetensors, arguments),
+        "torchscript": _write_torchscript,
+        "onnx": _write_onnx,
+    }
     differences: list[float] = []
 
     def write_and_compare(path: Path) -> None:
@@ -72,14 +80,18 @@ def export(net: ResNet, target: Path, kind: ExportFormat, image_size: int) -> fl
     return max(differences)
 
 
-def _write_safetensors(net: ResNet, path: Path, _: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_safetensors(
+    arguments: Mapping[str, Any], net: nn.Module, path: Path, _: Tensor
+) -> Callable[[Tensor], Tensor]:
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, path, net_metadata(net))
-    read = load_file(path)
-    return lambda images: torch.func.functional_call(net, read, images)
+    save_file(tensors, path, net_metadata(arguments))
+    with torch.device("meta"):
+        again = build_resnet(**arguments)
+    again.to_empty(device="cpu").load_state_dict(load_file(path))
+    return again.eval()
 
 
-def _write_torchscript(net: ResNet, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what C++ programs load
         with path.open("wb") as file:  # a file that cannot be written is an OSError then
@@ -88,7 +100,7 @@ def _write_torchscript(net: ResNet, path: Path, images: Tensor) -> Callable[[Ten
     return loaded
 
 
-def _write_onnx(net: ResNet, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_onnx(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]

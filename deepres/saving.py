@@ -20,7 +20,7 @@ import platform
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -92,7 +92,7 @@ class Snapshot:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     documents: dict[str, str]
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -128,7 +128,7 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
             CONFIG: json.dumps(config.model_dump(mode="json")),
             PLAN: plan.to_json(),
         },
-        net_metadata(engine.net),
+        net_metadata(config.model.building(num_classes=len(model["head.linear.weight"]))),
     )
 
 
@@ -260,9 +260,8 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
         SaveError: it cannot be written; checkpoints that were there still are.
     """
     target = folder / f"{PREFIX}{snapshot.step:08d}"
-    metadata = {MODEL: snapshot.metadata or None}
     tensors = {
-        name: partial(save_file, content, metadata=metadata.get(name))
+        name: partial(save_file, content, metadata=snapshot.metadata if name == MODEL else None)
         for name, content in snapshot.tensors.items()
     }
     documents = {name: _text_writer(text) for name, text in snapshot.documents.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deepres.models import ResNet, build_resnet
 from deepres.models.difference import first_difference
@@ -21,80 +22,98 @@ class TrainedNetError(ValueError):
     """A file's net is not known, or another one than was meant; the message is one line."""
 
 
-def net_metadata(net: ResNet) -> dict[str, str]:
-    """What a file of the net's weights has to tell beside them; for `safetensors.torch.save_file`."""
-    return {_KEY: json.dumps(net.arguments)}
+def net_metadata(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What a file of weights tells beside them (for `safetensors.torch.save_file`).
+
+    Args:
+        arguments: of `build_resnet`; they make the net whose weights the file holds.
+    """
+    return {_KEY: json.dumps(dict(arguments))}
 
 
 def load_resnet(path: str | Path) -> ResNet:
     """The net that a run left as `model.safetensors`, or `tools/export.py` wrote, on the CPU and in evaluation mode.
 
-    The file tells what net it is of. Nothing in it is executed, and no random number is drawn.
+    The file tells what net it is of. Nothing in it is executed, and no random number is drawn. Numbers of other formats
+    become fp32. A checkpoint's checksums are not compared here.
 
     Raises:
         TrainedNetError: the file does not tell its net, or holds other weights than that has.
-        ValueError: the file is damaged.
-        OSError: it cannot be read, or there is none (FileNotFoundError).
+        ValueError: it cannot be read as tensors.
+        OSError: it cannot be read at all, or there is none (FileNotFoundError).
         ImportError: safetensors is not installed.
     """
     path = Path(path)
     tensors = read_tensors(path)
-    arguments = told_arguments(path)
+    arguments = told_arguments(path, tensors)
     if arguments is None:
         raise TrainedNetError(
             f"{path} does not tell what net its weights are of, as files of deepres do: build it with build_resnet and "
             "use its load_state_dict"
         )
-    depth = arguments.get("depth")
-    if isinstance(depth, int) and depth > len(tensors):  # before so many units are built
-        raise TrainedNetError(f"{path} is damaged: it tells of {depth} layers and has {len(tensors)} tensors")
-    net = _built(path, arguments)
-    try:
-        net.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise TrainedNetError(f"{path} has not the weights of {_call(arguments)}: {_line(error)}") from None
+    with torch.device("meta"):
+        net = build_resnet(**arguments)
+    net.to_empty(device="cpu").load_state_dict(tensors)
     return net.eval()
 
 
-def check_net(net: ResNet, path: Path) -> None:
+def check_net(net: ResNet, path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Compare a net with the one that a file of weights is of, if it tells.
+
+    Args:
+        net: is to have the weights.
+        path: the file.
+        tensors: what it holds.
 
     Raises:
         TrainedNetError: they differ.
     """
-    arguments = told_arguments(path)
+    arguments = told_arguments(path, tensors)
     if arguments is None:
         return
-    difference = first_difference(net, _built(path, arguments))
+    with torch.device("meta"):
+        difference = first_difference(net, build_resnet(**arguments))
     if difference is not None:
         raise TrainedNetError(f"{path} has weights of {_call(arguments)}: here {difference}")
 
 
-def told_arguments(path: Path) -> dict[str, Any] | None:
-    """The arguments of `build_resnet` that make the net of a file of weights; None if it does not tell.
+def told_arguments(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """All arguments of `build_resnet` that make the net of a file of weights; None if it does not tell.
+
+    Args:
+        path: the file.
+        tensors: what it holds.
 
     Raises:
-        TrainedNetError: what it tells are no arguments.
+        TrainedNetError: what it tells makes no net, or one with other weights than it holds.
     """
     told = read_metadata(path).get(_KEY)
     if told is None:
         return None
     try:
-        arguments = json.loads(told)
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise TrainedNetError(f"{path} is damaged: what it tells of its net is {told:.80}")
-    return arguments
-
-
-def _built(path: Path, arguments: Mapping[str, Any]) -> ResNet:
-    """Without values."""
+        given = json.loads(told)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise TrainedNetError(f"{path} is damaged: it tells {told[:80]!r} of its net")
+    depth = given.get("depth")
+    if isinstance(depth, int) and depth > len(tensors):  # before so many units are built
+        raise TrainedNetError(f"{path} is damaged: it tells of {depth} layers and has {len(tensors)} tensors")
     try:
+        bound = signature(build_resnet).bind(**given)
+        bound.apply_defaults()
         with torch.device("meta"):
-            return build_resnet(**arguments)
-    except (TypeError, ValueError) as error:
+            net = build_resnet(**bound.arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TrainedNetError(f"{path} tells of a net that cannot be built: {_line(error)}") from None
+    needed = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    wrong = [name for name in needed | dict(tensors) if name not in needed or name not in tensors]
+    wrong = wrong or [name for name, shape in needed.items() if tensors[name].shape != shape]
+    if wrong:
+        raise TrainedNetError(
+            f"{path} has not the weights of {_call(bound.arguments)}: {wrong[0]} is not as there"
+        )
+    return bound.arguments
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

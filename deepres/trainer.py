@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,22 @@ from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot
 from deepres.stopping import StopRequest
 from deepres.trained_net import net_metadata
+
+
+class _Wishes(NamedTuple):
+    """What a process, or some process, wants between two steps.
+
+    Attributes:
+        to_stop: after a checkpoint.
+        to_save: as a checkpoint is due.
+        in_background: to save while the training goes on.
+        has_failed: to end, as a checkpoint could not be written.
+    """
+
+    to_stop: bool
+    to_save: bool
+    in_background: bool
+    has_failed: bool
 
 
 class Trainer:
@@ -132,7 +148,7 @@ class Trainer:
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
-                wishes: list[bool] | None = self._run_step(batches)
+                wishes: _Wishes | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
                     self._rate.pause()
@@ -141,7 +157,7 @@ class Trainer:
                 self._save_or_stop(wishes)
         self._rate.pause()
 
-    def _run_step(self, batches: Prefetch) -> list[bool]:
+    def _run_step(self, batches: Prefetch) -> _Wishes:
         """Train one step; what some process wishes after it."""
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
@@ -172,7 +188,7 @@ class Trainer:
             rate = self._rate.per_s * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
-        return wishes
+        return _Wishes(*wishes)
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         before.restore()
@@ -187,32 +203,31 @@ class Trainer:
             ExitStatus.NOT_FINITE,
         )
 
-    def _wishes(self, step: int) -> list[bool]:
-        """After so many steps: to stop, to save, to do so in the background, and to end as that has failed."""
+    def _wishes(self, step: int) -> _Wishes:
+        """This process's, after so many steps."""
         is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
         in_background = mode == "always" or (
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
-        return [self._stop.reason is not None, is_due, in_background, self._saver.has_failed]
+        return _Wishes(self._stop.reason is not None, is_due, in_background, self._saver.has_failed)
 
-    def _save_or_stop(self, wishes: list[bool] | None = None) -> None:
+    def _save_or_stop(self, wishes: _Wishes | None = None) -> None:
         """Between steps: save if that is due, and end the run if a process is asked to; collective.
 
         Args:
             wishes: of all processes; None: they are asked for now.
         """
-        stop, is_due, in_background, has_failed = wishes or any_process(
-            self._wishes(self._step), self._process.device
-        )
-        self._saver.check(has_failed)
+        if wishes is None:
+            wishes = _Wishes(*any_process(self._wishes(self._step), self._process.device))
+        self._saver.check(wishes.has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due
         saves = self._config.train.save_every is not None
-        if saves and (is_due or stop or is_at_end):
+        if saves and (wishes.to_save or wishes.to_stop or is_at_end):
             self._save()
-            if stop or is_at_end or not in_background:
+            if wishes.to_stop or is_at_end or not wishes.in_background:
                 self._saver.finish(self._process.device)
-        if stop and not is_at_end:
+        if wishes.to_stop and not is_at_end:
             reason = self._stop.reason or "a signal to another process"
             saved = (
                 "train.resume=auto goes on from there"
@@ -267,5 +282,6 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            self._folder.save_weights(state, net_metadata(self._engine.net))
+            arguments = self._config.model.building(num_classes=len(state["head.linear.weight"]))
+            self._folder.save_weights(state, net_metadata(arguments))
         self._log.end(self._step, summary, num_bad)

@@ -113,7 +113,7 @@ def test_an_export_is_compared_on_a_single_image_too(tmp_path):
     net = build_resnet(8).eval()
     net.head.append(_NoNumberAlone())
     with pytest.raises(ConfigError, match="was not written: its logits differ from the net's by nan"):
-        exporting.export(net, target, "safetensors", image_size=8)
+        exporting.export(net, {"depth": 8}, target, "safetensors", image_size=8)
     assert list(tmp_path.iterdir()) == []
 
 

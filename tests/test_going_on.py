@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepres import saving
+from deepres.commit import SaveError
+from deepres.engines import Engine
 from deepres.exit_status import ExitStatus
 from deepres.train import main
 from deepres.trainer import Trainer
@@ -104,6 +107,40 @@ def test_an_evaluation_that_is_stopped_again_and_again_is_made_in_the_end(tmp_pa
     assert len(set(told)) == 1
     assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 0
     assert [row["step"] for row in metrics(tmp_path, "test")] == [told[0], 2 * told[0]]
+
+
+@pytest.mark.parametrize(("moment", "last"), [("_set_learning_rate", 3), ("_update", 4)])
+def test_a_signal_in_a_step_ends_the_run_after_it_or_the_next_one_with_a_checkpoint(
+    tmp_path, monkeypatch, moment, last
+):
+    """The next one, where the processes have told one another what they wish already."""
+    original, num_calls = getattr(Engine, moment), [0]
+
+    def stop(*arguments):
+        num_calls[0] += 1
+        if num_calls[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, moment, stop)
+        assert main(["--config", QUICKSTART, *arguments]) == ExitStatus.STOPPED
+    (checkpoint,) = (path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert checkpoint == f"step-{last:08d}"
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "train")] == [2, 4, 6, 8]
+
+
+def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise SaveError("the disk is full")
+
+    monkeypatch.setattr(saving, "commit_folder", fail)
+    saves = ("train.save_every=2 steps", "train.save_in_background=always", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *SMALL, *PLAIN, *saves]) == ExitStatus.NOT_SAVED
+    assert capsys.readouterr().err.endswith("error: the disk is full\n")
+    assert not (tmp_path / "finished.json").exists()
 
 
 def test_a_run_is_not_gone_on_with_where_a_class_has_another_name(tmp_path, capsys):

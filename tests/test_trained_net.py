@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import export
+import propagation
 from deepres import TrainedNetError, build_resnet, load_resnet
+from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.models.difference import first_difference
 from deepres.net_options import ACTIVATIONS, SHORTCUTS
@@ -28,9 +30,11 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-def saved(net, path):
-    save_file(net.state_dict(), path, net_metadata(net))
-    return path
+def saved(path, **arguments):
+    """A file of a new net's weights, which tells of it."""
+    net = build_resnet(**arguments)
+    save_file(net.state_dict(), path, net_metadata(arguments))
+    return net
 
 
 def test_a_run_its_checkpoints_and_exports_tell_their_net(run_dir):
@@ -41,7 +45,7 @@ def test_a_run_its_checkpoints_and_exports_tell_their_net(run_dir):
     for folder in (run_dir, *checkpoints_in(run_dir / "checkpoints")[:1]):
         net = load_resnet(folder / "model.safetensors")
         assert not net.training
-        assert net.arguments["shortcut_scale"] == 0.25
+        assert net.units[0].shortcut.shortcut_scale == 0.25
         assert torch.equal(net(images), expected)
     assert torch.equal(load_resnet(run_dir / "export.safetensors")(images), expected)
     assert torch.equal(torch.get_rng_state(), state)
@@ -52,69 +56,103 @@ def test_a_run_its_checkpoints_and_exports_tell_their_net(run_dir):
     [
         *({"shortcut": shortcut, "dropout": 0.25} for shortcut in SHORTCUTS),
         *({"activation": activation} for activation in ACTIVATIONS),
+        {"shortcut": "constant_scaling", "shortcut_scale": 1},
         {"depth": 18, "dataset": "imagenet", "stride_on": "3x3", "preactivation": "own", "num_classes": 3},
     ],
 )
 def test_every_net_is_built_again_and_can_be_trained_on(tmp_path, arguments):
-    net = build_resnet(**{"depth": 8} | arguments)
-    loaded = load_resnet(saved(net, tmp_path / "net.safetensors"))
+    path = tmp_path / "net.safetensors"
+    net = saved(path, **{"depth": 8} | arguments)
+    loaded = load_resnet(path)
     assert first_difference(loaded, net) is None
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), loaded.parameters(), strict=True))
+    assert loaded.state_dict().keys() == net.state_dict().keys()
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     loaded.train()(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in loaded.parameters())
 
 
+def test_weights_in_16_bits_are_those_of_a_net_in_32(tmp_path):
+    path = tmp_path / "net.safetensors"
+    net = build_resnet(8).half()
+    save_file(net.state_dict(), path, net_metadata({"depth": 8}))
+    loaded = load_resnet(path)
+    assert torch.equal(loaded.head.linear.weight, net.head.linear.weight.float())
+    assert loaded(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+
+
 def test_the_weights_of_another_net_are_told_from_those_of_the_configuration(run_dir, tmp_path):
     """Which have the same names and shapes."""
-    other = build_resnet(11, block="bottleneck", num_classes=7)
-    told = re.escape(
-        "has weights of build_resnet(depth=11, num_classes=7, block='bottleneck'): here units.0.shortcut"
+    path = tmp_path / "net.safetensors"
+    saved(path, depth=11, block="bottleneck", num_classes=7)
+    told = (
+        "has weights of build_resnet(depth=11, num_classes=7, block='bottleneck'): here units.0.shortcut is "
     )
-    with pytest.raises(Exception, match=told):
-        load_net(saved(other, tmp_path / "net.safetensors"), find_config(run_dir))
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_net(path, find_config(run_dir))
 
 
 def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path):
-    net = torch.hub.load(str(ROOT), "resnet110", source="local")
-    path = str(saved(net, tmp_path / "net.safetensors"))
-    again = torch.hub.load(str(ROOT), "resnet110", source="local", weights=path)
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in again.state_dict().items())
-    path = str(saved(build_resnet(110, shortcut="dropout"), tmp_path / "dropout.safetensors"))
+    path = tmp_path / "net.safetensors"
+
+    def load():
+        return torch.hub.load(str(ROOT), "resnet110", source="local", weights=str(path))
+
+    net = saved(path, depth=110)
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in load().state_dict().items())
+    save_file(net.state_dict(), path)  # which does not tell
+    assert torch.equal(load().head.linear.weight, net.head.linear.weight)
+    saved(path, depth=110, shortcut="dropout")
     with pytest.raises(
-        ValueError, match=r"is of another net, .* its units\.0\.shortcut is Shortcut\(dropout"
+        ValueError, match=r"has weights of build_resnet\(depth=110, shortcut='dropout'\): here units"
     ):
-        torch.hub.load(str(ROOT), "resnet110", source="local", weights=path)
+        load()
 
 
-def test_files_that_do_not_tell_their_net_or_tell_of_another_are_refused_in_one_line(tmp_path):
-    net, path = build_resnet(8), tmp_path / "net.safetensors"
-    tensors, arguments = net.state_dict(), net.arguments
-    for metadata, problem in (
-        (None, "does not tell what net its weights are of"),
-        ({"deepres.build_resnet": "[1"}, r"is damaged: what it tells of its net is \[1"),
-        ({"deepres.build_resnet": "[1]"}, r"is damaged: what it tells of its net is \[1\]"),
-        ({"deepres.build_resnet": "{}"}, "tells of a net that cannot be built: .*depth"),
-        (arguments | {"depth": 9}, "tells of a net that cannot be built: depth must be"),
-        (arguments | {"depth": 600_002}, "is damaged: it tells of 600002 layers and has 44 tensors"),
-        (arguments | {"shape": "round"}, "tells of a net that cannot be built: .*shape"),
-        (arguments | {"depth": 14}, r"has not the weights of build_resnet\(depth=14\): .*Missing key"),
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ("[1\n,\x1b[31m", r"is damaged: it tells '\[1\\n,\\x1b\[31m' of its net"),
+        ("[1]", r"is damaged: it tells '\[1\]' of its net"),
+        ("[" * 200_000, "is damaged: it tells"),
+        ({}, "tells of a net that cannot be built: missing a required argument: 'depth'"),
+        ({"depth": 9}, "tells of a net that cannot be built: depth must be"),
+        ({"depth": 600_002}, "is damaged: it tells of 600002 layers and has 44 tensors"),
+        ({"depth": 8, "shape": "round"}, "tells of a net that cannot be built: .*shape"),
         (
-            arguments | {"num_classes": 10**12},
-            "has not the weights of .*size mismatch for head.linear.weight",
+            {"depth": 8, "gate_bias": "x" * 9999},
+            "cannot be built: gate_bias must be a finite number, got 'xxx",
         ),
-    ):
-        told = metadata
-        if metadata and "depth" in metadata:
-            told = {"deepres.build_resnet": json.dumps(metadata)}
-        save_file(tensors, path, told)
-        with pytest.raises(TrainedNetError, match=problem) as error:
-            load_resnet(path)
-        assert "\n" not in str(error.value)
-    torch.save(tensors, tmp_path / "net.pt")
-    with pytest.raises(TrainedNetError, match="does not tell what net"):
-        load_resnet(tmp_path / "net.pt")
+        ({"depth": 8, "dropout": float("nan")}, "cannot be built: dropout must be a finite number, got nan"),
+        (
+            {"depth": 8, "num_classes": 10**12},
+            "has not the weights of .*: head.linear.weight is not as there",
+        ),
+        ({"depth": 8, "num_classes": 10**18}, "tells of a net that cannot be built"),
+        (
+            {"depth": 14},
+            r"has not the weights of build_resnet\(depth=14\): units.3.convs.0.weight is not as there",
+        ),
+    ],
+)
+def test_what_tells_of_no_net_or_of_another_is_refused_in_one_line(tmp_path, capsys, told, problem):
+    path = tmp_path / "net.safetensors"
+    text = told if isinstance(told, str) else json.dumps(told)
+    save_file(build_resnet(8).state_dict(), path, {"deepres.build_resnet": text})
+    with pytest.raises(TrainedNetError, match=problem) as error:
+        load_resnet(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+    assert propagation.main(["--checkpoint", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {error.value}\n"
+
+
+def test_files_that_tell_nothing_or_are_none_are_refused(tmp_path):
+    for name, save in (("net.safetensors", save_file), ("net.pt", torch.save)):
+        save(build_resnet(8).state_dict(), tmp_path / name)
+        with pytest.raises(TrainedNetError, match="does not tell what net its weights are of"):
+            load_resnet(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load_resnet(tmp_path / "nothing.safetensors")
-    path.write_bytes(b"nothing")
+    (tmp_path / "net.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
-        load_resnet(path)
+        load_resnet(tmp_path / "net.safetensors")

@@ -27,10 +27,11 @@ def main(arguments: list[str]) -> int:
     try:
         config = find_config(options.weights, options.config)
         net = load_net(options.weights, config)
+        building = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
         target = options.output or export_path(options.weights, options.format)
         side = options.image_size or image_size_of(config)
         with UntilOutOfMemory() as attempt:
-            difference = export(net, target, options.format, side)
+            difference = export(net, building, target, options.format, side)
     except (ConfigError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -79,7 +79,9 @@ def checkpoint_nets(
     num_classes = num_classes_of(weights, path)
     config_file = config_file_of(path) if path.is_dir() else None
     config = None if config_file is None else load_config(config_file)
-    arguments = told_arguments(weights_file(path)) if config is None else config.model.building(num_classes)
+    arguments = (
+        told_arguments(weights_file(path), weights) if config is None else config.model.building(num_classes)
+    )
     if arguments is not None:
         options = {
             "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
@@ -99,8 +101,8 @@ def checkpoint_nets(
     def trained(seed: int) -> ResNet:
         net = fresh.make(seed)
         try:
+            check_net(net, weights_file(path), weights)
             net.load_state_dict(weights)
-            check_net(net, weights_file(path))
         except (RuntimeError, TrainedNetError) as error:
             problem = " ".join(str(error).split())
             raise ConfigError(f"the weights at {path} are of another net: {problem:.300}") from None

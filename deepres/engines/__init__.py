@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 
+from torch import nn
+
 from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process
 from deepres.engines.base import Engine, NonFiniteError
-from deepres.models import ResNet
 
 __all__ = ["Engine", "NonFiniteError", "make_engine"]
 
 
-def make_engine(net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> Engine:
+def make_engine(net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> Engine:
     """The engine that `config.engine.name` names; see `Engine` for the arguments."""
     if config.engine.name == "deepspeed":
         if process.device.type == "cpu":  # or DeepSpeed moves the net to a GPU where there is one

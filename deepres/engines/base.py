@@ -18,7 +18,7 @@ from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import Process, average_over_processes, sum_over_processes
 from deepres.metrics import answer_sums, summed_loss
-from deepres.models import ResNet, synchronize_batch_norm
+from deepres.models import synchronize_batch_norm
 
 
 class NonFiniteError(ArithmeticError):
@@ -53,7 +53,7 @@ class Engine:
         sizes: how the global batch is divided.
     """
 
-    def __init__(self, net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> None:
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         self.net = net
         self.config = config
         self.process = process
@@ -90,12 +90,12 @@ class Engine:
         """
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
-        told = torch.stack([sums[0], self._has_bad_gradient()])
-        if self.process.world_size > 1:
-            told = sum_over_processes(torch.cat([told, told.new_tensor(flags())]))
-            loss, is_bad, *of_all = told.tolist()  # the only wait for the device
-        else:
-            (loss, is_bad), of_all = told.tolist(), list(flags())
+        found, own = [sums[0], self._has_bad_gradient()], list(flags())
+        if self.process.world_size > 1:  # filled in, as a copy from the CPU would wait for the passes
+            found += [sums.new_full((), float(flag)) for flag in own]
+        loss, is_bad, *of_all = sum_over_processes(
+            torch.stack(found)
+        ).tolist()  # the only wait for the device
         if not math.isfinite(loss) or is_bad:
             raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
         is_updated = self._update()
@@ -103,7 +103,7 @@ class Engine:
         self._has_momentum |= is_updated
         if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
             raise NonFiniteError("gradient")
-        return sums, [flag > 0 for flag in of_all]
+        return sums, [flag > 0 for flag in of_all or own]
 
     def run_passes(self, micro_batches: Iterable[Batch]) -> Tensor:
         """Forward and backward passes of a step, without its update; its sums, as of `step`.

@@ -14,7 +14,7 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import MOMENTUM, Engine, on_cpu
-from deepres.models import ResidualUnit, ResNet
+from deepres.models import ResidualUnit
 from deepres.optim import sgd
 
 with warnings.catch_warnings():
@@ -40,7 +40,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 class DeepSpeedEngine(Engine):
     """Model states are sharded by DeepSpeed; its settings are generated from the run's configuration."""
 
-    def __init__(self, net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> None:
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
         start_process_group(process)
         deepspeed.init_distributed(dist_init_required=False, verbose=False)

@@ -12,7 +12,6 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.distributed import Process, start_process_group
 from deepres.engines.base import MOMENTUM, Engine
-from deepres.models import ResNet
 from deepres.optim import sgd_settings
 
 with warnings.catch_warnings():
@@ -27,7 +26,7 @@ with warnings.catch_warnings():
 class FairscaleEngine(Engine):
     """Every process has all parameters, and the gradients and momentum of its share of them."""
 
-    def __init__(self, net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> None:
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
         start_process_group(process)
         self.module.to(process.device)

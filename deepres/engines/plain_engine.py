@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepres.batch_sizes import BatchSizes
@@ -17,14 +17,13 @@ from deepres.distributed import Process
 from deepres.engines.base import Engine
 from deepres.engines.cuda_graph import OnCuda, RecordedPass
 from deepres.gradients import allocate_gradients
-from deepres.models import ResNet
 from deepres.optim import sgd
 
 
 class PlainEngine(Engine):
     """Every process has all model states and adds its gradients to the others'."""
 
-    def __init__(self, net: ResNet, config: Config, process: Process, sizes: BatchSizes) -> None:
+    def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
         self.module.to(process.device)
         self.module.to(memory_format=config.parameters_format)  # type: ignore[call-overload]  # the stubs lack it

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,23 +48,16 @@ class ResNet(nn.Module):
 
     Attributes:
         units_per_stage: how many units each stage (units of one spatial size) has.
-        arguments: those of `build_resnet` that make the net.
     """
 
     def __init__(
-        self,
-        stem: nn.Sequential,
-        units: nn.Sequential,
-        head: nn.Sequential,
-        units_per_stage: tuple[int, ...],
-        arguments: dict[str, Any],
+        self, stem: nn.Sequential, units: nn.Sequential, head: nn.Sequential, units_per_stage: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.stem = stem
         self.units = units
         self.head = head
         self.units_per_stage = units_per_stage
-        self.arguments = arguments
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images `x: (N, 3, H, W)`."""
@@ -121,9 +114,8 @@ def build_resnet(
             in `fb.resnet.torch`.
 
     Raises:
-        ValueError: no net has that depth (the message has the nearest that do), or an unknown variant.
+        ValueError: no net has that depth (the message has the nearest that do), or an unknown variant or number.
     """
-    arguments = dict(locals())
     for what, value, known in (
         ("dataset", dataset, FAMILIES),
         ("block", block, (None, *BLOCKS)),
@@ -135,6 +127,14 @@ def build_resnet(
     ):
         if value not in known:
             raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
+    for what, number in (
+        ("shortcut_scale", shortcut_scale),
+        ("residual_scale", residual_scale),
+        ("gate_bias", gate_bias),
+        ("dropout", dropout),
+    ):
+        if not isinstance(number, float | int) or not math.isfinite(number):
+            raise ValueError(f"{what} must be a finite number, got {number!r:.80}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     block = block or default_block(depth, dataset)
@@ -179,10 +179,10 @@ def build_resnet(
                     stride_on=stride_on,
                     preactivation=where if leading else "own",
                     normalise_projection=True if leading and preactivation == "own" else None,
-                    shortcut_scale=shortcut_scale,
-                    residual_scale=residual_scale,
-                    gate_bias=gate_bias,
-                    dropout=dropout,
+                    shortcut_scale=float(shortcut_scale),
+                    residual_scale=float(residual_scale),
+                    gate_bias=float(gate_bias),
+                    dropout=float(dropout),
                 )
             )
             channels = out_channels
@@ -196,7 +196,7 @@ def build_resnet(
     head["flatten"] = nn.Flatten()
     head["linear"] = nn.Linear(channels, num_classes)
 
-    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units, arguments)
+    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

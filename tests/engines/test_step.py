@@ -40,7 +40,8 @@ def test_steps_over_micro_batches_are_those_of_sgd_on_the_mean_loss_of_all_image
     for learning_rate in (0.1, 0.02):
         images, labels = torch.randn(3, 2, 3, 8, 8), torch.tensor([[0, 1], [2, -100], [3, 4]])
         batches = [Batch(*pair, torch.arange(2)) for pair in zip(images, labels, strict=True)]
-        sums, _ = engine.step(batches, learning_rate)
+        sums, flags = engine.step(batches, learning_rate, lambda: [False, True])
+        assert flags == [False, True]
         losses = [F.cross_entropy(expected(batch.images), batch.labels, reduction="sum") for batch in batches]
         (sum(losses) / 6).backward()
         if clip_grad_norm is not None:

@@ -10,7 +10,7 @@ import deepres.saving
 from deepres.train import main
 
 
-def save_file(tensors, path: Path) -> None:
+def save_file(tensors, path: Path, metadata) -> None:
     if path.name == deepres.saving.MOMENTUM and "step-00000006" in str(path):
         with (path.parents[3] / "filler").open("wb", buffering=0) as filler:
             try:
@@ -18,7 +18,7 @@ def save_file(tensors, path: Path) -> None:
                     filler.write(bytes(4096))
             except OSError:
                 pass
-    safetensors.torch.save_file(tensors, path)
+    safetensors.torch.save_file(tensors, path, metadata)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def kill_at(moment: int) -> Callable[[int], object]:
         if rank == 0:
             os.fsync = dying(os.fsync)
             shutil.rmtree = dying(shutil.rmtree)
-            deepres.saving.save_file = lambda tensors, path: dying(
-                lambda where: safetensors.torch.save_file(tensors, where)
+            deepres.saving.save_file = lambda tensors, path, metadata: dying(
+                lambda where: safetensors.torch.save_file(tensors, where, metadata)
             )(path)
             for name in ("mkdir", "rename", "replace", "write_text"):
                 setattr(Path, name, dying(getattr(Path, name)))

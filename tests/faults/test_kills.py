@@ -37,12 +37,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been(tmp
     failures = []
     for line in done.stdout.splitlines():
         found = json.loads(line)
+        assert any(one["killed"] for one in found["tries"]), found
         for k, one in enumerate(found["tries"]):
             others_ended = all(status == 5 for status in one["others"]) and one["ended_s"] < 60
             is_named = one["named"] or not one["others"]
             # A moment after the run's end kills nothing that counts.
             was_running = one["killed"] and 0 not in one["others"]
-            survived = one["survived"] and (not was_running or (others_ended and is_named))
+            has_ended = one["killed"] or set(one["others"]) == {0}  # by the kill, or before it
+            survived = one["survived"] and has_ended and (not was_running or (others_ended and is_named))
             table.add(
                 FAULTS[found["kind"]], survived, one["lost"], seconds=one["ended_s"] if one["others"] else 0
             )

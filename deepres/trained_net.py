@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,15 +45,14 @@ def load_resnet(path: str | Path) -> ResNet:
     """
     path = Path(path)
     tensors = read_tensors(path)
-    arguments = told_arguments(path, tensors)
-    if arguments is None:
+    told = _told(path, tensors)
+    if told is None:
         raise TrainedNetError(
             f"{path} does not tell what net its weights are of, as files of deepres do: build it with build_resnet and "
             "use its load_state_dict"
         )
-    with torch.device("meta"):
-        net = build_resnet(**arguments)
-    net.to_empty(device="cpu").load_state_dict(tensors)
+    net = told.net.to_empty(device="cpu")
+    net.load_state_dict(tensors)
     return net.eval()
 
 
@@ -68,13 +67,10 @@ def check_net(net: ResNet, path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         TrainedNetError: they differ.
     """
-    arguments = told_arguments(path, tensors)
-    if arguments is None:
-        return
-    with torch.device("meta"):
-        difference = first_difference(net, build_resnet(**arguments))
-    if difference is not None:
-        raise TrainedNetError(f"{path} has weights of {_call(arguments)}: here {difference}")
+    told = _told(path, tensors)
+    difference = None if told is None else first_difference(net, told.net)
+    if told is not None and difference is not None:
+        raise TrainedNetError(f"{path} has weights of {_call(told.arguments)}: here {difference}")
 
 
 def told_arguments(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -87,6 +83,18 @@ def told_arguments(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] 
     Raises:
         TrainedNetError: what it tells makes no net, or one with other weights than it holds.
     """
+    told = _told(path, tensors)
+    return None if told is None else told.arguments
+
+
+class _Told(NamedTuple):
+    """Arguments of `build_resnet`, and the net that they make, on the meta device."""
+
+    arguments: dict[str, Any]
+    net: ResNet
+
+
+def _told(path: Path, tensors: Mapping[str, Tensor]) -> _Told | None:
     told = read_metadata(path).get(_KEY)
     if told is None:
         return None
@@ -106,14 +114,21 @@ def told_arguments(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] 
             net = build_resnet(**bound.arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TrainedNetError(f"{path} tells of a net that cannot be built: {_line(error)}") from None
-    needed = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    wrong = [name for name in needed | dict(tensors) if name not in needed or name not in tensors]
-    wrong = wrong or [name for name, shape in needed.items() if tensors[name].shape != shape]
-    if wrong:
-        raise TrainedNetError(
-            f"{path} has not the weights of {_call(bound.arguments)}: {wrong[0]} is not as there"
-        )
-    return bound.arguments
+    wrong = _first_wrong(tensors, net.state_dict())
+    if wrong is not None:
+        raise TrainedNetError(f"{path} has not the weights of {_call(bound.arguments)}: {wrong}")
+    return _Told(bound.arguments, net)
+
+
+def _first_wrong(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
+    for name in {**needed, **tensors}:
+        if name not in tensors:
+            return f"{name} is missing"
+        if name not in needed:
+            return f"{name[:80]!r} is none of its"
+        if tensors[name].shape != needed[name].shape:
+            return f"{name} is {list(tensors[name].shape)} instead of {list(needed[name].shape)}"
+    return None
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

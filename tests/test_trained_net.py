@@ -125,13 +125,14 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
         ({"depth": 8, "dropout": float("nan")}, "cannot be built: dropout must be a finite number, got nan"),
         (
             {"depth": 8, "num_classes": 10**12},
-            "has not the weights of .*: head.linear.weight is not as there",
+            r"has not the weights of .*: head.linear.weight is \[10, 64\] instead of \[1000000000000, 64\]",
         ),
         ({"depth": 8, "num_classes": 10**18}, "tells of a net that cannot be built"),
         (
             {"depth": 14},
-            r"has not the weights of build_resnet\(depth=14\): units.3.convs.0.weight is not as there",
+            r"of build_resnet\(depth=14\): units.1.convs.0.weight is \[32, 16, 3, 3\] instead of \[16, 16",
         ),
+        ({"depth": 8, "activation": "original"}, "activation='original'.: stem.norm.weight is missing"),
     ],
 )
 def test_what_tells_of_no_net_or_of_another_is_refused_in_one_line(tmp_path, capsys, told, problem):
@@ -151,6 +152,10 @@ def test_files_that_tell_nothing_or_are_none_are_refused(tmp_path):
         save(build_resnet(8).state_dict(), tmp_path / name)
         with pytest.raises(TrainedNetError, match="does not tell what net its weights are of"):
             load_resnet(tmp_path / name)
+    more = build_resnet(8).state_dict() | {"more": torch.zeros(1)}
+    save_file(more, tmp_path / "net.safetensors", net_metadata({"depth": 8}))
+    with pytest.raises(TrainedNetError, match=r"of build_resnet\(depth=8\): 'more' is none of its"):
+        load_resnet(tmp_path / "net.safetensors")
     with pytest.raises(FileNotFoundError):
         load_resnet(tmp_path / "nothing.safetensors")
     (tmp_path / "net.safetensors").write_bytes(b"nothing")

@@ -93,9 +93,8 @@ class Engine:
         found, own = [sums[0], self._has_bad_gradient()], list(flags())
         if self.process.world_size > 1:  # filled in, as a copy from the CPU would wait for the passes
             found += [sums.new_full((), float(flag)) for flag in own]
-        loss, is_bad, *of_all = sum_over_processes(
-            torch.stack(found)
-        ).tolist()  # the only wait for the device
+        # The only wait for the device.
+        loss, is_bad, *of_all = sum_over_processes(torch.stack(found)).tolist()
         if not math.isfinite(loss) or is_bad:
             raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
         is_updated = self._update()

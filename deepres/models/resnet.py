@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ def build_resnet(
         ("gate_bias", gate_bias),
         ("dropout", dropout),
     ):
-        if not isinstance(number, float | int) or not math.isfinite(number):
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{what} must be a finite number, got {number!r:.80}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")

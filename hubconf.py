@@ -10,16 +10,15 @@ dependencies = ["torch", "numpy", "safetensors"]
 from pathlib import Path as _Path
 
 import deepres as _deepres
+from deepres.tensor_files import read_tensors as _read_tensors
+from deepres.trained_net import check_net as _check_net
 
 
 def _with(weights: str | None, net: _deepres.ResNet) -> _deepres.ResNet:
     if weights is None:
         return net
-    from deepres.tensor_files import read_tensors
-    from deepres.trained_net import check_net
-
-    tensors = read_tensors(_Path(weights))
-    check_net(net, _Path(weights), tensors)
+    tensors = _read_tensors(_Path(weights))
+    _check_net(net, _Path(weights), tensors)
     net.load_state_dict(tensors)
     return net.eval()
 

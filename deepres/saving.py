@@ -128,8 +128,13 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
             CONFIG: json.dumps(config.model_dump(mode="json")),
             PLAN: plan.to_json(),
         },
-        net_metadata(config.model.building(num_classes=len(model["head.linear.weight"]))),
+        weights_metadata(config, model),
     )
+
+
+def weights_metadata(config: Config, weights: dict[str, Tensor]) -> dict[str, str]:
+    """What a file of a run's weights tells beside them."""
+    return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"])))
 
 
 class SaveSchedule:

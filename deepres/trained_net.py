@@ -68,8 +68,10 @@ def check_net(net: ResNet, path: Path, tensors: Mapping[str, Tensor]) -> None:
         TrainedNetError: they differ.
     """
     told = _told(path, tensors)
-    difference = None if told is None else first_difference(net, told.net)
-    if told is not None and difference is not None:
+    if told is None:
+        return
+    difference = first_difference(net, told.net)
+    if difference is not None:
         raise TrainedNetError(f"{path} has weights of {_call(told.arguments)}: here {difference}")
 
 
@@ -95,15 +97,15 @@ class _Told(NamedTuple):
 
 
 def _told(path: Path, tensors: Mapping[str, Tensor]) -> _Told | None:
-    told = read_metadata(path).get(_KEY)
-    if told is None:
+    text = read_metadata(path).get(_KEY)
+    if text is None:
         return None
     try:
-        given = json.loads(told)
+        given = json.loads(text)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise TrainedNetError(f"{path} is damaged: it tells {told[:80]!r} of its net")
+        raise TrainedNetError(f"{path} is damaged: it tells {text[:80]!r} of its net")
     depth = given.get("depth")
     if isinstance(depth, int) and depth > len(tensors):  # before so many units are built
         raise TrainedNetError(f"{path} is damaged: it tells of {depth} layers and has {len(tensors)} tensors")

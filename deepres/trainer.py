@@ -23,9 +23,8 @@ from deepres.restoring import own_sums
 from deepres.resuming import Checkpoint
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot
+from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot, weights_metadata
 from deepres.stopping import StopRequest
-from deepres.trained_net import net_metadata
 
 
 class _Wishes(NamedTuple):
@@ -282,6 +281,5 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            arguments = self._config.model.building(num_classes=len(state["head.linear.weight"]))
-            self._folder.save_weights(state, net_metadata(arguments))
+            self._folder.save_weights(state, weights_metadata(self._config, state))
         self._log.end(self._step, summary, num_bad)

@@ -10,16 +10,16 @@ dependencies = ["torch", "numpy", "safetensors"]
 from pathlib import Path as _Path
 
 import deepres as _deepres
-from deepres.tensor_files import read_tensors as _read_tensors
+from deepres.tensor_files import read_tensor_file as _read_tensor_file
 from deepres.trained_net import check_net as _check_net
 
 
 def _with(weights: str | None, net: _deepres.ResNet) -> _deepres.ResNet:
     if weights is None:
         return net
-    tensors = _read_tensors(_Path(weights))
-    _check_net(net, _Path(weights), tensors)
-    net.load_state_dict(tensors)
+    file = _read_tensor_file(_Path(weights))
+    _check_net(net, file)
+    net.load_state_dict(file.tensors)
     return net.eval()
 
 

@@ -19,9 +19,9 @@ from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG
+from deepres.snapshot import CONFIG
 from deepres.trained_net import check_net
-from deepres.weights import config_file_of, load_weights, num_classes_of, weights_file
+from deepres.weights import config_file_of, load_weights, num_classes_of
 
 Crop = Literal["config", "224", "320", "ten"]
 _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
@@ -61,11 +61,11 @@ def load_net(path: Path, config: Config) -> ResNet:
         ConfigError: there are no weights, or they are another net's.
     """
     weights = load_weights(path)
-    num_classes = num_classes_of(weights, path)
+    num_classes = num_classes_of(weights)
     try:
         net = build_resnet(**config.model.building(num_classes))
-        check_net(net, weights_file(path), weights)
-        net.load_state_dict(weights)
+        check_net(net, weights)
+        net.load_state_dict(weights.tensors)
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(

@@ -12,7 +12,7 @@ from deepres.config import ConfigError
 from deepres.distributed import Process
 from deepres.engines import Engine
 from deepres.resuming import Checkpoint
-from deepres.saving import MODEL, MOMENTUM, PROCESSES
+from deepres.snapshot import MODEL, MOMENTUM, PROCESSES
 
 
 def restore_net(checkpoint: Checkpoint, net: nn.Module) -> None:

@@ -21,15 +21,8 @@ from deepres.known_sets import KNOWN_SETS
 from deepres.models import default_block
 from deepres.recompute.document import read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
-from deepres.saving import (
-    FILES,
-    FORMAT,
-    PREFIX,
-    TRAINING,
-    VERSION,
-    Progress,
-    checkpoints_in,
-)
+from deepres.saving import PREFIX, checkpoints_in
+from deepres.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 
 
 @dataclass(frozen=True)

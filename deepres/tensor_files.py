@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU.
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        tensors: by name, on the CPU.
+        metadata: what a `.safetensors` tells beside them.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Read a file of tensors.
 
     Args:
         path: a `.safetensors`; any other file is taken for what `torch.save` wrote, and read with `weights_only=True`.
@@ -23,7 +39,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         pass
     is_safetensors = path.suffix == ".safetensors"
     try:
-        content = _safetensors(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
+        if is_safetensors:
+            return _safetensors(path)
+        content = torch.load(path, "cpu", weights_only=True)
     except (OSError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001  # whatever a reader says of a broken or malicious file
@@ -35,28 +53,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} {why}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} is refused: it must hold a dictionary of tensors by name")
-    return {str(name): value for name, value in content.items()}
+    return TensorFile(path, {str(name): value for name, value in content.items()})
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a `.safetensors` tells beside its tensors; nothing for other files.
-
-    Raises:
-        OSError, ValueError, ImportError: as of `read_tensors`.
-    """
-    if path.suffix != ".safetensors":
-        return {}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> TensorFile:
     from safetensors import safe_open  # `import deepres` does without it
 
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return TensorFile(path, tensors, dict(file.metadata() or {}))

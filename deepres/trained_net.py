@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepres.models import ResNet, build_resnet
 from deepres.models.difference import first_difference
-from deepres.tensor_files import read_metadata, read_tensors
+from deepres.tensor_files import TensorFile, read_tensor_file
 
 _KEY = "deepres.build_resnet"
 
@@ -43,49 +43,43 @@ def load_resnet(path: str | Path) -> ResNet:
         OSError: it cannot be read at all, or there is none (FileNotFoundError).
         ImportError: safetensors is not installed.
     """
-    path = Path(path)
-    tensors = read_tensors(path)
-    told = _told(path, tensors)
+    file = read_tensor_file(Path(path))
+    told = _told(file)
     if told is None:
         raise TrainedNetError(
             f"{path} does not tell what net its weights are of, as files of deepres do: build it with build_resnet and "
             "use its load_state_dict"
         )
     net = told.net.to_empty(device="cpu")
-    net.load_state_dict(tensors)
+    net.load_state_dict(file.tensors)
     return net.eval()
 
 
-def check_net(net: ResNet, path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_net(net: ResNet, file: TensorFile) -> None:
     """Compare a net with the one that a file of weights is of, if it tells.
 
     Args:
         net: is to have the weights.
-        path: the file.
-        tensors: what it holds.
+        file: has them.
 
     Raises:
         TrainedNetError: they differ.
     """
-    told = _told(path, tensors)
+    told = _told(file)
     if told is None:
         return
     difference = first_difference(net, told.net)
     if difference is not None:
-        raise TrainedNetError(f"{path} has weights of {_call(told.arguments)}: here {difference}")
+        raise TrainedNetError(f"{file.path} has weights of {_call(told.arguments)}: here {difference}")
 
 
-def told_arguments(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def told_arguments(file: TensorFile) -> dict[str, Any] | None:
     """All arguments of `build_resnet` that make the net of a file of weights; None if it does not tell.
-
-    Args:
-        path: the file.
-        tensors: what it holds.
 
     Raises:
         TrainedNetError: what it tells makes no net, or one with other weights than it holds.
     """
-    told = _told(path, tensors)
+    told = _told(file)
     return None if told is None else told.arguments
 
 
@@ -96,8 +90,9 @@ class _Told(NamedTuple):
     net: ResNet
 
 
-def _told(path: Path, tensors: Mapping[str, Tensor]) -> _Told | None:
-    text = read_metadata(path).get(_KEY)
+def _told(file: TensorFile) -> _Told | None:
+    path, tensors = file.path, file.tensors
+    text = file.metadata.get(_KEY)
     if text is None:
         return None
     try:

@@ -23,7 +23,8 @@ from deepres.restoring import own_sums
 from deepres.resuming import Checkpoint
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import Progress, Saver, SaveSchedule, take_snapshot, weights_metadata
+from deepres.saving import Saver, SaveSchedule
+from deepres.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.stopping import StopRequest
 
 

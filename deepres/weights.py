@@ -4,61 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from deepres.commit import MANIFEST, verify_file
 from deepres.config import ConfigError
 from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import CONFIG, FILES, MODEL, checkpoints_in
-from deepres.tensor_files import read_tensors
+from deepres.saving import checkpoints_in
+from deepres.snapshot import CONFIG, FILES, MODEL
+from deepres.tensor_files import TensorFile, read_tensor_file
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path) -> TensorFile:
     """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
 
-    Nothing in a file is executed (`read_tensors`). Of a checkpoint, the file is compared with the manifest.
+    Nothing in a file is executed (`read_tensor_file`). Of a checkpoint, the file is compared with the manifest.
 
     Raises:
         ConfigError: there are no weights at `path`, or what there is is damaged or refused.
     """
     try:
-        path = weights_file(path)
+        path = _weights_file(path)
         if path.name == MODEL and (path.parent / MANIFEST).exists():
             verify_file(path, FILES)
-        return read_tensors(path)
+        return read_tensor_file(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def weights_file(path: Path) -> Path:
-    """The file of a run's or a checkpoint's weights; of a file, itself.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if path.is_dir():
-        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if found is None:
-            raise ConfigError(f"{path} holds no {MODEL}")
-        path = found
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    return path
-
-
-def num_classes_of(weights: dict[str, Tensor], path: Path) -> int:
+def num_classes_of(weights: TensorFile) -> int:
     """How many classes a net with these weights tells apart.
 
     Raises:
         ConfigError: they are no deepres net's.
     """
-    last = weights.get("head.linear.weight")
+    last = weights.tensors.get("head.linear.weight")
     if last is None or last.dim() != 2:
-        raise ConfigError(f"{path} holds no weights of a deepres net: head.linear.weight is missing")
+        raise ConfigError(f"{weights.path} holds no weights of a deepres net: head.linear.weight is missing")
     return last.shape[0]
 
 
@@ -88,3 +70,20 @@ def run_folder_of(weights: Path) -> Path:
     folder = weights if weights.is_dir() else weights.parent
     around = folder.absolute().parent
     return around.parent if around.name == CHECKPOINTS else folder
+
+
+def _weights_file(path: Path) -> Path:
+    """The file of a run's or a checkpoint's weights; of a file, itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path.is_dir():
+        candidates = [path / MODEL, *(folder / MODEL for folder in checkpoints_in(path / CHECKPOINTS))]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise ConfigError(f"{path} holds no {MODEL}")
+        path = found
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    return path

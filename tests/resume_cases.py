@@ -22,7 +22,8 @@ from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
 from deepres.restoring import restore_engine, restore_net
 from deepres.resuming import read_checkpoint
-from deepres.saving import commit_snapshot, take_snapshot
+from deepres.saving import commit_snapshot
+from deepres.snapshot import take_snapshot
 from deepres.stopping import StopRequest
 
 ENGINES = {

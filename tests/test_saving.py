@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from deepres.commit import SaveError
-from deepres.saving import (
-    LATEST,
-    MODEL,
-    TRAINING,
-    Saver,
-    SaveSchedule,
-    Snapshot,
-    checkpoints_in,
-    commit_snapshot,
-)
+from deepres.saving import LATEST, Saver, SaveSchedule, checkpoints_in, commit_snapshot
+from deepres.snapshot import MODEL, TRAINING, Snapshot
 
 CPU = torch.device("cpu")
 

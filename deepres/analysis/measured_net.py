@@ -18,7 +18,7 @@ from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
 from deepres.trained_net import TrainedNetError, check_net, told_arguments
-from deepres.weights import config_file_of, load_weights, num_classes_of, weights_file
+from deepres.weights import config_file_of, load_weights, num_classes_of
 
 _DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
 NOISE = "noise"
@@ -76,12 +76,10 @@ def checkpoint_nets(
         VariantError, ValueError: there is no such net, or the file is damaged.
     """
     weights = load_weights(path)
-    num_classes = num_classes_of(weights, path)
+    num_classes = num_classes_of(weights)
     config_file = config_file_of(path) if path.is_dir() else None
     config = None if config_file is None else load_config(config_file)
-    arguments = (
-        told_arguments(weights_file(path), weights) if config is None else config.model.building(num_classes)
-    )
+    arguments = told_arguments(weights) if config is None else config.model.building(num_classes)
     if arguments is not None:
         options = {
             "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
@@ -101,8 +99,8 @@ def checkpoint_nets(
     def trained(seed: int) -> ResNet:
         net = fresh.make(seed)
         try:
-            check_net(net, weights_file(path), weights)
-            net.load_state_dict(weights)
+            check_net(net, weights)
+            net.load_state_dict(weights.tensors)
         except (RuntimeError, TrainedNetError) as error:
             problem = " ".join(str(error).split())
             raise ConfigError(f"the weights at {path} are of another net: {problem:.300}") from None

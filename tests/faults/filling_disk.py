@@ -7,11 +7,12 @@ from pathlib import Path
 import safetensors.torch
 
 import deepres.saving
+from deepres.snapshot import MOMENTUM
 from deepres.train import main
 
 
 def save_file(tensors, path: Path, metadata) -> None:
-    if path.name == deepres.saving.MOMENTUM and "step-00000006" in str(path):
+    if path.name == MOMENTUM and "step-00000006" in str(path):
         with (path.parents[3] / "filler").open("wb", buffering=0) as filler:
             try:
                 while True:

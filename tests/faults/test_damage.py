@@ -13,7 +13,8 @@ import torch
 
 from deepres.commit import MANIFEST, commit_folder
 from deepres.config import ConfigError
-from deepres.saving import FILES, MODEL, checkpoints_in
+from deepres.saving import checkpoints_in
+from deepres.snapshot import FILES, MODEL
 from deepres.train import main
 from deepres.weights import load_weights
 from tests.faults.forks import RUN
@@ -265,9 +266,9 @@ def test_safetensors_with_a_lying_header_are_refused(tmp_path, table, content):
 
 
 def test_plain_tensors_load_from_either_kind_of_file(trained, tmp_path):
-    expected = load_weights(trained)
+    expected = load_weights(trained).tensors
     torch.save(expected, tmp_path / "weights.pt")
-    loaded = load_weights(tmp_path / "weights.pt")
+    loaded = load_weights(tmp_path / "weights.pt").tensors
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     torch.save({"state": expected}, tmp_path / "nested.pt")

@@ -1,0 +1,114 @@
+"""Weights that others have trained, for nets that `build_resnet` builds.
+
+NOTE [ Weights from elsewhere ]
+1. A source is a map of names, as data (`SOURCES`), and the arguments of `build_resnet` that make its function. Names
+   and shapes alone do not: a net with the stride on another convolution takes the same file and computes something
+   else. So the model is compared, module by module, with the net that the arguments make, before the file is.
+2. Every key of the file is used, every parameter and buffer of the model is set, every shape is right, every number
+   is real and finite: or nothing changes and all differences are told, in the file's names. Only
+   `num_batches_tracked` may be missing (old files).
+3. `timm`: the batch-normalised `resnetv2_50`, `_101` and `_152` (such as `resnetv2_101.a1h_in1k`). As in the
+   authors' nets, units that change the shape share their activation with the projection, which has no batch norm;
+   unlike there, the stride is on the 3×3 convolution, nothing is activated before the max pool, and the classifier
+   is a 1×1 convolution. They want RGB from 0 … 1, less 0.5, divided by 0.5 (`data.normalize=half`). Not for: `_18`,
+   `_34` (their first unit's activation is the branch's own), `d`, `t` (three convolutions in the stem, average pooling
+   in shortcuts), `_bit`, `_gn`, `_evos`, `_frn` (other norms).
+4. `torch7`: ResNet-200 of `fb.resnet.torch`, the one pre-activation net that was published there, with the keys of
+   `convert_torch_to_pytorch` (nested `nn.Sequential`, numbered from 0). It is not quite the paper's net: units that
+   change the shape project x_l itself, and batch norm follows; the first unit activates again what the stem has
+   activated. Its convolutions have biases. Ours have none and need none: what is constant before a batch norm is
+   subtracted from its running mean (`fold_biases`), which leaves the function as it is, in training too. It wants
+   RGB from 0 … 1, less ImageNet's mean, divided by its deviation, as `deepres.data` gives it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+
+from deepres.models import ResidualUnit, ResNet
+from deepres.pretrained.biases import fold_biases
+from deepres.pretrained.checks import PretrainedError, check_file, check_model, check_numbers, check_plain
+from deepres.pretrained.key_maps import SOURCES, KeyMap, Source
+from deepres.tensor_files import read_tensor_file
+
+
+def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
+    """Set a net's parameters and buffers from a file that another library has written.
+
+    The net must be the one that the weights were trained for, classes included:
+
+    - `timm`: `build_resnet(50, dataset="imagenet", num_classes=1000, stride_on="3x3", stem_activation=False)`,
+      or 101 or 152.
+    - `torch7`: `build_resnet(200, dataset="imagenet", num_classes=1000, stride_on="3x3", preactivation="own")`.
+
+    For other classes, load first, then put another `nn.Linear` in the place of `model.head.linear`. What images the
+    weights want, and where they differ from the paper's nets: NOTE [ Weights from elsewhere ] above.
+
+    Args:
+        model: the net; it stays as it is if anything does not fit.
+        path: a `.safetensors`, or a `.pt` or `.pth` of plain tensors; nothing in it is executed.
+        source: whose names the file has.
+
+    Raises:
+        PretrainedError: model or file is another net's, the file is damaged or holds anything but tensors by name, its
+            numbers are of no use (NaN, say), or the model is on the meta device, which holds none; the message lists
+            the differences.
+        OSError: the file cannot be read, or there is none (FileNotFoundError).
+        TypeError: the model is no `ResNet`.
+        ValueError: there is no such source.
+        ImportError: the file is a `.safetensors`, and safetensors is not installed.
+    """
+    if source not in get_args(Source):
+        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+    key_map = SOURCES[source]
+    check_model(model, key_map, source)
+    try:
+        given = read_tensor_file(Path(path)).tensors
+    except ValueError as error:
+        raise PretrainedError(str(error)) from None
+    names = _module_names(model, key_map)
+    needed = {
+        f"{theirs}.{name}": f"{ours}.{name}"
+        for theirs, ours in names
+        for name in model.get_submodule(ours).state_dict()
+    }
+    biases = {
+        f"{theirs}.bias": f"{ours}.bias"
+        for theirs, ours in names
+        if key_map.has_biases and isinstance(model.get_submodule(ours), nn.Conv2d)
+    }
+    state = model.state_dict()
+    needed_tensors = {theirs: state[ours] for theirs, ours in needed.items()}
+    check_plain(path, given)
+    check_file(path, given, needed_tensors, biases, model, key_map)
+    check_numbers(path, given, needed_tensors)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise PretrainedError(
+            "the model is on the meta device and holds no numbers: build it on another, such as cpu"
+        )
+
+    weights = {ours: given[theirs] for theirs, ours in (needed | biases).items() if theirs in given}
+    if key_map.has_biases:
+        fold_biases(weights, len(model.units))
+    for ours, tensor in state.items():
+        tensor.copy_(weights[ours].view_as(tensor) if ours in weights else torch.zeros_like(tensor))
+
+
+def _module_names(model: ResNet, key_map: KeyMap) -> list[tuple[str, str]]:
+    """All modules with parameters: the file's names and ours."""
+    names, index = list(key_map.net), 0
+    for stage, num_units in enumerate(model.units_per_stage):
+        for unit in range(num_units):
+            module = model.units[index]
+            assert isinstance(module, ResidualUnit)
+            projection = key_map.projection if module.shortcut.conv is not None else ()
+            names += [
+                (theirs.format(stage=stage + key_map.first_stage, unit=unit), f"units.{index}.{ours}")
+                for theirs, ours in (*key_map.unit, *projection)
+            ]
+            index += 1
+    return names

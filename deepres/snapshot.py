@@ -1,0 +1,155 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+NOTE [ Checkpoints ]
+1. A checkpoint is a folder `step-N`, committed by NOTE [ Committing a folder ]. Its tensors are safetensors, the rest
+   is JSON; nothing in it can be executed.
+2. It is the same for every engine, ZeRO stage and number of processes: parameters and momentum are whole, buffers
+   are the mean of the processes'.
+3. What each process has of its own (generator states, its buffers, its share of the metrics since the last line) is
+   there too. A run that goes on with the same number of processes takes it over and is, bit for bit, the run that
+   never stopped; so saving changes nothing in a run. With another number of processes every process begins with the
+   mean of the buffers, and processes that were not there before keep the generator that their seed gave them.
+4. Only rank 0 writes, in a thread of its own, from a copy in its memory; there is one such copy at a time. The
+   processes wait for it, and so never lose more than one interval, unless that would take too much of their time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepres.config import Config
+from deepres.distributed import to_first_process
+from deepres.engines import Engine
+from deepres.recompute import Plan
+from deepres.recompute.document import write_document
+from deepres.trained_net import net_metadata
+
+MODEL, MOMENTUM, PROCESSES = "model.safetensors", "momentum.safetensors", "processes.safetensors"
+TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
+FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
+FORMAT, VERSION = "deepres.checkpoint", 1
+_PACKAGES = ("deepres", "torch", "deepspeed", "fairscale", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; what a checkpoint tells in `training.json`.
+
+    Attributes:
+        step: optimizer steps done.
+        steps_per_epoch: so epoch and position within it follow from `step`.
+        is_evaluated: whether the evaluation that is due after this step is done.
+        test: the last evaluation's loss, top-1, top-5 and number of images, if there was one.
+        sums: `answer_sums` since the last line of metrics, of each process.
+        metrics_bytes: how long `metrics.jsonl` was.
+        learning_rate: of the last step; the schedule is a function of `step`.
+        has_averaged_buffers: whether the processes' buffers were the same.
+        num_processes: how many there were.
+        loss_scaler: state of fp16's loss scaler.
+        identity: what must be the same in a run that goes on from here.
+    """
+
+    step: int
+    steps_per_epoch: int
+    is_evaluated: bool
+    test: tuple[float, float, float, int] | None
+    sums: tuple[tuple[float, ...], ...]
+    metrics_bytes: int
+    learning_rate: float
+    has_averaged_buffers: bool
+    num_processes: int
+    loss_scaler: dict[str, float] | None
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, in rank 0.
+
+    Attributes:
+        step: after which it was taken.
+        tensors: on the CPU, by file and name.
+        documents: JSON, by file.
+        metadata: what the file of the net tells beside its tensors.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    documents: dict[str, str]
+    metadata: dict[str, str] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes on the disk."""
+        tensors = sum(t.nbytes + 128 for file in self.tensors.values() for t in file.values())
+        return tensors + sum(len(text) for text in self.documents.values()) + 4096
+
+
+def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress) -> Snapshot | None:
+    """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective."""
+    is_first = engine.process.is_first
+    averaged = engine.averaged_buffers()
+    model: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
+    for target, tensors in ((model, engine.whole_parameters()), (momentum, engine.momentum())):
+        for name, tensor in tensors:
+            if is_first:
+                target[name] = tensor
+    processes = _of_each_process(engine)
+    if not is_first:
+        return None
+    fields = {
+        **asdict(progress),
+        "epoch": progress.step // progress.steps_per_epoch,
+        "step_in_epoch": progress.step % progress.steps_per_epoch,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+    }
+    return Snapshot(
+        progress.step,
+        {MODEL: model | averaged, PROCESSES: processes, **({MOMENTUM: momentum} if momentum else {})},
+        {
+            TRAINING: write_document(FORMAT, VERSION, fields),
+            CONFIG: json.dumps(config.model_dump(mode="json")),
+            PLAN: plan.to_json(),
+        },
+        weights_metadata(config, model),
+    )
+
+
+def weights_metadata(config: Config, weights: dict[str, Tensor]) -> dict[str, str]:
+    """What a file of a run's weights tells beside them."""
+    return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"])))
+
+
+def _of_each_process(engine: Engine) -> dict[str, Tensor]:
+    device = engine.process.device
+    generators = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(device)
+    tensors = {
+        f"{rank}/generator/{name}": state
+        for name, own in generators.items()
+        for rank, state in enumerate(to_first_process(own.to(device)))
+    }
+    floats = [(name, b) for name, b in engine.net.named_buffers() if b.is_floating_point()]
+    if engine.process.world_size > 1 and not engine.has_averaged_buffers and floats:
+        flat = torch.cat([buffer.detach().reshape(-1) for _, buffer in floats])
+        for rank, own in enumerate(to_first_process(flat)):
+            parts = own.split([buffer.numel() for _, buffer in floats])
+            for (name, buffer), part in zip(floats, parts, strict=True):
+                tensors[f"{rank}/buffer/{name}"] = part.view(buffer.shape).clone()
+    return tensors
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

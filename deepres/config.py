@@ -16,9 +16,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from deepres.bytesize import parse_bytes
+from deepres.config_fields import (
+    AnyFloat,
+    Bytes,
+    ImageSize,
+    NonNegativeFloat,
+    NumClasses,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from deepres.conflicts import first_conflict
 from deepres.known_sets import Augmentation, Normalize, SetName
 from deepres.net_options import Activation, Block, Family, Matching, Preactivation, ShortcutName, StrideOn
@@ -34,30 +43,7 @@ class ConfigError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-MOST_PIXELS = 2**14
-"""Of an image, high or wide."""
-
-
-def _in_fp32(value: float) -> float:
-    if abs(value) > 1e38:
-        raise ValueError(f"must fit fp32, which holds numbers up to 1e38, got {value:g}")
-    return value
-
-
-PositiveInt = Annotated[int, Field(ge=1)]
-ImageSize = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
-NumClasses = Annotated[int, Field(ge=1, le=10_000_000)]
-AnyFloat = Annotated[float, AfterValidator(_in_fp32)]
-PositiveFloat = Annotated[AnyFloat, Field(gt=0)]
-NonNegativeFloat = Annotated[AnyFloat, Field(ge=0)]
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The net; see `deepres.build_resnet`, whose arguments these are."""
 
     depth: int
@@ -81,7 +67,7 @@ class ModelConfig(_Section):
         return self.model_dump() | {"num_classes": num_classes}
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The images; see `deepres.data`."""
 
     name: SetName
@@ -114,7 +100,7 @@ class DataConfig(_Section):
         return self.model_dump(exclude={"num_workers", "max_bad_images"})
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """SGD and its schedule."""
 
     learning_rate: PositiveFloat = 0.1
@@ -142,7 +128,7 @@ class OptimConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Length, batch, reproducibility and checkpoints of a run."""
 
     epochs: PositiveInt | None = None
@@ -193,7 +179,7 @@ class TrainConfig(_Section):
         return min(limit for limit in limits if limit is not None)
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """How a step is run across processes."""
 
     name: Literal["plain", "deepspeed", "fairscale"] = "plain"
@@ -243,7 +229,7 @@ class EngineConfig(_Section):
         return max(1, min(int(self.bucket_mb * 1e6 / FP32_BYTES), num_parameters))
 
 
-class RecomputeConfig(_Section):
+class RecomputeConfig(Section):
     """What is discarded in the forward pass and replayed in the backward pass."""
 
     segments: Literal["none", "sqrt"] | PositiveInt = "none"
@@ -272,7 +258,7 @@ class RecomputeConfig(_Section):
         return self
 
 
-class PrecisionConfig(_Section):
+class PrecisionConfig(Section):
     """Number formats; parameters and batch-norm statistics are always fp32."""
 
     compute: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -290,7 +276,7 @@ class PrecisionConfig(_Section):
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """What a run tells."""
 
     every: PositiveInt = 50
@@ -304,7 +290,7 @@ class LogConfig(_Section):
     """On a GPU: note who allocates what, which slows steps down, and leave a snapshot of it if memory runs out."""
 
 
-class Config(_Section):
+class Config(Section):
     """A run."""
 
     model: ModelConfig

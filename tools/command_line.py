@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from deepres.bytesize import parse_bytes
-from deepres.config import MOST_PIXELS
+from deepres.config_fields import MOST_PIXELS
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,8 @@ NOTE [ Reading costs ]
 4. A unit's forward time is that of a discarding replay: what each further run under a plan adds. (The first is
    discarding instead of keeping, and a replay keeps instead: batch statistics are computed once, and a graph is
    built once, in both.) All else is in the backward time, which occurs once a step, whatever the plan.
-5. Stem and head are run as the model itself runs them, with a stand-in for the units.
+5. Whether a unit's graph holds its input is seen from an input of its own, which nobody else holds.
+6. Stem and head are run as the model itself runs them, with a stand-in for the units.
 """
 
 from __future__ import annotations
@@ -158,7 +159,23 @@ def _read_retention(
         forward_temp_bytes=forward_temp,
         backward_temp_bytes=backward_temp,
         freed_bytes=freed_bytes,
+        reads_input=_reads_input(unit, name, Spec.of(x), needs_grad, bench),
     )
+
+
+def _reads_input(unit: nn.Module, name: str, spec: Spec, needs_grad: bool, bench: Bench) -> bool:
+    """Whether a unit's backward, or its output (of a view, say), holds the unit's input."""
+    meter = bench.meter()
+    with meter:
+        x = bench.tensor(spec)
+        leaf = GradientHolder().leaf_of(x, needs_grad)
+        y = _run_unit(unit, leaf, bench, keep=name, memo={})
+    with_input_bytes = meter.live_bytes
+    with meter:
+        del x, leaf
+    is_gone = meter.live_bytes < with_input_bytes
+    del y
+    return not is_gone
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:

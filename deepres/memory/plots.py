@@ -13,10 +13,10 @@ from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
+from deepres.memory.turn import held_at_the_turn
 from deepres.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from deepres.recompute import Chain, Plan, PricedPlan, price, uniform_plan
+from deepres.recompute import PricedPlan, keep_all_plan, price, uniform_plan
 from deepres.recompute.frontier import Frontier
-from deepres.recompute.segment_tree import segment_tree
 from deepres.recompute.simulate import timeline
 
 _SIZE, _DPI = (8.0, 4.5), 160
@@ -122,7 +122,7 @@ def units_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Fig
     figure, axes = _axes()
     num_units = len(profiled.chain.units)
     edges = list(range(num_units + 1))
-    everything = [unit.retention("all").kept_bytes for unit in profiled.chain.units]
+    _, everything = held_at_the_turn(profiled.chain, keep_all_plan(num_units))
     inputs, kept = held_at_the_turn(profiled.chain, row.plan)
     axes.stairs(everything, edges, color=GREY, linewidth=1.5, label="everything kept")
     both = [a + b for a, b in zip(inputs, kept, strict=True)]
@@ -187,19 +187,6 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
-
-
-def held_at_the_turn(chain: Chain, plan: Plan) -> tuple[list[int], list[int]]:
-    """What each unit holds when the forward phase is over: its input, where no other does, and what it keeps."""
-    inputs, kept, is_held = [0] * plan.num_units, [0] * plan.num_units, False
-    for item in segment_tree(plan.num_units, plan.segments)[0].items():
-        start = item if isinstance(item, int) else item.start
-        if not is_held:  # among what the unit before it keeps
-            inputs[start] = chain.state_bytes[start]
-        is_held = isinstance(item, int)
-        if isinstance(item, int):
-            kept[item] = chain.units[item].retention(plan.retentions[item]).kept_bytes
-    return inputs, kept
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -13,6 +13,7 @@ from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesR
 from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
+from deepres.memory.turn import held_at_the_turn
 from deepres.models import default_block
 from deepres.recompute import (
     Chain,
@@ -170,11 +171,11 @@ def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
 def stage_rows(profiled: ProfiledNet) -> tuple[StageRow, ...]:
     """What each stage keeps with everything kept."""
     units, rows, start = profiled.chain.units, list[StageRow](), 0
-    total = sum(unit.retention("all").kept_bytes for unit in units)
+    _, kept = held_at_the_turn(profiled.chain, keep_all_plan(len(units)))
     for stage, num_units in enumerate(profiled.net.units_per_stage, start=1):
         own = units[start : start + num_units]
-        kept_bytes = sum(unit.retention("all").kept_bytes for unit in own)
-        rows.append(StageRow(stage, num_units, own[-1].output_bytes, kept_bytes, kept_bytes / total))
+        kept_bytes = sum(kept[start : start + num_units])
+        rows.append(StageRow(stage, num_units, own[-1].output_bytes, kept_bytes, kept_bytes / sum(kept)))
         start += num_units
     return tuple(rows)
 

@@ -53,6 +53,7 @@ class ScalingChain:
                             forward_temp_bytes=num_bytes(r.forward_temp_bytes, s.forward_temp_bytes),
                             backward_temp_bytes=num_bytes(r.backward_temp_bytes, s.backward_temp_bytes),
                             freed_bytes=num_bytes(r.freed_bytes, s.freed_bytes),
+                            reads_input=r.reads_input or s.reads_input,
                         )
                         for r, s in zip(a.retentions, b.retentions, strict=True)
                     ),

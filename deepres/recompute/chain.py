@@ -59,6 +59,7 @@ class Retention:
         backward_temp_bytes: transient of the backward, beside input, kept bytes and both gradients.
         freed_bytes: of the kept bytes, those that go when the unit's own backward begins: its output, where
             only the next unit reads it.
+        reads_input: whether the backward reads the unit's input (see `dropped_bytes`).
 
     Raises:
         ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind, or more
@@ -71,6 +72,7 @@ class Retention:
     forward_temp_bytes: int = 0
     backward_temp_bytes: int = 0
     freed_bytes: int = 0
+    reads_input: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -82,6 +84,16 @@ class Retention:
                 f"freed_bytes of {what} must be at most its kept_bytes, {self.kept_bytes}, got {self.freed_bytes}"
             )
         _check_ms(self, what, "replay_ms")
+        if type(self.reads_input) is not bool:
+            raise ValueError(f"reads_input of {what} must be a bool, got {self.reads_input!r:.60}")
+
+    def dropped_bytes(self, input_bytes: int) -> int:
+        """Of an input of so many bytes, what goes once the unit was run keeping, if nobody else holds it: all or none.
+
+        The backward of a unit that begins with a ReLU reads that one's output, not its input. An input that is larger
+        than all that the unit keeps is taken to be read: so no run keeping leaves fewer bytes than it found.
+        """
+        return 0 if self.reads_input or self.kept_bytes < input_bytes else input_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,10 @@ class UnitCost:
         names = [retention.name for retention in self.retentions]
         if len(set(names)) < len(names):
             raise ValueError(f"a unit's retentions must have different names, got {', '.join(names)}")
+
+    def leaves_output(self, retention: Retention) -> bool:
+        """Whether the unit's output, run keeping that way, is held for the sake of the next unit alone."""
+        return retention.freed_bytes >= self.output_bytes
 
     def retention(self, name: str) -> Retention:
         """The retention of that name.

@@ -15,10 +15,14 @@ ABSENT = 2**60
 
 
 class Costs(NamedTuple):
-    """A chain's costs as arrays over its P parts; of retentions, over (retention, part).
+    """A chain's costs as arrays over its P parts; of retentions, over (retention, part) or (kind, retention, part).
 
     The parts are the units and, last, the head. That is in no segment, so it is kept: in one way, which
     holds nothing, with a run (both of its passes) of `head_bytes`.
+
+    The input x_a of part a is of one of K kinds: held whatever part a does (0; x_0 is), or for part a's sake alone, so
+    that it goes if part a drops it (K − 1; an x that a discarding run has made is). If no unit of the chain drops its
+    input, the two are one.
 
     Args:
         state_bytes: (P + 1,), x_0 … x_L and the head's output, which counts as nothing.
@@ -26,10 +30,11 @@ class Costs(NamedTuple):
             gradient, but nothing for b = P, as that range is run forward once, in the first phase.
         forward_ms: (P,).
         discard_run_bytes: (P, P), at [a, k] the most that running a … a+k−1 discarding adds to x_a, gradients not.
-        kept_bytes: (R, P).
+        added_bytes: (K, R, P), kept bytes, less x_a where it goes.
+        next_kind: (R, P), of which kind x_{a+1} is once part a was run KEEP.
         keep_run_bytes: (R, P), what the run KEEP adds, transient included, gradients not.
-        backward_bytes: (R, P), what the BACKWARD adds to the unit's input: kept bytes that are not freed, both
-            gradients, transient.
+        backward_bytes: (K, R, P), what the BACKWARD adds to x_a: added bytes that are not freed, both gradients,
+            transient.
         replay_ms: (R, P).
     """
 
@@ -37,22 +42,29 @@ class Costs(NamedTuple):
     forward_gradient_bytes: Ints
     forward_ms: Floats
     discard_run_bytes: Ints
-    kept_bytes: Ints
+    added_bytes: Ints
+    next_kind: Ints
     keep_run_bytes: Ints
     backward_bytes: Ints
     replay_ms: Floats
 
-    def keep_bytes(self, a: Any, b: Any) -> Ints:
+    @property
+    def num_kinds(self) -> int:
+        """K."""
+        return len(self.added_bytes)
+
+    def keep_bytes(self, kind: int, a: Any, b: Any) -> Ints:
         """The most that part a's own steps add to its input x_a if it is kept, in a range that ends at b.
 
         Args:
+            kind: of x_a.
             a, b: what NumPy takes as indices, of shapes that go together.
 
         Returns:
             (R, …), … the shape of both.
         """
         run_bytes = self.keep_run_bytes[:, a] + self.forward_gradient_bytes[b]
-        most: Ints = np.maximum(run_bytes, self.backward_bytes[:, a])
+        most: Ints = np.maximum(run_bytes, self.backward_bytes[kind][:, a])
         return most
 
     def discard_bytes(self, a: Any, num_runs: Any, b: Any) -> Ints:
@@ -76,26 +88,32 @@ def costs_of(chain: Chain) -> Costs:
     x = np.array([*chain.state_bytes, 0], dtype=np.int64)
     absent = np.full((num_retentions, num_parts), ABSENT, dtype=np.int64)
     kept, keep_temp, backward_temp = absent, np.zeros_like(absent), np.zeros_like(absent)
+    dropped, next_kind = np.zeros_like(absent), np.zeros_like(absent)
     replay_ms = np.full(absent.shape, np.inf)
     for i, unit in enumerate(units):
         for r, retention in enumerate(unit.retentions):
             kept[r, i] = retention.kept_bytes
             keep_temp[r, i] = retention.forward_temp_bytes
             backward_temp[r, i] = retention.backward_temp_bytes - retention.freed_bytes
+            dropped[r, i] = retention.dropped_bytes(int(x[i]))
+            next_kind[r, i] = unit.leaves_output(retention)
             replay_ms[r, i] = retention.replay_ms
     run_bytes = x[1:] + np.array([unit.forward_temp_bytes for unit in units], dtype=np.int64)
     discard = np.zeros((num_parts, num_parts), dtype=np.int64)
     for a in range(num_parts):  # a segment's first run finds its input held, a later one brings its own
         runs = np.append(run_bytes[a], (x[:-1] + run_bytes)[a + 1 :])
         discard[a, 1 : num_parts - a] = np.maximum.accumulate(runs)[:-1]
-    backward = kept + x[1:] + x[:-1] + backward_temp
-    backward[0, -1] = 0  # the head's is part of its run
+    drops = bool(dropped[:, 1:-1].any())
+    added = np.stack([kept, kept - dropped]) if drops else kept[None]
+    backward = added + x[1:] + x[:-1] + backward_temp
+    backward[:, 0, -1] = 0  # the head's is part of its run
     return Costs(
         state_bytes=x,
         forward_gradient_bytes=np.append(x[:-1], 0),
         forward_ms=np.array([unit.forward_ms for unit in units]),
         discard_run_bytes=discard,
-        kept_bytes=kept,
+        added_bytes=added,
+        next_kind=next_kind if drops else np.zeros_like(absent),
         keep_run_bytes=kept + keep_temp,
         backward_bytes=backward,
         replay_ms=replay_ms,

@@ -32,6 +32,13 @@ class _Shift(NamedTuple):
     upper_weight: NDArray[Any]
 
 
+class _State(NamedTuple):
+    """Of a range that is to be planned: the bytes beside x_a, and of which kind that is."""
+
+    num_bytes: int
+    kind: int
+
+
 class DynamicProgram:
     """The least extra time of each range [a, b) of a chain's parts at each of some levels of memory.
 
@@ -43,10 +50,11 @@ class DynamicProgram:
     Rotor's recurrence (Beaumont, Eyraud-Dubois, Shilova and Hermann, Optimal checkpointing for
     heterogeneous chains, 2019), with a choice of retention for each unit (Rockmate, ICML 2023):
 
-        E(a, b, m) = min( min over r: replay(a, r) + E(a+1, b, m − kept(a, r)),
+        E(a, b, m) = min( min over r: replay(a, r) + E(a+1, b, m − added(a, r)),
                           min over j: forward(a … j−1) + E(j, b, m − x_j) + E(a, j, m) )
 
-    where a move is allowed if its own steps fit into m, in exact bytes.
+    where a move is allowed if its own steps fit into m, in exact bytes. There is one E for each kind of x_a (`Costs`):
+    keeping part a says of which kind x_{a+1} is, and x_j is loose.
 
     1. What a move leaves may lie between two levels: E is then interpolated. Levels that hold every m a plan
        can meet (`exact_levels`) make E exact; others make it an estimate.
@@ -67,10 +75,10 @@ class DynamicProgram:
     def __init__(self, chain: Chain, levels: Ints) -> None:
         self._chain, self._costs, self._levels = chain, costs_of(chain), levels
         self._needs = needs_of(chain)
-        num_parts, num_levels = len(self._costs.forward_ms), len(levels)
-        size = (num_parts + 1) * num_parts * num_levels * 8
+        num_kinds, num_parts, num_levels = self._costs.num_kinds, len(self._costs.forward_ms), len(levels)
+        size = num_kinds * (num_parts + 1) * num_parts * num_levels * 8
         dtype: Any = np.float64 if size <= _EXACT_TABLE_BYTES else np.float32
-        self._table: NDArray[Any] = np.empty((num_parts, num_parts + 1, num_levels), dtype=dtype)
+        self._table: NDArray[Any] = np.empty((num_kinds, num_parts, num_parts + 1, num_levels), dtype=dtype)
         self._sums: NDArray[Any] = np.empty(num_parts * num_levels, dtype=dtype)
         self._elapsed_ms = np.append(0.0, np.cumsum(self._costs.forward_ms)).astype(dtype)
         self._replay_ms = self._costs.replay_ms.astype(dtype)
@@ -87,7 +95,7 @@ class DynamicProgram:
             num_bytes: at least what the chain needs.
             looked_up_bytes: how much higher to look times up than where the bytes that are left lie.
         """
-        return traced_plan(self._chain, partial(self._choose, looked_up_bytes), num_bytes)
+        return traced_plan(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
 
     def _after(self, row: NDArray[Any], size_bytes: int) -> tuple[int, NDArray[Any]]:
         """The first level that can spare so many bytes, and the row at what is left of it and each higher one."""
@@ -114,98 +122,108 @@ class DynamicProgram:
         return lower, upper, np.clip(share, 0.0, 1.0)
 
     def _needs_of_keeping_all(self) -> Ints:
-        """At [a, b], what [a, b) needs beside x_a if every unit is kept in the way that is quickest."""
-        costs = self._costs
-        parts = np.arange(len(costs.forward_ms))
-        kept = costs.kept_bytes[self._quickest, parts]
-        needs = np.zeros_like(self._needs)
-        for a in reversed(parts):
-            own = costs.keep_bytes([a], slice(a + 1, None))[self._quickest[a]]
-            needs[a, a + 1 :] = np.maximum(own, kept[a] + needs[a + 1, a + 1 :])
+        """At [k, a, b], what [a, b) needs beside x_a if every unit is kept in the way that is quickest."""
+        costs, needs = self._costs, np.zeros_like(self._needs)
+        for a in reversed(range(len(costs.forward_ms))):
+            r = self._quickest[a]
+            after = needs[costs.next_kind[r, a], a + 1, a + 1 :]
+            for kind in range(costs.num_kinds):
+                own = costs.keep_bytes(kind, [a], slice(a + 1, None))[r]
+                needs[kind, a, a + 1 :] = np.maximum(own, costs.added_bytes[kind, r, a] + after)
         return needs
 
     def _fill(self) -> None:
         costs, table, levels = self._costs, self._table, self._levels
-        num_parts, _, num_levels = table.shape
+        num_kinds, num_parts, _, num_levels = table.shape
         first = np.searchsorted(levels, self._needs)
         full = np.searchsorted(levels, self._full_needs)
         replay_ms = costs.replay_ms[self._quickest, np.arange(num_parts)]
         replays = np.append(0.0, np.cumsum(replay_ms))
         shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 4
         for b in range(1, num_parts + 1):
-            first_to_keep = np.searchsorted(levels, costs.keep_bytes(slice(None), b))
+            first_to_keep = [
+                np.searchsorted(levels, costs.keep_bytes(kind, slice(None), b)) for kind in range(num_kinds)
+            ]
             for a in range(b - 1, -1, -1):
-                row, lo, hi = table[a, b], first[a, b], full[a, b]
-                row[:lo] = np.inf
-                row[hi:] = replays[b] - replays[a]
-                if lo < hi:
-                    self._segment_first(a, b, lo, hi, shifted)
-                    for r in range(len(self._replay_ms)):
-                        self._keep_first(a, b, max(lo, first_to_keep[r, a]), hi, r)
-                start, after = self._after(row, int(costs.state_bytes[a]))
+                for kind in range(num_kinds):
+                    row, lo, hi = table[kind, a, b], first[kind, a, b], full[kind, a, b]
+                    row[:lo] = np.inf
+                    row[hi:] = replays[b] - replays[a]
+                    if lo < hi:
+                        self._segment_first(kind, a, b, lo, hi, shifted)
+                        for r in range(len(self._replay_ms)):
+                            self._keep_first(kind, a, b, max(lo, first_to_keep[kind][r, a]), hi, r)
+                start, after = self._after(table[-1, a, b], int(costs.state_bytes[a]))
                 shifted[a, :start] = np.inf
                 np.add(after, self._elapsed_ms[a], out=shifted[a, start:])
 
-    def _segment_first(self, a: int, b: int, lo: int, hi: int, shifted: NDArray[Any]) -> None:
+    def _segment_first(self, kind: int, a: int, b: int, lo: int, hi: int, shifted: NDArray[Any]) -> None:
         """Set [a, b)'s row from level `lo` to `hi` to the best that begins with a segment."""
-        num, row = b - a - 1, self._table[a, b, lo:hi]
+        num, row = b - a - 1, self._table[kind, a, b, lo:hi]
         if not num:
             row.fill(np.inf)
             return
         sums = self._sums[: num * (hi - lo)].reshape(num, hi - lo)
-        np.add(shifted[a + 1 : b, lo:hi], self._table[a, a + 1 : b, lo:hi], out=sums)
+        np.add(shifted[a + 1 : b, lo:hi], self._table[kind, a, a + 1 : b, lo:hi], out=sums)
         discard_bytes = self._costs.discard_bytes(a, slice(1, num + 1), b)
         if discard_bytes[-1] > self._levels[lo]:
             sums[self._levels[lo:hi] < discard_bytes[:, None]] = np.inf
         np.minimum.reduce(sums, axis=0, out=row)
         row -= self._elapsed_ms[a]
 
-    def _keep_first(self, a: int, b: int, lo: int, hi: int, r: int) -> None:
+    def _keep_first(self, kind: int, a: int, b: int, lo: int, hi: int, r: int) -> None:
         """Improve [a, b)'s row from level `lo` to `hi` where it is better to keep unit a by retention r."""
+        costs, row = self._costs, self._table[kind, a, b]
         if b - a == 1:
-            np.minimum(self._table[a, b, lo:hi], self._replay_ms[r, a], out=self._table[a, b, lo:hi])
+            np.minimum(row[lo:hi], self._replay_ms[r, a], out=row[lo:hi])
             return
-        start, after = self._after(self._table[a + 1, b], int(self._costs.kept_bytes[r, a]))
+        rest = self._table[costs.next_kind[r, a], a + 1, b]
+        start, after = self._after(rest, int(costs.added_bytes[kind, r, a]))
         lo = max(lo, start)
         if lo < hi:
             extra = after[lo - start : hi - start]
             extra += self._replay_ms[r, a]
-            np.minimum(self._table[a, b, lo:hi], extra, out=self._table[a, b, lo:hi])
+            np.minimum(row[lo:hi], extra, out=row[lo:hi])
 
-    def _choose(self, looked_up_bytes: int, a: int, b: int, num_bytes: int) -> Move:
+    def _choose(self, looked_up_bytes: int, a: int, b: int, state: _State) -> Move:
         """The first move of [a, b) within so many bytes, by rule 2."""
-        costs, needs = self._costs, self._needs
+        costs, needs, (num_bytes, kind) = self._costs, self._needs, state
+        loose = costs.num_kinds - 1
 
-        def extra_ms(a: Any, b: Any, num_bytes: Any) -> Any:
+        def extra_ms(kind: int, a: Any, b: Any, num_bytes: Any) -> Any:
             lower, upper, share = self._between(num_bytes + looked_up_bytes)
             # Of the levels that have a plan; with none, the range is the last choice.
-            lowest = self._lowest[a, b]
-            at_lower = np.minimum(self._table[a, b, np.maximum(lower, lowest)], _LAST_CHOICE_MS)
-            at_upper = np.minimum(self._table[a, b, np.maximum(upper, lowest)], _LAST_CHOICE_MS)
+            lowest = self._lowest[kind, a, b]
+            at_lower = np.minimum(self._table[kind, a, b, np.maximum(lower, lowest)], _LAST_CHOICE_MS)
+            at_upper = np.minimum(self._table[kind, a, b, np.maximum(upper, lowest)], _LAST_CHOICE_MS)
             return at_lower + share * (at_upper - at_lower)
 
-        if num_bytes >= self._full_needs[a, b]:
+        def after_keeping(r: int) -> _State:
+            return _State(num_bytes - int(costs.added_bytes[kind, r, a]), int(costs.next_kind[r, a]))
+
+        if num_bytes >= self._full_needs[kind, a, b]:
             r = int(self._quickest[a])
-            return Move(r, a + 1, None, num_bytes - int(costs.kept_bytes[r, a]))
-        keep_bytes = costs.keep_bytes(a, b)
+            return Move(r, a + 1, None, after_keeping(r))
+        keep_bytes = costs.keep_bytes(kind, a, b)
         best, move = np.inf, Move(None, b, None, None)
         for r in range(len(self._replay_ms)):
-            rest = num_bytes - int(costs.kept_bytes[r, a])
-            if keep_bytes[r] <= num_bytes and (b - a == 1 or needs[a + 1, b] <= rest):
-                extra = self._replay_ms[r, a] + (extra_ms(a + 1, b, rest) if b - a > 1 else 0)
+            rest = after_keeping(r)
+            if keep_bytes[r] <= num_bytes and (b - a == 1 or needs[rest.kind, a + 1, b] <= rest.num_bytes):
+                extra = self._replay_ms[r, a]
+                extra += extra_ms(rest.kind, a + 1, b, rest.num_bytes) if b - a > 1 else 0
                 if extra < best:
                     best, move = extra, Move(r, a + 1, None, rest)
         stops = np.arange(a + 1, b)
         rests = num_bytes - costs.state_bytes[stops]
-        own = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[a, stops])
-        fits = (own <= num_bytes) & (needs[stops, b] <= rests)
+        own = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[kind, a, stops])
+        fits = (own <= num_bytes) & (needs[loose, stops, b] <= rests)
         stops, rests = stops[fits], rests[fits]
         if len(stops):
-            extras = extra_ms(stops, b, rests) + extra_ms(a, stops, num_bytes)
+            extras = extra_ms(loose, stops, b, rests) + extra_ms(kind, a, stops, num_bytes)
             extras += self._elapsed_ms[stops] - self._elapsed_ms[a]
             i = int(extras.argmin())
             if extras[i] < best:
-                best, move = extras[i], Move(None, int(stops[i]), num_bytes, int(rests[i]))
+                best, move = extras[i], Move(None, int(stops[i]), state, _State(int(rests[i]), loose))
         assert best < np.inf, f"no plan for units {a} to {b - 1} within {num_bytes} bytes"
         return move
 

@@ -63,6 +63,7 @@ class Execution:
         self._is_retaining = is_retaining
         self._continues = [*continues, False]
         self._values: dict[int, Tensor] = {}
+        self._discarded_output: int | None = None  # which x the last step made discarding
         self._graphs: dict[int, torch.autograd.graph.GradientEdge | None] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._autocast = [
@@ -128,6 +129,9 @@ class Execution:
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
+        if self._discarded_output not in (None, i):  # of a segment that nothing follows
+            self._values.pop(self._discarded_output, None)
+        self._discarded_output = None if keep else i + 1
         # What a KEEP still needs of its input is in the unit's graph.
         x = self._values[i] if step.begins_segment else self._values.pop(i)
         unit, version = self._units[i], x._version

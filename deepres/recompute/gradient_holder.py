@@ -24,6 +24,7 @@ class GradientHolder:
     def __init__(self) -> None:
         self.gradient: Tensor | None = None
         self._is_passing = False
+        self._anchor = torch.empty(0, requires_grad=True)  # what a graph begins with
 
     def filled_by(self, y: Tensor) -> Tensor:
         """`y`, whose gradient ends here; what comes before it in the graph is given one number in its shape."""
@@ -31,11 +32,14 @@ class GradientHolder:
         return filled
 
     def leaf_of(self, x: Tensor, needs_grad: bool) -> Tensor:
-        """`x` as the beginning of a graph; `x.grad` would be laid out like `x`, and kernels round by layout."""
+        """`x` as the beginning of a graph that does not hold it.
+
+        A leaf would, and its `grad` would be laid out like it, by which kernels round.
+        """
         if not (needs_grad and can_need_grad(x)):
             return x.detach()
         with torch.enable_grad():
-            leaf: Tensor = _LeaveGradient.apply(x.detach().requires_grad_(), self)  # type: ignore[no-untyped-call]
+            leaf: Tensor = _LeaveGradient.apply(x.detach(), self, self._anchor)  # type: ignore[no-untyped-call]
         return leaf
 
     def leave(self, gradient: Tensor | None) -> None:
@@ -89,11 +93,17 @@ class _TakeGradient(torch.autograd.Function):
         return None if grads[0] is None else _stand_in(grads[0]), None
 
 
-class _LeaveGradient(_TakeGradient):
+class _LeaveGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, holder: GradientHolder, anchor: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.set_materialize_grads(False)
+        ctx.holder = holder
+        return x.detach()
+
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         ctx.holder.leave(grads[0])
-        return None, None
+        return None, None, None
 
 
 class _GiveGradient(torch.autograd.Function):

@@ -19,10 +19,10 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
         max_levels: how many levels are too many.
     """
     costs, needs = costs_of(chain), needs_of(chain)
-    most_held = room_bytes - int(needs[:-2].min())  # beyond it no range with a unit in it can run
+    most_held = room_bytes - int(needs[:, :-2].min())  # beyond it no range with a unit in it can run
     held = np.zeros(1, dtype=np.int64)
     for unit in range(len(chain.units) - 1):
-        for sizes in (costs.kept_bytes[:, unit], costs.state_bytes[unit + 1]):
+        for sizes in (costs.added_bytes[:, :, unit], costs.state_bytes[unit + 1]):
             held = np.unique(held[:, None] + np.append(0, sizes))
             held = held[held <= most_held]
             if len(held) > max_levels:

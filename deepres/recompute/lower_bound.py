@@ -25,10 +25,10 @@ def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
     """Bound 1 of `least_extra_ms`."""
     total_ms = 0.0
     steps = list[tuple[float, int]]()  # (ms saved per byte, bytes) of keeping more, along each unit's hull
-    for unit, run in groupby(chain.units):
+    for (unit, added_bytes), run in groupby(zip(chain.units, _added_bytes(chain), strict=True)):
         num_units = len(list(run))
         total_ms += num_units * unit.forward_ms
-        options = sorted((r.kept_bytes, r.replay_ms) for r in unit.retentions)
+        options = sorted(zip(added_bytes, (r.replay_ms for r in unit.retentions), strict=True))
         num_bytes, ms = 0, unit.forward_ms
         while True:
             better = [((ms - m) / (b - num_bytes), b, m) for b, m in options if b > num_bytes and m < ms]
@@ -47,9 +47,9 @@ def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
 def _reversal_ms(chain: Chain, room_bytes: int) -> float:
     """Bound 2 of `least_extra_ms`."""
     total_ms = 0.0
-    for unit, run in groupby(chain.units):
+    for (unit, added_bytes), run in groupby(zip(chain.units, _added_bytes(chain), strict=True)):
         num_units = len(list(run))
-        size = min((unit.output_bytes, *(retention.kept_bytes for retention in unit.retentions)))
+        size = min(unit.output_bytes, *added_bytes)
         num_states = max(1, room_bytes // max(1, size) + 1)
         if num_states >= num_units:
             continue
@@ -59,3 +59,11 @@ def _reversal_ms(chain: Chain, room_bytes: int) -> float:
         forwards = times * num_units - math.comb(num_states + times, num_states + 1)
         total_ms += max(0, forwards - num_units) * unit.forward_ms
     return total_ms
+
+
+def _added_bytes(chain: Chain) -> list[tuple[int, ...]]:
+    """What each unit adds, run keeping, to what was held before, at least; of each of its retentions."""
+    return [
+        tuple(retention.kept_bytes - retention.dropped_bytes(x_bytes) for retention in unit.retentions)
+        for unit, x_bytes in zip(chain.units, chain.state_bytes[:-1], strict=True)
+    ]

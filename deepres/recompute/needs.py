@@ -13,7 +13,7 @@ from deepres.recompute.plan import Plan
 
 @lru_cache(maxsize=4)
 def needs_of(chain: Chain) -> Ints:
-    """The least peak of each range of parts: at [a, b], what [a, b) needs beside x_a and fixed bytes.
+    """The least peak of each range of parts: at [k, a, b], what [a, b) needs beside an x_a of kind k and fixed bytes.
 
     NOTE [ The least peak ]
     A plan of [a, b) begins in one of two ways: part a is kept, or a segment [a, j) is discarded. In the
@@ -21,49 +21,55 @@ def needs_of(chain: Chain) -> Ints:
     replayed at once, so without it each of the remaining steps holds the same or less. The peak of a plan
     is the largest of its steps' bytes, so that the ranges' least peaks make the whole's:
 
-        need(a, b) = min( min over r: max(keep_run(a, r) + g(b), kept(a, r) + need(a+1, b), backward(a, r)),
+        need(a, b) = min( min over r: max(keep_run(a, r) + g(b), added(a, r) + need(a+1, b), backward(a, r)),
                           min over j: max(discard(a, j) + g(b), x_j + need(j, b), need(a, j)) )
 
-    with g(b) the gradient that is held meanwhile. Segments within segments that all begin at unit 0
+    with g(b) the gradient that is held meanwhile; for each kind of x_a (`Costs`), which that of x_{a+1} follows from.
+    Segments within segments that all begin at unit 0
     (no replay shared by two units) mostly attain it, but not always: they run a unit forward under the
     gradient of every later x, which may be larger than what keeping a few units takes.
     """
     costs = costs_of(chain)
-    num_parts = len(costs.forward_ms)
-    needs = np.full((num_parts + 1, num_parts + 1), ABSENT, dtype=np.int64)
-    by_start = np.full_like(needs, ABSENT)  # at [a, k]: need(a, a + k)
-    by_stop = np.full_like(needs, ABSENT)  # at [b, k]: need(b − k, b)
-    x = np.lib.stride_tricks.sliding_window_view(np.append(costs.state_bytes, needs[0]), num_parts)
+    num_parts, loose = len(costs.forward_ms), costs.num_kinds - 1
+    needs = np.full((costs.num_kinds, num_parts + 1, num_parts + 1), ABSENT, dtype=np.int64)
+    by_start = np.full_like(needs, ABSENT)  # at [k, a, n]: need(a, a + n)
+    by_stop = np.full_like(needs[0], ABSENT)  # at [b, n]: need(b − n, b) with a loose x
+    x = np.lib.stride_tricks.sliding_window_view(np.append(costs.state_bytes, needs[0, 0]), num_parts)
     for length in range(1, num_parts + 1):  # all ranges of that length at once: rows a, columns j − a
         num = num_parts - length + 1
         a, b = np.arange(num), np.arange(length, num_parts + 1)
-        keep = costs.keep_bytes(a, b)
         if length > 1:
-            keep = np.maximum(keep, costs.kept_bytes[:, :num] + needs[a + 1, b])
-        least = keep.min(axis=0)
-        if length > 1:
-            peaks = costs.discard_bytes(slice(num), slice(1, length), b[:, None])
-            np.maximum(peaks, x[:num, 1:length] + by_stop[length:, length - 1 : 0 : -1], out=peaks)
-            np.maximum(peaks, by_start[:num, 1:length], out=peaks)
-            least = np.minimum(least, peaks.min(axis=1))
-        needs[a, b] = by_start[:num, length] = by_stop[length:, length] = least
+            after_keep = needs[costs.next_kind[:, :num], a + 1, b]
+            segment = costs.discard_bytes(slice(num), slice(1, length), b[:, None])
+            np.maximum(segment, x[:num, 1:length] + by_stop[length:, length - 1 : 0 : -1], out=segment)
+        for kind in range(costs.num_kinds):
+            keep = costs.keep_bytes(kind, a, b)
+            if length > 1:
+                keep = np.maximum(keep, costs.added_bytes[kind][:, :num] + after_keep)
+            least = keep.min(axis=0)
+            if length > 1:
+                least = np.minimum(least, np.maximum(segment, by_start[kind, :num, 1:length]).min(axis=1))
+            needs[kind, a, b] = by_start[kind, :num, length] = least
+        by_stop[length:, length] = needs[loose, a, b]
     return needs
 
 
 def smallest_plan(chain: Chain) -> Plan:
     """A plan whose peak no plan is below."""
     costs, needs = costs_of(chain), needs_of(chain)
+    loose = costs.num_kinds - 1
 
-    def choose(a: int, b: int, _: Any) -> Move:
-        keep = costs.keep_bytes(a, b)
+    def choose(a: int, b: int, kind: Any) -> Move:
+        keep = costs.keep_bytes(kind, a, b)
         if b - a == 1:
             return Move(int(keep.argmin()), b, None, None)
-        keep = np.maximum(keep, costs.kept_bytes[:, a] + needs[a + 1, b])
+        keep = np.maximum(keep, costs.added_bytes[kind][:, a] + needs[costs.next_kind[:, a], a + 1, b])
         stops = np.arange(a + 1, b)
-        peaks = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[a, stops])
-        peaks = np.maximum(peaks, costs.state_bytes[stops] + needs[stops, b])
+        peaks = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[kind, a, stops])
+        peaks = np.maximum(peaks, costs.state_bytes[stops] + needs[loose, stops, b])
         if keep.min() <= peaks.min():
-            return Move(int(keep.argmin()), a + 1, None, None)
-        return Move(None, a + 1 + int(peaks.argmin()), None, None)
+            r = int(keep.argmin())
+            return Move(r, a + 1, None, int(costs.next_kind[r, a]))
+        return Move(None, a + 1 + int(peaks.argmin()), kind, loose)
 
-    return traced_plan(chain, choose, None)
+    return traced_plan(chain, choose, 0)

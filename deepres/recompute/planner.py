@@ -33,7 +33,7 @@ class InfeasibleBudgetError(ValueError):
 
 def smallest_budget(chain: Chain) -> int:
     """The fewest bytes within which a chain can be trained, exactly: the least peak of any plan."""
-    return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, -1]))
+    return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, 0, -1]))
 
 
 def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:

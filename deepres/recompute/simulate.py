@@ -105,7 +105,9 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
        (`Step.begins_segment`). If the next step is not unit i's at all (a segment that nothing follows), it
        goes at once.
     4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
-    5. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
+    5. x_i goes after the KEEP of unit i if that drops it (`Retention.dropped_bytes`), but not if it is among the kept
+       bytes of unit i − 1 and needed there, too (`UnitCost.leaves_output`).
+    6. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
        gradient of x_{i+1} goes.
     """
     retentions = _retentions_of(chain, plan)
@@ -114,6 +116,7 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     inputs, kept, gradient = chain.input_bytes, 0, 0
     is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
     is_input[0] = True
+    gone = [0] * (plan.num_units + 1)  # of x_i, which was counted in `kept`, by rule 5
     output = 0  # the x that the last step made discarding; 0 if it made none
     for action, unit, begins_segment in plan.schedule():
         if output and unit != output:
@@ -133,7 +136,8 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
             transient, duration_ms = retentions[unit].forward_temp_bytes, chain.units[unit].forward_ms
         else:
             gradient += state_bytes[unit]
-            kept -= retentions[unit].freed_bytes
+            freed, gone[unit + 1] = retentions[unit].freed_bytes - gone[unit + 1], 0
+            kept -= freed
             transient = retentions[unit].backward_temp_bytes
             duration_ms = chain.units[unit].backward_ms + retentions[unit].replay_ms
         yield Moment(action, unit, fixed, inputs, kept, gradient, transient, duration_ms)
@@ -142,6 +146,12 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
         elif action is Action.BACKWARD:
             kept -= retentions[unit].kept_bytes - retentions[unit].freed_bytes
             gradient -= state_bytes[unit + 1]
+        if action is Action.KEEP and unit:
+            dropped = retentions[unit].dropped_bytes(state_bytes[unit])
+            done_with_input = dropped > 0
+            if not is_input[unit] and chain.units[unit - 1].leaves_output(retentions[unit - 1]):
+                gone[unit] = dropped
+                kept -= dropped
         if done_with_input and unit and is_input[unit]:
             is_input[unit] = False
             inputs -= state_bytes[unit]

@@ -43,8 +43,8 @@ def test_kept_bytes_are_those_predicted_without_the_card(dtype, shortcut):
     predicted = predict_chain(net, (32, 3, 32, 32), GPUS[0], dtype)
     measured = measure_chain(net, (32, 3, 32, 32), "cuda", dtype, repeats=0)
     for unit, found in zip(predicted.units, measured.units, strict=True):
-        kept = {retention.name: retention.kept_bytes for retention in unit.retentions}
-        assert kept == {retention.name: retention.kept_bytes for retention in found.retentions}
+        kept = {each.name: (each.kept_bytes, each.reads_input) for each in unit.retentions}
+        assert kept == {each.name: (each.kept_bytes, each.reads_input) for each in found.retentions}
 
 
 @pytest.mark.parametrize("depth", [29, 110, 164])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +57,37 @@ def test_the_peak_of_a_language_model_is_predicted_and_measured(plan):
     for costs in (predict_chain, lambda *how, **named: measure_chain(*how, **named, repeats=0)):
         chain = costs(model, tuple(tokens.shape), input_dtype=torch.long, loss=torch.Tensor.mean)
         assert 0.99 * peak_bytes <= simulate(chain, plan).peak_bytes <= 1.03 * peak_bytes
+
+
+def _layers() -> nn.Sequential:
+    """A VGG whose units are its layers: only the ReLUs read what the batch norms put out, and they read it once."""
+    widths = (3, 16, 16, 32, 32)
+    blocks = [
+        (nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        for before, width in itertools.pairwise(widths)
+    ]
+    return nn.Sequential(*itertools.chain.from_iterable(blocks), nn.AdaptiveAvgPool2d(1))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        keep_all_plan(13),
+        per_unit_plan(13),
+        Plan(((0, 3), (3, 6), (6, 9)), ("all",) * 13),
+        Plan(((0, 8), (0, 5), (2, 4), (8, 11), (9, 11)), ("all",) * 13),
+    ],
+)
+def test_what_no_unit_s_backward_reads_counts_as_long_as_it_is_there(plan):
+    shape = (16, 3, 16, 16)
+    net, images = _layers(), torch.randn(shape)
+    peak_bytes = _peak_bytes(net, plan, images)
+    for costs in (predict_chain, lambda *how, **named: measure_chain(*how, **named, repeats=0)):
+        chain = costs(net, shape, loss=torch.Tensor.mean)
+        assert [not unit.retentions[0].reads_input for unit in chain.units[:-1]] == [False, False, True] * 4
+        # The images were there before the step.
+        predicted_bytes = simulate(chain, plan).peak_bytes - images.nbytes
+        assert 0.99 * peak_bytes <= predicted_bytes <= 1.03 * peak_bytes
 
 
 class _Nearest(nn.Module):

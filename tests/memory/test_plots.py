@@ -10,12 +10,12 @@ from deepres.memory.gpus import find_gpu
 from deepres.memory.plots import (
     depths_figure,
     frontier_figure,
-    held_at_the_turn,
     timeline_figure,
     units_figure,
 )
 from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
+from deepres.memory.turn import held_at_the_turn
 from deepres.recompute import Plan
 from deepres.recompute.simulate import timeline
 

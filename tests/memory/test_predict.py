@@ -31,8 +31,8 @@ def test_kept_bytes_are_exact_unit_by_unit(block, activation, shortcut, dtype):
     # The two factors, Python's numbers, become tensors of 8 bytes inside autograd, where no shape tells of them.
     factors = 16 if shortcut == "constant_scaling" else 0
     for a, b in zip(predicted.units, measured.units, strict=True):
-        kept = [(r.name, r.kept_bytes + factors) for r in a.retentions]
-        assert kept == [(r.name, r.kept_bytes) for r in b.retentions]
+        kept = [(r.name, r.kept_bytes + factors, r.reads_input) for r in a.retentions]
+        assert kept == [(r.name, r.kept_bytes, r.reads_input) for r in b.retentions]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -63,7 +63,7 @@ def random_chain(
 
     units = []
     for _ in range(num_units):
-        output_bytes = size(1)
+        output_bytes, reads_input = size(1), draw.random() < 0.5
         retentions = tuple(
             Retention(
                 f"r{r}",
@@ -71,7 +71,8 @@ def random_chain(
                 float(draw.randint(0, 3)),
                 size(),
                 size(),
-                draw.choice((0, output_bytes)),
+                draw.choice((0, output_bytes)) if reads_input else output_bytes,
+                reads_input,
             )
             for r in range(num_retentions)
         )
@@ -141,8 +142,8 @@ def retentions_named(
     draw: st.DrawFn, name: str, size: st.SearchStrategy[int], ms: st.SearchStrategy[float]
 ) -> Retention:
     kept_bytes = draw(size)
-    freed_bytes = draw(st.integers(0, kept_bytes))
-    return Retention(name, kept_bytes, draw(ms), draw(size), draw(size), freed_bytes)
+    freed_bytes = draw(st.just(kept_bytes) | st.integers(0, kept_bytes))
+    return Retention(name, kept_bytes, draw(ms), draw(size), draw(size), freed_bytes, draw(st.booleans()))
 
 
 @st.composite

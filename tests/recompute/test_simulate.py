@@ -74,6 +74,29 @@ def test_every_unit_runs_once_more_for_each_segment_it_lies_in() -> None:
     assert simulate(chain, per_unit_plan(9)).forward_runs == (2,) * 8 + (1,)
 
 
+def test_what_only_the_next_unit_s_run_reads_goes_with_it() -> None:
+    """As of a convolution's output before a ReLU: of ten bytes kept four are the output."""
+    unit = UnitCost(1.0, 2.0, 4, (Retention("all", 10, freed_bytes=4, reads_input=False),))
+    chain = Chain(4, (unit,) * 3)
+    assert totals(chain, keep_all_plan(3)) == [14, 24, 30, 26, 30, 24, 18]
+    assert totals(chain, Plan(((0, 2),), ("all",) * 3)) == [8, 12, 18, 14, 18, 18, 28, 24, 18]
+    assert totals(chain, Plan(((1, 2),), ("all",) * 3)) == [14, 18, 28, 24, 28, 28, 24, 18]
+
+
+def test_what_the_unit_before_reads_stays_and_goes_where_that_was_discarded() -> None:
+    """As of a tanh, whose backward reads its output."""
+    unit = UnitCost(1.0, 2.0, 4, (Retention("all", 4, reads_input=False),))
+    chain = Chain(4, (unit,) * 3)
+    assert totals(chain, keep_all_plan(3)) == [8, 12, 16, 16, 24, 20, 16]
+    assert totals(chain, Plan(((0, 2),), ("all",) * 3)) == [8, 12, 12, 8, 16, 12, 16, 20, 16]
+
+
+def test_an_input_that_is_larger_than_all_that_a_unit_keeps_is_taken_to_be_read() -> None:
+    assert Retention("all", 10, reads_input=False).dropped_bytes(10) == 10
+    assert Retention("all", 10, reads_input=False).dropped_bytes(11) == 0
+    assert Retention("all", 10).dropped_bytes(10) == 0
+
+
 def random_plan(chain: Chain, draw: random.Random) -> Plan:
     segments = set[tuple[int, int]]()
     num_units = len(chain.units)
@@ -92,9 +115,13 @@ def random_chain(draw: random.Random) -> Chain:
     def size() -> int:
         return draw.randint(0, 9)
 
+    reads_input = draw.random() < 0.5
+
     def retention(name: str) -> Retention:
         kept_bytes = size()
-        return Retention(name, kept_bytes, draw.random(), size(), size(), draw.randint(0, kept_bytes))
+        freed_bytes = draw.choice((kept_bytes, draw.randint(0, kept_bytes)))
+        reads = reads_input and draw.random() < 0.5
+        return Retention(name, kept_bytes, draw.random(), size(), size(), freed_bytes, reads)
 
     units = tuple(
         UnitCost(draw.random(), draw.random(), size(), (retention("all"), retention("few")), size())
@@ -131,10 +158,20 @@ def totals_by_last_use(chain: Chain, plan: Plan) -> list[int]:
             release(("gradient", unit + 1), t)
             release(("kept", unit), t)
             held[t] += retention.backward_temp_bytes - retention.freed_bytes
+            if ("dropped", unit + 1) in made:
+                read["dropped", unit + 1] = t - 1  # it is among what is freed now
+                release(("dropped", unit + 1), t - 1)
             continue
         output = ("x", unit + 1)
         release(output, read.get(output, 0))  # an earlier run's; its last reader has passed
         if action is K:
+            drops = not retention.reads_input and x[unit] <= retention.kept_bytes and unit > 0
+            if drops and ("x", unit) in made:
+                release(("x", unit), t)
+            elif drops:  # what the unit before keeps is so much less from now on
+                before = chain.units[unit - 1]
+                if before.retention(plan.retentions[unit - 1]).freed_bytes >= x[unit]:
+                    made["dropped", unit] = (t + 1, -x[unit])
             made["kept", unit] = (t, retention.kept_bytes)
             held[t] += retention.forward_temp_bytes
         else:

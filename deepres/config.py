@@ -197,7 +197,7 @@ class EngineConfig(Section):
     backward pass holds the gradient of its input in fp32 beside it, which is in no prediction."""
     compile: Literal["none", "units"] = "none"
     """`units`: residual units as compiled code, one graph for all that are alike. What these keep is measured before a
-    plan is made for a budget; what is told without one is of eager units, up to a fifth more or less."""
+    run starts; `tools/profile_memory.py` predicts eager units', up to a fifth more or less."""
     cuda_graphs: bool = False
     """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Its activations stay allocated:
     evaluation needs memory of its own, and `log.memory` does not see them."""

@@ -140,7 +140,7 @@ class RunPlanner:
             chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
             try:
                 with UntilOutOfMemory() as attempt:
-                    if not self._surely_keeps_all(chain, budget_bytes):
+                    if self._must_be_measured(chain, budget_bytes):
                         chain = self._measured(candidate)
                     plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
@@ -162,14 +162,14 @@ class RunPlanner:
         assert error is not None
         raise error
 
-    def _surely_keeps_all(self, chain: Chain, budget_bytes: int | None) -> bool:
-        """Whether nothing will be replayed, so that there is no time to be measured."""
+    def _must_be_measured(self, chain: Chain, budget_bytes: int | None) -> bool:
+        """Whether something may be replayed, of which only the device tells the time, or predictions are of others."""
         recompute = self._config.recompute
-        if budget_bytes is None:
-            return recompute.segments == "none" and recompute.plan is None
         if self._config.engine.compile == "units":
-            return False  # predictions are of eager units, which keep other tensors
-        return simulate(chain, keep_all_plan(len(chain.units))).peak_bytes <= 0.9 * budget_bytes
+            return True  # predictions are of eager units, which keep other tensors
+        if budget_bytes is None:
+            return recompute.segments != "none" or recompute.plan is not None
+        return simulate(chain, keep_all_plan(len(chain.units))).peak_bytes > 0.9 * budget_bytes
 
     @property
     def _is_auto(self) -> bool:

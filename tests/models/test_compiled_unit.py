@@ -180,15 +180,15 @@ def test_a_unit_with_nothing_to_train_makes_no_graph(no_cpp):
 
 
 @needs_compiler
-def test_a_run_compiles_each_graph_once_and_plans_by_what_compiled_units_keep(tmp_path):
-    """Measuring, for the plan and of the peak before the first step, and the engine run the units in one layout."""
+def test_a_run_compiles_each_graph_once_and_tells_what_compiled_units_keep(tmp_path):
+    """Even where nothing is planned. Measuring, before the run and of its peak, and the engine use one layout."""
     config = tmp_path / "config.yaml"
     config.write_text(
         "model: {depth: 8, block: basic, activation: original}\n"
         "data: {name: synthetic, image_size: 16, num_images: 16}\n"
         "train: {max_steps: 2, global_batch_size: 4, save_every: null}\n"
         "engine: {compile: units, device: cpu}\nprecision: {channels_last: true, compute: bf16}\noptim: {fused: true}\n"
-        "log: {plots: false}\nrecompute: {budget: 1GiB}\n",
+        "log: {plots: false}\n",
         encoding="utf-8",
     )
     counters.clear()

@@ -67,9 +67,8 @@ def load_net(path: Path, config: Config) -> ResNet:
         check_net(net, weights)
         net.load_state_dict(weights.tensors)
     except (ValueError, RuntimeError) as error:
-        problem = " ".join(str(error).split())
         raise ConfigError(
-            f"the weights at {path} are not of the configuration's net: {problem:.300}"
+            f"the weights at {path} are not of the configuration's net: {error!s:.300}"
         ) from None
     return net.eval()
 

@@ -102,8 +102,7 @@ def checkpoint_nets(
             check_net(net, weights)
             net.load_state_dict(weights.tensors)
         except (RuntimeError, TrainedNetError) as error:
-            problem = " ".join(str(error).split())
-            raise ConfigError(f"the weights at {path} are of another net: {problem:.300}") from None
+            raise ConfigError(f"the weights at {path} are of another net: {error!s:.300}") from None
         return net
 
     return tuple(

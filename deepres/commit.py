@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".tmp"
 _FORMAT, _VERSION = "deepres.manifest", 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+os.umask(_UMASK := os.umask(0))
 
 
 class DamagedError(ValueError):
@@ -58,6 +60,7 @@ def commit_folder(target: Path, files: Mapping[str, Callable[[Path], object]], n
         sizes_and_hashes = {}
         for name, write in files.items():
             write(unfinished / name)
+            _make_readable(unfinished / name)
             force_to_disk(unfinished / name)
             sizes_and_hashes[name] = [(unfinished / name).stat().st_size, file_sha256(unfinished / name)]
         (unfinished / MANIFEST).write_text(_manifest_text(sizes_and_hashes), encoding="utf-8")
@@ -127,11 +130,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         if path.exists() and not path.is_file():
             raise SaveError(f"{path} cannot be written: it is there and is no regular file")
         write(aside)
+        _make_readable(aside)
         force_to_disk(aside)
         aside.replace(path)
         force_to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         raise SaveError(_why_not(path, None, error)) from error
+
+
+def _make_readable(path: Path) -> None:
+    """Give a file the mode that others have; safetensors' only its owner may read."""
+    with suppress(OSError):
+        path.chmod(0o666 & ~_UMASK)
 
 
 def force_to_disk(path: Path) -> None:

@@ -16,6 +16,7 @@ from deepres.commit import (
     DamagedError,
     SaveError,
     commit_folder,
+    replace_file,
     replace_text,
     verify_folder,
 )
@@ -36,6 +37,15 @@ def test_what_is_committed_verifies_and_leaves_nothing_aside(tmp_path):
     verify_folder(tmp_path / "step-1", NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     assert {path.name for path in (tmp_path / "step-1").iterdir()} == {*NAMES, MANIFEST}
+
+
+def test_who_may_read_a_file_is_told_by_the_umask_for_all_alike(tmp_path):
+    commit(tmp_path / "step-1")
+    replace_file(tmp_path / "c.safetensors", lambda path: save_file({"x": torch.zeros(1)}, path))
+    (tmp_path / "plain").write_text("")
+    expected = (tmp_path / "plain").stat().st_mode
+    for path in (*(tmp_path / "step-1").iterdir(), tmp_path / "c.safetensors"):
+        assert path.stat().st_mode == expected, path
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_segments_are_told_and_save_memory(tmp_path):
         peaks[segments] = _one_step(tmp_path / segments, *overrides)["summary"]
     assert peaks["sqrt"]["activation_peak_bytes"] < 0.5 * peaks["none"]["activation_peak_bytes"]
     assert peaks["none"]["recompute_share"] == 0
-    assert 0.1 < peaks["sqrt"]["recompute_share"] < 0.35  # a forward of 21 of 27 units, as measured
+    assert 0.1 < peaks["sqrt"]["recompute_share"] < 0.45  # a forward of 21 of 27 units, as measured
 
 
 def test_a_plan_file_that_is_not_for_this_net_or_not_whole_is_refused(tmp_path, capsys):

@@ -20,16 +20,17 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    storage_bytes: int
 
     @classmethod
     def of(cls, x: Tensor) -> Spec:
         """The spec of `x`."""
-        return cls(tuple(x.shape), x.stride(), x.dtype)
+        return cls(tuple(x.shape), x.stride(), x.dtype, x.untyped_storage().nbytes())
 
     @property
     def num_bytes(self) -> int:
-        """What a tensor like this takes, without gaps."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        """What a tensor like this holds: of a part of a larger one, all of that."""
+        return max(torch.Size(self.shape).numel() * self.dtype.itemsize, self.storage_bytes)
 
 
 class Meter(AbstractContextManager[Any], Protocol):

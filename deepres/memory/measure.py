@@ -106,7 +106,10 @@ class _DeviceBench:
     def tensor(self, spec: Spec) -> Tensor:
         """Normally distributed values; of integers, zeros."""
         x = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=self.device)
-        return x.normal_() if can_need_grad(x) else x.zero_()
+        size = x.untyped_storage().nbytes() // x.itemsize
+        values = x.as_strided((size,), (1,))  # where strides are 0, several elements are one
+        _ = values.normal_() if can_need_grad(x) else values.zero_()
+        return x
 
     def meter(self) -> Meter:
         """What the device's allocator hands out."""

@@ -139,13 +139,13 @@ def _read_retention(
         y = _run_unit(unit, leaf, bench, keep=name, memo=memo)
     memo_bytes, held_bytes = _memo_bytes(memo), meter.live_bytes
     forward_temp = meter.peak_bytes - held_bytes
-    backward_temp, freed_bytes = 0, 0
-    if y.requires_grad:
-        edge = holder.edge_of(y)
-        y = y.detach()
-        with meter:
-            del y
-        freed_bytes = held_bytes - meter.live_bytes
+    backward_temp = 0
+    edge = holder.edge_of(y) if y.requires_grad else None
+    y = y.detach()
+    with meter:
+        del y
+    freed_bytes = held_bytes - meter.live_bytes
+    if edge is not None:
         with meter:
             holder.gradient = bench.tensor(output)
         meter.reset_peak()

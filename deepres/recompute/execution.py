@@ -125,7 +125,8 @@ class Execution:
         if edge is None or self.holder.gradient is None:
             self.holder.gradient = None  # on the way to the loss a unit used nothing that is trained
             return
-        self.holder.backward(edge)
+        with self._guard.in_units():
+            self.holder.backward(edge)
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP

@@ -109,7 +109,8 @@ class PlanExecutor:
     def run(self, x: Tensor) -> Tensor:
         """The same, not to be compiled."""
         units = list(self._units)
-        if len(units) != len(self._states.units) or not all(map(operator.is_, units, self._states.units)):
+        are_same = len(units) == len(self._states.units) and all(map(operator.is_, units, self._states.units))
+        if not (are_same and self._states.are_up_to_date):
             self._take_in(units)
         needs_grad = self._states.need_grad(x.requires_grad)
         if not (torch.is_grad_enabled() and needs_grad[-1]):

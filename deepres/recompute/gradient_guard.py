@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
-from deepres.recompute.unit_states import UnitStates
+from deepres.recompute.unit_states import UnitStates, has_hooks
 
 _OR_OFF = "or take the plan off with deepres.apply_plan(model, None)"
 
@@ -15,23 +20,37 @@ class GradientGuard:
 
     Hooks of a parameter run as soon as a backward pass has added to its gradient: those of DDP average it over the
     processes, others clip it or step. Under a plan the units' backward passes follow one another, so that a parameter
-    is added to once for each unit and forward pass.
+    is added to once for each unit and forward pass, and once more for all that it is used for outside of the units.
     """
 
     def __init__(self) -> None:
         self._last_task: int | None = None
+        self._is_in_units = False
+        self._is_under_ddp = False
+        self._watched: dict[int, Node] = {}  # what adds to the gradient of a parameter, by its id
 
-    def __getstate__(self) -> dict[str, None]:
+    def __getstate__(self) -> dict[str, object]:
         """Another process, which a saved model may come to, numbers its backward passes anew."""
-        return {"_last_task": None}
+        return GradientGuard().__dict__
+
+    @contextmanager
+    def in_units(self) -> Iterator[None]:
+        """Around the backward pass of units."""
+        self._is_in_units = True
+        try:
+            yield
+        finally:
+            self._is_in_units = False
 
     def check_forward(self, states: UnitStates) -> None:
         """Called in the forward pass.
 
         Raises:
             RuntimeError: units share parameters that DDP averages or that have hooks, or DDP looks for unused ones.
+                The backward pass will raise it if such a parameter has a gradient from outside of the units, too.
         """
         ddp = _ddp()
+        self._is_under_ddp = ddp is not None
         if ddp is not None and ddp.find_unused_parameters and not ddp.static_graph:
             raise RuntimeError(
                 "under a plan DistributedDataParallel cannot find unused parameters, as those of all units would seem "
@@ -42,11 +61,33 @@ class GradientGuard:
                 "under a plan and DistributedDataParallel, units must not share parameters: their gradients would be "
                 f"averaged before they are complete; {_OR_OFF}"
             )
-        if states.share_parameters and states.have_hooks():
+        trained = states.trained_parameters
+        have_gradients_seen = trained if ddp is not None else [*filter(has_hooks, trained)]
+        if states.share_parameters and have_gradients_seen:
             raise RuntimeError(
                 "under a plan, parameters that units share must not have hooks, which would be given their gradients "
                 f"in parts: change the gradients after the backward pass, {_OR_OFF}"
             )
+        for parameter in have_gradients_seen:
+            self._watch(parameter)
+
+    def _watch(self, parameter: Tensor) -> None:
+        """Refuse a gradient of the parameter that comes from elsewhere than the units."""
+        node = get_gradient_edge(parameter).node
+        if self._watched.get(id(parameter)) is node:
+            return
+
+        def refuse(gradients: tuple[Tensor | None, ...]) -> None:
+            is_seen = self._is_under_ddp or has_hooks(parameter)
+            if is_seen and not self._is_in_units and any(gradient is not None for gradient in gradients):
+                raise RuntimeError(
+                    "under a plan, a parameter that has hooks or that DistributedDataParallel averages must have its "
+                    "gradient from the units of one sequence alone, but the loss also depends on it in another way (a "
+                    f"penalty, or a layer that shares it): its hooks would be given that in parts; {_OR_OFF}"
+                )
+
+        node.register_prehook(refuse)
+        self._watched[id(parameter)] = node
 
     def check_backward(self, states: UnitStates, *, is_under_ddp: bool) -> None:
         """Called when a backward pass reaches the units.
@@ -59,7 +100,7 @@ class GradientGuard:
             RuntimeError: it has been there before, from another forward pass.
         """
         task = torch._C._current_graph_task_id()
-        if task == self._last_task and (is_under_ddp or states.have_hooks()):
+        if task == self._last_task and (is_under_ddp or states.have_hooks):
             raise RuntimeError(
                 "under a plan and DistributedDataParallel, or with hooks on parameters, each forward pass needs a "
                 "backward pass of its own (of DDP all but the last under no_sync()): gradients would be averaged, or "

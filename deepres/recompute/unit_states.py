@@ -43,6 +43,7 @@ class UnitStates:
         self._places = [
             (module._parameters, name, i) for module, i in self._modules for name in module._parameters
         ]
+        self._at_first = [parameters[name] for parameters, name, _ in self._places]
         owners = dict[int, int]()
         self._shared = [
             (parameters, name)
@@ -51,15 +52,27 @@ class UnitStates:
         ]
 
     @property
+    def are_up_to_date(self) -> bool:
+        """Whether the modules have the parameters that they had at first, so that what is shared is known."""
+        now = (parameters.get(name) for parameters, name, _ in self._places)
+        return all(map(operator.is_, now, self._at_first))
+
+    @property
     def share_parameters(self) -> bool:
         """Whether a parameter that is trained belonged to several units at first."""
         shared = (parameters.get(name) for parameters, name in self._shared)
         return any(p is not None and p.requires_grad for p in shared)
 
+    @property
+    def trained_parameters(self) -> list[Tensor]:
+        """Those that require a gradient; twice, if they are in two places."""
+        found = (parameters.get(name) for parameters, name, _ in self._places)
+        return [p for p in found if p is not None and p.requires_grad]
+
+    @property
     def have_hooks(self) -> bool:
         """Whether hooks wait for the gradient of a parameter."""
-        found = (parameters.get(name) for parameters, name, _ in self._places)
-        return any(p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks) for p in found)
+        return any(map(has_hooks, self.trained_parameters))
 
     def read(self) -> State:
         """The state now."""
@@ -103,6 +116,11 @@ class UnitStates:
                 raise _changed(f"parameter {name!r} of unit {i} ({type(self.units[i]).__name__}) was changed")
             if then.are_trained[k] != now.are_trained[k]:
                 raise _changed(f"requires_grad of parameter {name!r} of unit {i} was changed")
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether hooks wait for its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -90,6 +90,49 @@ def test_what_no_unit_s_backward_reads_counts_as_long_as_it_is_there(plan):
         assert 0.99 * peak_bytes <= predicted_bytes <= 1.03 * peak_bytes
 
 
+class _Quarter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).chunk(4, -1)[0]
+
+
+@BOTH
+def test_an_output_that_is_a_part_of_a_larger_tensor_holds_all_of_it(costs):
+    net, x = nn.Sequential(*[_Quarter() for _ in range(8)], nn.Linear(64, 1)), torch.randn(256, 64)
+    chain = costs(net, tuple(x.shape), loss=torch.Tensor.mean)
+    for plan in (keep_all_plan(9), per_unit_plan(9)):
+        peak_bytes = _peak_bytes(net, plan, x)
+        assert 0.99 * peak_bytes <= simulate(chain, plan).peak_bytes <= 1.15 * peak_bytes
+
+
+@BOTH
+def test_frozen_units_hold_no_more_than_they_pass_on(costs):
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(12)], nn.Linear(64, 1))
+    net[:6].requires_grad_(False)
+    x = torch.randn(256, 64)
+    chain = costs(net, tuple(x.shape), loss=torch.Tensor.mean)
+    peak_bytes = _peak_bytes(net, keep_all_plan(13), x)
+    assert 0.99 * peak_bytes <= simulate(chain, keep_all_plan(13)).peak_bytes - x.nbytes <= 1.03 * peak_bytes
+
+
+class _Expanding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).expand(-1, 8)
+
+
+@BOTH
+def test_units_may_return_expanded_tensors(costs):
+    chain = costs(nn.Sequential(*[_Expanding() for _ in range(3)]), (4, 8))
+    assert len(chain.units) == 3
+
+
 class _Nearest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.argmax(-1)

@@ -145,6 +145,71 @@ class _OwnAverage(nn.Module):
         return torch.tanh(y - self.average)
 
 
+class _NewAverage(_OwnAverage):
+    """Puts another tensor in the buffer's place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.average = 0.9 * self.average + 0.1 * y.detach().mean(0)
+        return torch.tanh(y - self.average)
+
+
+class _Counting(nn.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return super().forward(x)
+
+
+class _ByHand(nn.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.running_mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return x - self.running_mean
+
+
+@pytest.mark.parametrize(
+    ("unit", "buffer"), [(_NewAverage, "average"), (_Counting, "seen"), (_ByHand, "running_mean")]
+)
+def test_no_way_to_change_a_buffer_goes_unseen(unit, buffer):
+    net = nn.Sequential(*[unit() for _ in range(4)])
+    apply_plan(net, per_unit_plan(4))
+    with pytest.raises(RuntimeError, match=rf"^a {unit.__name__} changes its buffer '{buffer}' whenever"):
+        _mean_of_squares((3, 6))(net.train().requires_grad_()).backward()
+
+
+class _Caching(nn.Module):
+    """Makes a buffer anew, as tables of positions are, with the same values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("table", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table = torch.arange(6.0).sin()
+        return torch.tanh(self.linear(x) + self.table)
+
+
+class _Scaling(nn.BatchNorm1d):
+    """Does more than a batch norm, and leaves its statistics to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("unit", [_Caching, lambda: nn.Sequential(nn.Linear(6, 6), _Scaling(6))])
+def test_units_that_leave_their_buffers_as_they_are_can_be_replayed(unit):
+    net = nn.Sequential(*[unit() for _ in range(4)])
+    assert_exact(net, per_unit_plan(4), loss=_mean_of_squares((3, 6)))
+
+
 def test_a_unit_that_changes_a_buffer_of_its_own_cannot_be_replayed_but_kept():
     net = nn.Sequential(*[_OwnAverage() for _ in range(4)])
     loss = _mean_of_squares((3, 6))

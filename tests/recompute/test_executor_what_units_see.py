@@ -14,7 +14,7 @@ from deepres import apply_plan
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan
 from deepres.recompute.executor import refuse_draws_of_cudnn
 from deepres.recompute.unit_states import UnitStates
-from tests.recompute.exactness import Loss, assert_exact, cross_entropy, small_net
+from tests.recompute.exactness import Loss, assert_exact, assert_same_bits, cross_entropy, small_net
 
 PLANS = {
     "per unit": per_unit_plan(4),
@@ -134,6 +134,23 @@ def test_a_loss_on_what_a_hook_took_out_of_a_residual_unit_is_refused():
     with pytest.raises(RuntimeError, match=OTHER_WAYS):
         (cross_entropy(net) + found[0].square().mean()).backward()
     assert_exact(net, per_unit_plan(9))
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_loss_on_what_a_hook_saw_go_into_a_residual_unit_is_refused(everywhere):
+    net, found = copy.deepcopy(small_net(20)), []
+    apply_plan(net, per_unit_plan(9))
+    register = (
+        nn.modules.module.register_module_forward_pre_hook
+        if everywhere
+        else net.units[4].register_forward_pre_hook
+    )
+    handle = register(lambda unit, x: found.append(x[0]) if unit is net.units[4] else None)
+    try:
+        with pytest.raises(RuntimeError, match=OTHER_WAYS):
+            (cross_entropy(net) + found[0].square().mean()).backward()
+    finally:
+        handle.remove()
 
 
 class _Scaled(nn.Module):
@@ -276,6 +293,56 @@ def test_hooks_on_parameters_and_two_forward_passes_before_a_backward_pass_are_r
     assert_exact(
         _four(_linear), per_unit_plan(4), loss=lambda net: (_clip(net), SEQUENCES(net))[1], num_steps=1
     )
+
+
+def _penalty(net: nn.Module) -> Tensor:
+    return 1e-2 * sum(p.square().sum() for p in net.parameters())
+
+
+def _tied(net: nn.Module) -> Tensor:
+    return net[1][0].weight.sum()
+
+
+@pytest.mark.parametrize("other_way", [_penalty, _tied])
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_parameters_that_the_loss_depends_on_in_another_way_too_are_refused(other_way, register):
+    net, calls = _four(_linear), []
+    apply_plan(net, per_unit_plan(4))
+    (SEQUENCES(net) + other_way(net)).backward()  # without hooks it does not matter
+    handles = [getattr(p, register)(calls.append) for p in net.parameters()]
+    SEQUENCES(net).backward()
+    assert len(calls) == len(handles)
+    loss = SEQUENCES(net) + other_way(net)
+    with pytest.raises(RuntimeError, match=r"^under a plan, a parameter that has hooks or that Distributed"):
+        loss.backward()
+    for handle in handles:
+        handle.remove()
+    (SEQUENCES(net) + other_way(net)).backward()
+    copy.deepcopy(net)(torch.randn(3, 10, 32)).mean().backward()
+
+
+def test_parameters_that_two_planned_sequences_share_must_not_have_hooks():
+    first, second = _four(_linear), _four(_linear)
+    second[2][0].weight = first[1][0].weight
+    for units in (first, second):
+        apply_plan(units, per_unit_plan(4))
+    first[1][0].weight.register_hook(lambda gradient: gradient)
+    loss = second(first(torch.randn(3, 10, 32))).square().mean()
+    with pytest.raises(RuntimeError, match=r"from the units of one sequence alone"):
+        loss.backward()
+
+
+def test_units_may_come_to_share_a_parameter_under_a_plan():
+    def tied(plan: Plan | None) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        net = _four(_linear)
+        apply_plan(net, plan)
+        net[3][0].weight = net[0][0].weight
+        SEQUENCES(net).backward()
+        return [p.grad for p in net.parameters()]
+
+    for plan in PLANS.values():
+        assert_same_bits(tied(plan), tied(None))
 
 
 # Other kinds of derivatives, other devices

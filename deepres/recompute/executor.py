@@ -41,7 +41,9 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
     """
     units = planned_units(model)
-    units.__dict__.pop("forward", None)
+    before = units.__dict__.pop("forward", None)
+    if isinstance(before, PlanExecutor):
+        before.release()
     if plan is None:
         return
     if plan.num_units != len(units):
@@ -99,6 +101,10 @@ class PlanExecutor:
         self._anchor = torch.empty(0, requires_grad=True)
         self._guard = GradientGuard()
         self._take_in(list(units))
+
+    def release(self) -> None:
+        """Watch the units' parameters no longer."""
+        self._guard.release()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the units on `x`; under `no_grad`, or where nothing is to be trained, simply one after another."""

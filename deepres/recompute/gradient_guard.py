@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from deepres.recompute.unit_states import UnitStates, has_hooks
 
@@ -23,11 +26,16 @@ class GradientGuard:
     is added to once for each unit and forward pass, and once more for all that it is used for outside of the units.
     """
 
+    _whole_task: ClassVar[int | None] = None
+    """The backward pass in which some units' own backward passes run now."""
+
     def __init__(self) -> None:
         self._last_task: int | None = None
+        self._task_in_units: int | None = None  # the last backward pass that reached the units
+        self._task_elsewhere: int | None = None  # that gave one of their parameters a gradient from elsewhere
         self._is_in_units = False
         self._is_under_ddp = False
-        self._watched: dict[int, Node] = {}  # what adds to the gradient of a parameter, by its id
+        self._watched: dict[int, tuple[Node, RemovableHandle]] = {}  # by the parameter's id
 
     def __getstate__(self) -> dict[str, object]:
         """Another process, which a saved model may come to, numbers its backward passes anew."""
@@ -36,11 +44,13 @@ class GradientGuard:
     @contextmanager
     def in_units(self) -> Iterator[None]:
         """Around the backward pass of units."""
+        around, GradientGuard._whole_task = GradientGuard._whole_task, self._task_in_units
         self._is_in_units = True
         try:
             yield
         finally:
             self._is_in_units = False
+            GradientGuard._whole_task = around
 
     def check_forward(self, states: UnitStates) -> None:
         """Called in the forward pass.
@@ -61,33 +71,49 @@ class GradientGuard:
                 "under a plan and DistributedDataParallel, units must not share parameters: their gradients would be "
                 f"averaged before they are complete; {_OR_OFF}"
             )
-        trained = states.trained_parameters
-        have_gradients_seen = trained if ddp is not None else [*filter(has_hooks, trained)]
-        if states.share_parameters and have_gradients_seen:
+        are_seen = states.hooked_parameters if ddp is None else states.trained_parameters
+        if states.share_parameters and are_seen:
             raise RuntimeError(
                 "under a plan, parameters that units share must not have hooks, which would be given their gradients "
                 f"in parts: change the gradients after the backward pass, {_OR_OFF}"
             )
-        for parameter in have_gradients_seen:
+        for parameter in are_seen:
             self._watch(parameter)
 
     def _watch(self, parameter: Tensor) -> None:
         """Refuse a gradient of the parameter that comes from elsewhere than the units."""
-        node = get_gradient_edge(parameter).node
-        if self._watched.get(id(parameter)) is node:
-            return
+        node = get_gradient_edge(parameter).node  # adds to it
+        if id(parameter) in self._watched:
+            known, handle = self._watched[id(parameter)]
+            if known is node:
+                return
+            handle.remove()
+        # The node holds what is called.
+        guard, watched = weakref.ref(self), weakref.ref(parameter)
 
         def refuse(gradients: tuple[Tensor | None, ...]) -> None:
-            is_seen = self._is_under_ddp or has_hooks(parameter)
-            if is_seen and not self._is_in_units and any(gradient is not None for gradient in gradients):
-                raise RuntimeError(
-                    "under a plan, a parameter that has hooks or that DistributedDataParallel averages must have its "
-                    "gradient from the units of one sequence alone, but the loss also depends on it in another way (a "
-                    f"penalty, or a layer that shares it): its hooks would be given that in parts; {_OR_OFF}"
-                )
+            me, it = guard(), watched()
+            if me is None or it is None or me._is_in_units or all(each is None for each in gradients):
+                return
+            if me._is_under_ddp or has_hooks(it):
+                me._task_elsewhere = _whole_task()
+                me._check_complete()
 
-        node.register_prehook(refuse)
-        self._watched[id(parameter)] = node
+        self._watched[id(parameter)] = node, node.register_prehook(refuse)
+
+    def _check_complete(self) -> None:
+        if self._task_in_units == self._task_elsewhere is not None:
+            raise RuntimeError(
+                "under a plan, a parameter that has hooks or that DistributedDataParallel averages must have its "
+                "gradient from the units of one sequence alone, but the loss also depends on it in another way (a "
+                f"penalty, or a layer that shares it): its hooks would be given that in parts; {_OR_OFF}"
+            )
+
+    def release(self) -> None:
+        """Refuse nothing any more."""
+        for _, handle in self._watched.values():
+            handle.remove()
+        self._watched.clear()
 
     def check_backward(self, states: UnitStates, *, is_under_ddp: bool) -> None:
         """Called when a backward pass reaches the units.
@@ -97,16 +123,25 @@ class GradientGuard:
             is_under_ddp: whether the forward pass was one of a module that DDP wraps.
 
         Raises:
-            RuntimeError: it has been there before, from another forward pass.
+            RuntimeError: it has been there before, from another forward pass, or has brought parts of gradients
+                from elsewhere.
         """
+        self._task_in_units = _whole_task()
+        self._check_complete()
         task = torch._C._current_graph_task_id()
-        if task == self._last_task and (is_under_ddp or states.have_hooks):
+        if task == self._last_task and (is_under_ddp or states.hooked_parameters):
             raise RuntimeError(
                 "under a plan and DistributedDataParallel, or with hooks on parameters, each forward pass needs a "
                 "backward pass of its own (of DDP all but the last under no_sync()): gradients would be averaged, or "
                 f"given to hooks, before they are complete; {_OR_OFF}"
             )
         self._last_task = task
+
+
+def _whole_task() -> int:
+    """The backward pass that `loss.backward()` began."""
+    inner: int = torch._C._current_graph_task_id()
+    return inner if GradientGuard._whole_task is None else GradientGuard._whole_task
 
 
 def is_under_ddp() -> bool:

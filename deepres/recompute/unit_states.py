@@ -70,9 +70,10 @@ class UnitStates:
         return [p for p in found if p is not None and p.requires_grad]
 
     @property
-    def have_hooks(self) -> bool:
-        """Whether hooks wait for the gradient of a parameter."""
-        return any(map(has_hooks, self.trained_parameters))
+    def hooked_parameters(self) -> list[Tensor]:
+        """Those for whose gradient hooks wait."""
+        found = (parameters.get(name) for parameters, name, _ in self._places)
+        return [p for p in found if p is not None and has_hooks(p)]
 
     def read(self) -> State:
         """The state now."""
@@ -120,7 +121,8 @@ class UnitStates:
 
 def has_hooks(parameter: Tensor) -> bool:
     """Whether hooks wait for its gradient."""
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return bool(hooks) and parameter.requires_grad
 
 
 def version_of(tensor: Tensor) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from deepres import apply_plan
-from deepres.recompute import Plan, keep_all_plan, per_unit_plan
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
 from deepres.recompute.executor import refuse_draws_of_cudnn
 from deepres.recompute.unit_states import UnitStates
 from tests.recompute.exactness import Loss, assert_exact, assert_same_bits, cross_entropy, small_net
@@ -312,13 +314,31 @@ def test_hooks_on_parameters_that_the_loss_depends_on_in_another_way_too_are_ref
     handles = [getattr(p, register)(calls.append) for p in net.parameters()]
     SEQUENCES(net).backward()
     assert len(calls) == len(handles)
+    other_way(net).backward()  # alone
     loss = SEQUENCES(net) + other_way(net)
     with pytest.raises(RuntimeError, match=r"^under a plan, a parameter that has hooks or that Distributed"):
         loss.backward()
+    apply_plan(net, uniform_plan(4, 2))
+    SEQUENCES(net).backward()
+    apply_plan(net, None)
+    (SEQUENCES(net) + other_way(net)).backward()
+    apply_plan(net, per_unit_plan(4))
+    copied = copy.deepcopy(net)
     for handle in handles:
         handle.remove()
     (SEQUENCES(net) + other_way(net)).backward()
-    copy.deepcopy(net)(torch.randn(3, 10, 32)).mean().backward()
+    (SEQUENCES(copied) + other_way(copied)).backward()
+
+
+def test_a_planned_net_whose_parameters_have_hooks_goes_with_its_last_reference():
+    net = _four(_linear)
+    apply_plan(net, per_unit_plan(4))
+    _clip(net)
+    SEQUENCES(net).backward()
+    gone = weakref.ref(net[0])
+    del net
+    gc.collect()
+    assert gone() is None
 
 
 def test_parameters_that_two_planned_sequences_share_must_not_have_hooks():

@@ -68,6 +68,24 @@ class Bench(Protocol):
         """The number format to compute in (autocast)."""
 
 
+def copied(bench: Bench, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
+    """`bench.copy(module, instead)`.
+
+    Raises:
+        TypeError: the module holds what cannot be copied.
+    """
+    try:
+        return bench.copy(module, instead)
+    except RuntimeError as error:
+        if "support the deepcopy protocol" not in str(error):
+            raise
+        raise TypeError(
+            f"a {type(module).__name__} cannot be copied, and only copies are run to see what it takes: it holds a "
+            "tensor that was computed from others, as the old torch.nn.utils.weight_norm and spectral_norm do; use "
+            "those of torch.nn.utils.parametrizations"
+        ) from None
+
+
 def checked_input(
     model: nn.Module,
     input_shape: tuple[int, ...],

@@ -58,7 +58,8 @@ def measure_chain(
         repeats: timings are medians of so many; with 0 all times are 0, and only bytes are measured.
 
     Raises:
-        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor.
+        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor
+            or cannot be copied.
         ValueError: the input is empty, or the model cannot be run in that dtype.
     """
     images = checked_input(model, input_shape, input_dtype, dtype, channels_last=channels_last)

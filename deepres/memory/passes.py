@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.gradients import allocate_gradients
-from deepres.memory.bench import Bench, Loss, Spec
+from deepres.memory.bench import Bench, Loss, Spec, copied
 from deepres.memory.stem_and_head import StemAndHead
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
@@ -71,7 +71,7 @@ class _Unit:
 
 
 def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) -> tuple[_Unit, Spec]:
-    unit = bench.copy(original, {})
+    unit = copied(bench, original, {})
     allocate_gradients(unit)
     meter = bench.meter()
     x = bench.tensor(spec)

@@ -61,7 +61,8 @@ def predict_chain(
         input_dtype: of the input, such as `torch.long` for tokens (which are all 0 then).
 
     Raises:
-        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor.
+        TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor
+            or cannot be copied.
         ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype, or not
             without values.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.gradients import allocate_gradients
-from deepres.memory.bench import Bench, Loss, Spec
+from deepres.memory.bench import Bench, Loss, Spec, copied
 from deepres.recompute import Chain, UnitCost
 
 _ONE_CALL = "a plan is of one call of the whole sequence: x = self.units(x)"
@@ -36,7 +36,7 @@ class StemAndHead:
     ) -> None:
         self._bench, self._loss = bench, loss
         self._stand_in = _StandIn(len(units))
-        self._model = self._stand_in if model is units else bench.copy(model, {id(units): self._stand_in})
+        self._model = self._stand_in if model is units else copied(bench, model, {id(units): self._stand_in})
         allocate_gradients(self._model)
         self._images = bench.tensor(images)
         meter = bench.meter()

@@ -133,6 +133,14 @@ def test_units_may_return_expanded_tensors(costs):
     assert len(chain.units) == 3
 
 
+@BOTH
+def test_units_that_cannot_be_copied_are_refused_in_one_line(costs):
+    net = nn.Sequential(*[nn.utils.spectral_norm(nn.Linear(8, 8)) for _ in range(2)])
+    net(torch.randn(4, 8)).mean().backward()
+    with pytest.raises(TypeError, match=r"^a Linear cannot be copied, .* use those of torch.nn.utils.param"):
+        costs(net, (4, 8))
+
+
 class _Nearest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.argmax(-1)

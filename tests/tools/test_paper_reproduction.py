@@ -447,7 +447,11 @@ def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     folder = _leave_run(tmp_path, "table1/original", 7, 0.9)
     arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]
     assert reproduce_paper.main(arguments) == 0
-    assert f"finished already, in {folder}" in capsys.readouterr().out
+    assert f"finished already, in {folder}\n" in capsys.readouterr().out
+    assert reproduce_paper.main([*arguments, "--note", "other images"]) == 0
+    assert (
+        f"finished already, in {folder}; its note stays: change it in made_by.json" in capsys.readouterr().out
+    )
 
 
 def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_again(tmp_path, capsys):

@@ -21,7 +21,7 @@ from deepres.evaluating import evaluate, load_net
 from deepres.load_config import load_config
 from deepres.run_folder import CONFIG, is_held
 from paper_reproduction.length import Length
-from paper_reproduction.origin import note_origin, withdraw_origin
+from paper_reproduction.origin import note_origin, read_origin, withdraw_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import differences, outcome_file, read_run, seed_folder
 
@@ -95,7 +95,9 @@ def train(order: Order) -> int:
     for run in list(_checked_runs(order)):
         state = run.state()
         if state in _ENDED:
-            _say(f"{run}: {state} already, in {run.folder}")
+            is_noted = order.note in ("", read_origin(run.folder).note)
+            stays = "" if is_noted else "; its note stays: change it in made_by.json there"
+            _say(f"{run}: {state} already, in {run.folder}{stays}")
             continue
         if state == "untested":
             _test(run)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepres import apply_plan, build_resnet
@@ -103,9 +105,9 @@ STATE_BYTES = 4096
 NUMBERS_BYTES = 4 * 4  # the loss, its gradient, and the two numbers that stand for gradients on their way
 
 
-def _peaks(plan: Plan) -> tuple[int, int]:
+def _peaks(plan: Plan, units: Sequence[type[nn.Module]] = ()) -> tuple[int, int]:
     """The peaks of forward and backward pass over equal units, and a check that nothing is left."""
-    model = nn.Sequential(*[_Tanh() for _ in range(plan.num_units)])
+    model = nn.Sequential(*[unit() for unit in units or [_Tanh] * plan.num_units])
     apply_plan(model, plan)
     x = torch.randn(STATE_BYTES // 4, requires_grad=True)
     tracker = TensorBytes()
@@ -131,6 +133,33 @@ def _simulated(plan: Plan) -> int:
 @example(plan=Plan(((0, 7), (0, 5), (0, 3)), ("all",) * 7))
 def test_the_peak_is_the_simulator_s_to_the_byte(plan):
     assert max(_peaks(plan)) == _simulated(plan)
+
+
+class _Negative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
+class _Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+KINDS = {  # what the backward reads: the output, nothing, the input
+    _Tanh: Retention("all", STATE_BYTES, reads_input=False),
+    _Negative: Retention("all", STATE_BYTES, freed_bytes=STATE_BYTES, reads_input=False),
+    _Sine: Retention("all", STATE_BYTES, freed_bytes=STATE_BYTES, backward_temp_bytes=STATE_BYTES),
+}
+
+
+@given(
+    plan=plans(7).filter(lambda plan: bool(plan.segments)),
+    units=st.lists(st.sampled_from(list(KINDS)), min_size=7, max_size=7),
+)
+def test_the_peak_is_the_simulator_s_whatever_backwards_read(plan, units):
+    costs = tuple(UnitCost(1.0, 2.0, STATE_BYTES, (KINDS[unit],)) for unit in units)
+    predicted = simulate(Chain(STATE_BYTES, costs, fixed_bytes=NUMBERS_BYTES), plan).peak_bytes
+    assert 0 <= predicted - max(_peaks(plan, units)) <= NUMBERS_BYTES
 
 
 @pytest.mark.parametrize(

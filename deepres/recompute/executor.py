@@ -11,7 +11,6 @@ one after another; where gradients are there already, or in bf16, the last bits 
 
 from __future__ import annotations
 
-import operator
 from itertools import pairwise
 
 import torch
@@ -115,8 +114,7 @@ class PlanExecutor:
     def run(self, x: Tensor) -> Tensor:
         """The same, not to be compiled."""
         units = list(self._units)
-        are_same = len(units) == len(self._states.units) and all(map(operator.is_, units, self._states.units))
-        if not (are_same and self._states.are_up_to_date):
+        if not self._states.are_of(units):
             self._take_in(units)
         needs_grad = self._states.need_grad(x.requires_grad)
         if not (torch.is_grad_enabled() and needs_grad[-1]):

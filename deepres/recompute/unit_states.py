@@ -51,11 +51,14 @@ class UnitStates:
             if owners.setdefault(id(parameters[name]), i) != i and parameters[name] is not None
         ]
 
-    @property
-    def are_up_to_date(self) -> bool:
-        """Whether the modules have the parameters that they had at first, so that what is shared is known."""
+    def are_of(self, units: Sequence[nn.Module]) -> bool:
+        """Whether these are the units still, with the parameters that they had, so that what is shared is known."""
         now = (parameters.get(name) for parameters, name, _ in self._places)
-        return all(map(operator.is_, now, self._at_first))
+        return (
+            len(units) == len(self.units)
+            and all(map(operator.is_, units, self.units))
+            and all(map(operator.is_, now, self._at_first))
+        )
 
     @property
     def share_parameters(self) -> bool:

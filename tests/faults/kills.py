@@ -58,7 +58,8 @@ def tried(base: Path, kind: str, k: int, whole: Path, seconds: float) -> dict[st
     begin = time.monotonic()
     statuses = wait(pids)
     ended_s = time.monotonic() - begin
-    if kind in ("moments", "all", "other") and set(statuses) == {0}:  # it ended before its moment: sooner, then
+    if kind in ("moments", "all", "other") and set(statuses) == {0}:
+        # It ended before its moment: once more, with an earlier one.
         shutil.rmtree(run_dir)
         return tried(base, kind, k, whole, pause)
     output = "".join(Path(f"{run_dir}.{rank}.txt").read_text(encoding="utf-8") for rank in range(world_size))

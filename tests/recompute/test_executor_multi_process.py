@@ -85,21 +85,30 @@ def _train(
     return [*found, *model.parameters(), torch.get_rng_state()]
 
 
-def _refusals() -> list[str]:
+def _refusals() -> dict[str, str]:
     """What DDP would average before it is complete, under a plan."""
-    torch.manual_seed(0)
-    linear, messages = nn.Linear(6, 6), []
-    for shares, finds_unused in ((True, False), (False, False), (False, True)):
-        units = nn.Sequential(
-            *[nn.Sequential(linear if shares else nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
-        )
-        apply_plan(units, per_unit_plan(4))
-        parallel = DistributedDataParallel(units, find_unused_parameters=finds_unused)
-        try:
-            (parallel(torch.randn(3, 6)).sum() + parallel(torch.randn(3, 6)).sum()).backward()
-        except RuntimeError as error:
-            messages.append(str(error))
-    return messages
+    return {
+        "shared parameters": _refusal(nn.Linear(6, 6)),
+        "two forward passes": _refusal(num_passes=2),
+        "unused parameters": _refusal(find_unused_parameters=True),
+        "a penalty": _refusal(penalty=1e-3),
+    }
+
+
+def _refusal(
+    shared: nn.Linear | None = None, *, num_passes: int = 1, penalty: float = 0.0, **ddp: bool
+) -> str:
+    units = nn.Sequential(*[nn.Sequential(shared or nn.Linear(6, 6), nn.Tanh()) for _ in range(4)])
+    apply_plan(units, per_unit_plan(4))
+    parallel = DistributedDataParallel(units, **ddp)
+    try:
+        loss = sum(parallel(torch.randn(3, 6)).sum() for _ in range(num_passes))
+        if penalty:
+            loss = loss + penalty * sum(p.square().sum() for p in units[1].parameters())
+        loss.backward()
+    except RuntimeError as error:
+        return str(error)
+    return "none"
 
 
 def _in_each_process(folder: Path) -> None:
@@ -137,13 +146,14 @@ def test_data_parallel_training_under_a_plan_has_the_bits_of_training_without(pr
 
 def test_gradients_that_would_be_averaged_before_they_are_complete_are_refused(processes):
     for found in processes:
-        shared, twice, unused = found["refusals"]
-        assert "under a plan and DistributedDataParallel, units must not share parameters" in shared
+        refusals = found["refusals"]
+        assert "DistributedDataParallel, units must not share parameters" in refusals["shared parameters"]
         assert (
             "each forward pass needs a backward pass of its own (of DDP all but the last under no_sync())"
-            in twice
+            in refusals["two forward passes"]
         )
-        assert "DistributedDataParallel cannot find unused parameters" in unused
+        assert "DistributedDataParallel cannot find unused parameters" in refusals["unused parameters"]
+        assert "but the loss also depends on it in another way (a penalty," in refusals["a penalty"]
 
 
 def test_a_saved_model_does_not_take_another_process_s_backward_pass_for_its_last():

@@ -136,6 +136,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         force_to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         raise SaveError(_why_not(path, None, error)) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _make_readable(path: Path) -> None:

@@ -8,7 +8,7 @@ class ExitStatus(IntEnum):
 
     FINISHED = 0
     FAILED = 1
-    """An error that nobody foresaw, with its traceback."""
+    """An unexpected error, with its traceback."""
     REFUSED = 2
     """It cannot be run as it was asked for, or its data cannot be read."""
     NOT_FINITE = 3
@@ -24,7 +24,7 @@ class ExitStatus(IntEnum):
 
 
 class RunError(RuntimeError):
-    """A run that ends before its end, in all processes together; the message is one line.
+    """A run that ends before its end; the message is one line.
 
     Attributes:
         exit_status: what the process ends with.

@@ -70,7 +70,6 @@ def export(
                 differences.append(float(difference))
         largest = float(np.max(differences))  # NaN if one of them is, unlike `max`
         if not largest <= _MOST_DIFFERENCE:
-            path.unlink()
             raise ConfigError(
                 f"{target} was not written: its logits differ from the net's by {largest:.2g} of the "
                 f"largest, of which {_MOST_DIFFERENCE:g} is allowed"

@@ -28,24 +28,28 @@ class _Source:
     """What was read.
 
     Attributes:
-        path: the file that was asked for.
+        path: the file that was asked for; None if there is none.
         content: its sections, merged with its base's.
         places: of each key, `file:line`, or that the command line gave it.
     """
 
-    path: Path
+    path: Path | None
     content: dict[str, Any]
     places: dict[KeyPath, str]
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and its base, apply `section.key=value` overrides, check what needs no data or device.
+
+    Args:
+        path: the file; None: the overrides are all there is.
+        overrides: later ones win.
 
     Raises:
         ConfigError: with one line that says where and what.
     """
     try:
-        source = _read_with_base(path)
+        source = _Source(None, {}, {}) if path is None else _read_with_base(path)
         for override in overrides:
             _apply_override(source, override)
     except YamlError as error:
@@ -105,7 +109,7 @@ def _one_line(error: ValidationError, source: _Source) -> str:
     details = sorted(error.errors(include_url=False), key=lambda d: d["type"] != "extra_forbidden")
     first = details[0]
     keys = tuple(_config_keys(first["loc"]))
-    where = source.places.get(keys, str(source.path))
+    where = source.places.get(keys, str(source.path or _COMMAND_LINE))
     name = ".".join(keys)
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])

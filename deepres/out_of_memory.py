@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class UntilOutOfMemory:
-    """A block of statements that ends early where memory cannot be had; what only it held on to is free then.
+    """Suppresses out-of-memory errors of a block of statements; objects that only the block refers to are released.
 
     Attributes:
         ran_out: whether it ended so; known behind the block.
@@ -131,11 +131,13 @@ def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
 
 
 def free_device_bytes(device: torch.device) -> int | None:
-    """What a GPU has free, PyTorch's cache included; None on a CPU."""
+    """What a GPU has free for this process within its `limit_device_memory`, and without a cache; None on a CPU."""
     if device.type != "cuda":
         return None
     _release(device)
-    return torch.cuda.mem_get_info(device)[0]
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    limit_bytes = int(torch.cuda.get_per_process_memory_fraction(device) * total_bytes)
+    return min(free_bytes, limit_bytes - torch.cuda.memory_reserved(device))
 
 
 def _release(device: torch.device) -> None:

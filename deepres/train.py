@@ -64,7 +64,7 @@ def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
     # If it is no number, that is the error, and every process may say so.
     is_first = not local_rank.isdecimal() or int(local_rank) == 0
     if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
-        if status is not ExitStatus.REFUSED or is_stopped:
+        if status not in (ExitStatus.REFUSED, ExitStatus.OUT_OF_MEMORY) or is_stopped:
             return
         # A launcher ends all once one has ended: let that be the first one, after it has spoken. If this process is
         # still there then, the error is its own.

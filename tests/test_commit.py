@@ -164,6 +164,8 @@ def test_what_was_written_aside_is_removed_where_the_disk_is_full_in_the_middle(
     files = {"b.json": lambda path: path.write_text("{}", encoding="utf-8"), "a.safetensors": fill_up}
     with pytest.raises(SaveError, match="step-1 cannot be written: No space left"):
         commit_folder(tmp_path / "step-1", files, 0)
+    with pytest.raises(SaveError, match="weights cannot be written: No space left"):
+        replace_file(tmp_path / "weights", fill_up)
     assert not list(tmp_path.iterdir())
 
 

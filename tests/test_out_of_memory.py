@@ -19,7 +19,7 @@ from deepres.out_of_memory import (
     out_of_memory,
     shrink_until_it_fits,
 )
-from tests.processes import ROOT, environment, free_port, run
+from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL, environment, free_port, run, torchrun
 
 CPU = torch.device("cpu")
 SCRIPT = """
@@ -116,6 +116,42 @@ def test_a_run_whose_first_micro_batch_does_not_fit_says_what_would(tmp_path):
         "error: out of memory before the first step with a micro batch of 4096: train.micro_batch_size=2048 "
         "train.accumulation=2 should fit, and trains the same global batch of 4096\n"
     )
+
+
+ONE_RUNS_OUT = """
+    import os, sys
+    import torch
+    from deepres import train
+    from deepres.engines import Engine
+
+    train._FIRST_SPEAKS_S = 1.0
+    run_pass, num_passes = Engine._pass, 0
+
+    def ask_for_too_much(self, images, labels, *, is_last):
+        global num_passes
+        num_passes += 1
+        if num_passes == 3:
+            torch.empty(2**48, dtype=torch.uint8)  # more than there are addresses
+        return run_pass(self, images, labels, is_last=is_last)
+
+    if os.environ["RANK"] == "1":
+        Engine._pass = ask_for_too_much
+    status = train.main(sys.argv[1:])
+    os._exit(status)
+"""
+
+
+@pytest.mark.multi_process
+def test_the_one_process_that_runs_out_of_memory_says_so_whichever_it_is(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(ONE_RUNS_OUT), encoding="utf-8")
+    done = torchrun(script, "--config", QUICKSTART, *SMALL, *PLAIN, f"train.run_dir={tmp_path}/run")
+    assert done.returncode != 0
+    message = (
+        "error: out of memory in step 3 with a micro batch of 4: train.micro_batch_size=2 train.accumulation=2 "
+        "should fit, and trains the same global batch of 8"
+    )
+    assert done.stderr.count(message) == 1
 
 
 def attempt_up_to(most):

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import psutil
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -23,7 +22,7 @@ from deepres.memory.run_memory import (
     predict_run_chain,
     run_memory,
 )
-from deepres.out_of_memory import UntilOutOfMemory
+from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes
 from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,
@@ -288,7 +287,7 @@ class RunPlanner:
         """
         if self._config.recompute.device_memory != "auto":
             return 0
-        if not self._on_cuda:
+        free_bytes = free_device_bytes(self._process.device)
+        if free_bytes is None:
             return int(psutil.virtual_memory().available) // self._process.local_world_size
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(self._process.device)[0])
+        return free_bytes

@@ -10,6 +10,7 @@ import torch
 
 import profile_memory
 from memory_profile import outputs
+from memory_profile.question import read_configs
 from tests.processes import ROOT
 from tests.processes import run as run_process
 
@@ -153,6 +154,19 @@ def test_a_configuration_tells_everything_and_options_go_first(capsys):
     text = capsys.readouterr().out
     assert "batch 4, bf16" in text
     assert "(ZeRO 2)" in text
+
+
+@pytest.mark.parametrize(("stage", "parameters_too"), [(2, False), (3, True)])
+def test_offload_is_all_that_the_configurations_own_stage_can(tmp_path, stage, parameters_too):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {depth: 20}\ndata: {name: cifar10}\ntrain: {max_steps: 1, global_batch_size: 16}\n"
+        f"engine: {{name: deepspeed, zero_stage: {stage}}}\n",
+        encoding="utf-8",
+    )
+    (read,) = read_configs(profile_memory.parser().parse_args(["--config", str(config), "--offload"]))
+    assert read.engine.offload_optimizer
+    assert read.engine.offload_parameters is parameters_too
 
 
 def test_measured_columns_stand_beside_the_predicted(capsys):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 import psutil
 import torch
-from pydantic import ValidationError
 
 from deepres.bytesize import format_bytes
-from deepres.config import Config, ConfigError, RecomputeConfig
+from deepres.config import Config, RecomputeConfig
 from deepres.load_config import load_config
 from deepres.memory.gpus import find_gpu
 from deepres.memory.profiled_net import ProfiledNet, Target
@@ -31,67 +29,46 @@ def read_configs(options: argparse.Namespace) -> list[Config]:
     Raises:
         ValueError, ConfigError: there is none, or one is wrong.
     """
-    settings = [
-        (key, value)
-        for key, value in (
-            ("train.micro_batch_size", options.batch_size),
-            ("data.image_size", options.image_size),
-            ("precision.compute", options.precision),
-            ("model.activation", options.activation),
-            ("engine.zero_stage", options.zero_stage),
-            ("engine.name", None if options.zero_stage is None else "deepspeed"),
-            ("engine.offload_optimizer", options.offload or None),
-            ("engine.offload_parameters", (options.offload and options.zero_stage == 3) or None),
-            ("optim.momentum", {None: None, "momentum": 0.9, "sgd": 0.0}[options.optimizer]),
-            ("optim.nesterov", False if options.optimizer == "sgd" else None),
-        )
-        if value is not None
-    ]
-    if options.offload and not options.zero_stage and options.config is None:
-        raise ValueError("--offload needs --zero-stage 1, 2 or 3")
-    if options.batch_size is not None:
-        settings += [("train.global_batch_size", None), ("train.accumulation", None)]
     depths = read_depths(options)
-    if options.config is not None:
-        own = [] if options.dataset is None else [("model.dataset", options.dataset)]
-        changes = [[*own, *settings, *([("model.depth", depth)] if depth else [])] for depth in depths or [0]]
-        return [
-            load_config(options.config, [f"{k}={'null' if v is None else v}" for k, v in c]) for c in changes
-        ]
-    if not depths:
+    if options.config is None and not depths:
         raise ValueError("give --depth, --depths or --config")
-    configs = []
-    for depth in depths:
-        dataset = options.dataset or ("imagenet" if depth in _IMAGENET_DEPTHS else "cifar")
-        start = [
-            ("model.depth", depth),
+    return [_read_config(options, depth) for depth in tuple(depths) or (None,)]
+
+
+def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
+    """The configuration of the net of that depth, or of the one that the file has."""
+    dataset = options.dataset
+    start: list[tuple[str, object]] = [("model.dataset", dataset), ("model.depth", depth)]
+    if options.config is None:
+        dataset = dataset or ("imagenet" if depth in _IMAGENET_DEPTHS else "cifar")
+        start += [
             ("model.dataset", dataset),
             ("data.name", "imagenet" if dataset == "imagenet" else "cifar10"),
             ("train.max_steps", 1),
             ("train.global_batch_size", _RECIPE_BATCHES[dataset]),
         ]
-        configs.append(config_of([*start, *settings]))
-    return configs
-
-
-def config_of(settings: Sequence[tuple[str, object]]) -> Config:
-    """The configuration with these values of `section.key`.
-
-    Raises:
-        ConfigError: one of them is not allowed.
-    """
-    content: dict[str, dict[str, object]] = {}
-    for path, value in settings:
-        section, key = path.split(".")
-        content.setdefault(section, {})[key] = value
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
-        ) from None
+    settings = [
+        *start,
+        ("train.micro_batch_size", options.batch_size),
+        ("data.image_size", options.image_size),
+        ("precision.compute", options.precision),
+        ("model.activation", options.activation),
+        ("engine.zero_stage", options.zero_stage),
+        ("engine.name", None if options.zero_stage is None else "deepspeed"),
+        ("optim.momentum", {None: None, "momentum": 0.9, "sgd": 0.0}[options.optimizer]),
+        ("optim.nesterov", "false" if options.optimizer == "sgd" else None),
+    ]
+    overrides = [f"{key}={value}" for key, value in settings if value is not None]
+    if options.batch_size is not None:
+        overrides += ["train.global_batch_size=null", "train.accumulation=null"]
+    config = load_config(options.config, overrides)
+    if not options.offload:
+        return config
+    if config.engine.zero_stage == 0:
+        raise ValueError("--offload needs --zero-stage 1, 2 or 3")
+    parameters_too = str(config.engine.zero_stage == 3).lower()
+    offload = ["engine.offload_optimizer=true", f"engine.offload_parameters={parameters_too}"]
+    return load_config(options.config, [*overrides, *offload])
 
 
 def read_depths(options: argparse.Namespace) -> list[int]:

@@ -71,7 +71,7 @@ def depth_row(profiled: ProfiledNet, report: Report) -> DepthRow:
         profiled: the net.
         report: of it.
     """
-    frontier = Frontier(profiled.chain, max_groups=60, slots=150)
+    frontier = Frontier(profiled.chain)
     keep_all, sqrt = report.row("keep all"), report.row("sqrt")
     overhead = frontier.smallest_within(OVERHEAD)
     room = max(1, profiled.room(profiled.batch))

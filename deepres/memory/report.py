@@ -140,10 +140,7 @@ def largest_batch_of(profiled: ProfiledNet, plan: Plan) -> int:
     def fits(size: int) -> bool:
         return simulate(profiled.scaling.at(size), plan).peak_bytes <= profiled.room(size)
 
-    sizes = (profiled.batch, 2 * profiled.batch)
-    spare = [profiled.room(size) - simulate(profiled.scaling.at(size), plan).peak_bytes for size in sizes]
-    per_image = (spare[0] - spare[1]) / profiled.batch
-    return largest_batch(fits, guess=profiled.batch + round(spare[0] / max(1.0, per_image)))
+    return largest_batch(fits)
 
 
 def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
@@ -206,9 +203,7 @@ def _below_the_floor(profiled: ProfiledNet, budget_bytes: int, floor_bytes: int)
     def fits(size: int) -> bool:
         return Frontier(profiled.scaling.at(size)).floor_bytes <= budget_bytes
 
-    batch = largest_batch(
-        fits, most=profiled.batch, guess=max(1, profiled.batch * budget_bytes // floor_bytes)
-    )
+    batch = largest_batch(fits, most=profiled.batch)
     advice = f"a batch of {batch} would fit" if batch else "not even a batch of 1 would fit"
     return (
         f"no plan fits a budget of {format_bytes(budget_bytes)} at batch {profiled.batch}: the smallest that any plan "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deepres.recompute import Chain, Retention, UnitCost
+from deepres.recompute.chain import Chain, combine
 
 
 @dataclass(frozen=True)
@@ -36,56 +37,19 @@ class ScalingChain:
         def ms(a: float, b: float) -> float:
             return max(0.0, a + (b - a) * share)
 
-        known: dict[tuple[int, int], UnitCost] = {}
-        first, second = self.chains
-        units = list[UnitCost]()
-        for a, b in zip(first.units, second.units, strict=True):
-            if (id(a), id(b)) not in known:
-                known[id(a), id(b)] = UnitCost(
-                    forward_ms=ms(a.forward_ms, b.forward_ms),
-                    backward_ms=ms(a.backward_ms, b.backward_ms),
-                    output_bytes=num_bytes(a.output_bytes, b.output_bytes),
-                    retentions=tuple(
-                        Retention(
-                            name=r.name,
-                            kept_bytes=num_bytes(r.kept_bytes, s.kept_bytes),
-                            replay_ms=ms(r.replay_ms, s.replay_ms),
-                            forward_temp_bytes=num_bytes(r.forward_temp_bytes, s.forward_temp_bytes),
-                            backward_temp_bytes=num_bytes(r.backward_temp_bytes, s.backward_temp_bytes),
-                            freed_bytes=num_bytes(r.freed_bytes, s.freed_bytes),
-                            reads_input=r.reads_input or s.reads_input,
-                        )
-                        for r, s in zip(a.retentions, b.retentions, strict=True)
-                    ),
-                    forward_temp_bytes=num_bytes(a.forward_temp_bytes, b.forward_temp_bytes),
-                )
-            units.append(known[id(a), id(b)])
-        return Chain(
-            input_bytes=num_bytes(first.input_bytes, second.input_bytes),
-            units=tuple(units),
-            fixed_bytes=num_bytes(first.fixed_bytes, second.fixed_bytes),
-            head_bytes=num_bytes(first.head_bytes, second.head_bytes),
-            fixed_ms=ms(first.fixed_ms, second.fixed_ms),
-            stem_bytes=num_bytes(first.stem_bytes, second.stem_bytes),
-        )
+        def cost(name: str, a: float, b: float) -> float:
+            if name == "reads_input":
+                return a or b
+            return ms(a, b) if name.endswith("_ms") else num_bytes(int(a), int(b))
+
+        return combine(self.chains, cost)
 
 
-def largest_batch(fits: Callable[[int], bool], most: int = 2**20, guess: int = 1) -> int:
+def largest_batch(fits: Callable[[int], bool], most: int = 2**20) -> int:
     """The largest batch of which `fits` says so, 0 if not even 1 fits; `most` if that still does.
 
     Args:
         fits: true of every size below one of which it is true.
         most: where to stop.
-        guess: where to begin.
     """
-    low, high = 0, most + 1  # fits, does not
-    size, step = max(1, min(most, guess)), 1
-    while high - low > 1:
-        if fits(size):
-            low, size = size, min(size + step, high - 1)
-        else:
-            high, size = size, max(size - step, low + 1)
-        step *= 2
-        if step > high - low:
-            size, step = (low + high) // 2, max(1, (high - low) // 4)
-    return low
+    return bisect_left(range(1, most + 1), True, key=lambda size: not fits(size))

@@ -18,7 +18,8 @@ from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
 from deepres.out_of_memory import UntilOutOfMemory
-from deepres.recompute import Chain, Plan, UnitCost, apply_plan
+from deepres.recompute import Chain, Plan, apply_plan
+from deepres.recompute.chain import combine
 
 
 def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Target:
@@ -138,42 +139,10 @@ def _as_measured(chain: Chain, first: Chain, measured: Chain, factor: float, *, 
     Times are taken over; of transient bytes what kernels take beyond the prediction is added.
     """
 
-    def grown(own_bytes: int, first_bytes: int, measured_bytes: int) -> int:
-        beyond = round(factor * (measured_bytes - first_bytes)) if with_bytes else 0
-        return max(0, own_bytes + beyond)
+    def cost(name: str, own: float, base: float, found: float) -> float:
+        if name.endswith("_ms"):
+            return factor * found
+        is_transient = name.endswith("_temp_bytes") or name in ("stem_bytes", "head_bytes")
+        return max(0, own + round(factor * (found - base))) if is_transient and with_bytes else own
 
-    known = dict[tuple[int, int], UnitCost]()
-    units = []
-    for unit, base, found in zip(chain.units, first.units, measured.units, strict=True):
-        key = id(unit), id(found)
-        if key not in known:
-            retentions = tuple(
-                replace(
-                    own,
-                    replay_ms=factor * m.replay_ms,
-                    forward_temp_bytes=grown(
-                        own.forward_temp_bytes, b.forward_temp_bytes, m.forward_temp_bytes
-                    ),
-                    backward_temp_bytes=grown(
-                        own.backward_temp_bytes, b.backward_temp_bytes, m.backward_temp_bytes
-                    ),
-                )
-                for own, b, m in zip(unit.retentions, base.retentions, found.retentions, strict=True)
-            )
-            known[key] = replace(
-                unit,
-                forward_ms=factor * found.forward_ms,
-                backward_ms=factor * found.backward_ms,
-                forward_temp_bytes=grown(
-                    unit.forward_temp_bytes, base.forward_temp_bytes, found.forward_temp_bytes
-                ),
-                retentions=retentions,
-            )
-        units.append(known[key])
-    return replace(
-        chain,
-        units=tuple(units),
-        fixed_ms=factor * measured.fixed_ms,
-        stem_bytes=grown(chain.stem_bytes, first.stem_bytes, measured.stem_bytes),
-        head_bytes=grown(chain.head_bytes, first.head_bytes, measured.head_bytes),
-    )
+    return combine((chain, first, measured), cost)

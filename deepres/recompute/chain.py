@@ -4,10 +4,10 @@ Costs may be measured on a device or predicted from shapes; nothing here knows w
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from deepres.recompute.document import field, read_document, write_document
 
@@ -199,6 +199,33 @@ class Chain:
         """
         chain: Chain = _read(cls, read_document(text, _FORMAT, _VERSION), "the chain")
         return chain
+
+
+Part = TypeVar("Part", Chain, UnitCost, Retention)
+
+
+def combine(parts: Sequence[Part], cost: Callable[..., float]) -> Part:
+    """One chain of several that are alike but for their costs, or one unit, or one retention.
+
+    Args:
+        parts: with the same number of units, and retentions of the same names.
+        cost: from a cost's name and its value in each of the parts, what it is in the result.
+    """
+    return _combine(parts, cost, {})
+
+
+def _combine(parts: Sequence[Part], cost: Callable[..., float], known: dict[tuple[int, ...], Any]) -> Part:
+    key = tuple(map(id, parts))  # most units of a chain are the same object
+    if key not in known:
+        values = dict[str, Any]()
+        for item in fields(parts[0]):
+            each = [getattr(part, item.name) for part in parts]
+            if item.name in ("units", "retentions"):
+                values[item.name] = tuple(_combine(same, cost, known) for same in zip(*each, strict=True))
+            elif item.name != "name":
+                values[item.name] = cost(item.name, *each)
+        known[key] = replace(parts[0], **values)
+    return known[key]  # type: ignore[no-any-return]
 
 
 def _read(kind: Any, document: Any, what: str) -> Any:

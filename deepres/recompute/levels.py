@@ -35,7 +35,7 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
 def even_levels(room_bytes: int, num_slots: int) -> Ints:
     """Levels one slot apart, from 0 to at least the room.
 
-    Slots are one of sixteen sizes or fewer an octave, so that budgets close to each other have the same.
+    Slots are one of eight sizes or fewer an octave, so that budgets close to each other have the same.
 
     Args:
         room_bytes: the bytes beside x_0 and the chain's fixed bytes.
@@ -45,4 +45,12 @@ def even_levels(room_bytes: int, num_slots: int) -> Ints:
     step = 2 ** max(0, slot.bit_length() - 4)
     slot = slot // step * step
     levels: Ints = slot * np.arange(-(-room_bytes // slot) + 1, dtype=np.int64)
+    return levels
+
+
+def geometric_levels(least_bytes: int, most_bytes: int, num_levels: int) -> Ints:
+    """0, and levels at equal ratios from the least bytes to the most; fewer where these are not so many integers."""
+    levels: Ints = np.unique(np.append(0, np.geomspace(least_bytes, most_bytes, num_levels).round())).astype(
+        np.int64
+    )
     return levels

@@ -36,6 +36,12 @@ def smallest_budget(chain: Chain) -> int:
     return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, 0, -1]))
 
 
+def fastest_plan(chain: Chain) -> Plan:
+    """Every unit kept, in the way that replays least."""
+    choices = zip(chain.units, quickest_retentions(chain), strict=True)
+    return Plan((), tuple(unit.retentions[r].name for unit, r in choices))
+
+
 def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
     """The fastest plan whose peak, by `simulate`, is within the budget.
 
@@ -68,13 +74,11 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     smallest_bytes = smallest_budget(chain)
     if budget_bytes < smallest_bytes:
         raise InfeasibleBudgetError(budget_bytes, smallest_bytes)
-    num_units = len(chain.units)
-    choices = zip(chain.units, quickest_retentions(chain), strict=True)
-    keep_all = price(chain, Plan((), tuple(unit.retentions[r].name for unit, r in choices)))
+    keep_all = price(chain, fastest_plan(chain))
     if keep_all.peak_bytes <= budget_bytes:
         return keep_all
     room_bytes = budget_bytes - chain.fixed_bytes - chain.input_bytes
-    num_levels = max(slots, _SMALL_TABLE // num_units**2)
+    num_levels = max(slots, _SMALL_TABLE // len(chain.units) ** 2)
     levels = exact_levels(chain, room_bytes, num_levels)
     if levels is not None:
         return price(chain, DynamicProgram(chain, levels).plan(room_bytes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch._C._distributed_c10d import HashStore, Store
 
 from deepres.config import ConfigError
 
@@ -84,13 +83,11 @@ def start_process_group(process: Process, store: Store | None = None) -> None:
     """
     if dist.is_initialized():
         return
-    os.environ.setdefault("RANK", str(process.rank))
-    os.environ.setdefault("WORLD_SIZE", str(process.world_size))
-    os.environ.setdefault("LOCAL_RANK", str(process.local_rank))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("LOCAL_RANK", str(process.local_rank))  # DeepSpeed reads it
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
+    if store is None and process.world_size == 1:
+        store = HashStore()
     dist.init_process_group(
         "nccl" if process.device.type == "cuda" else "gloo",
         store=store,
@@ -125,12 +122,10 @@ def to_first_process(x: Tensor) -> list[Tensor]:
     """Every process's `x`, of one shape, in rank 0 and on the CPU; an empty list in the others."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [x.detach().to("cpu", copy=True)]
-    # Gathered by adding up, as NCCL has no gather to one, and exactly: but for one process all add zero bits.
-    gathered = torch.zeros(dist.get_world_size(), x.numel(), dtype=x.dtype, device=x.device)
-    bits = gathered.view({1: torch.uint8, 4: torch.int32, 8: torch.int64}[x.element_size()])
-    gathered[dist.get_rank()] = x.detach().reshape(-1)
-    dist.all_reduce(bits)
-    return [row.view(x.shape) for row in gathered.cpu()] if dist.get_rank() == 0 else []
+    x = x.detach().contiguous()
+    gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.gather(x, gathered)
+    return [each.cpu() for each in gathered or ()]
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:
@@ -146,10 +141,3 @@ def average_over_processes(tensors: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for tensor, mean in zip(floats, torch.split(flat, [t.numel() for t in floats]), strict=True):
             tensor.copy_(mean.view_as(tensor))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

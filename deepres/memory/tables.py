@@ -168,9 +168,6 @@ def report_json(reports: Sequence[Report], **more: Any) -> str:
 def _values(row: StrategyRow) -> dict[str, Any]:
     """A row as JSON has it: without NaN, and of the plan what can be told in a number."""
     values: dict[str, Any] = {name: _plain(getattr(row, name)) for name in _COLUMNS}
-    values = {
-        name: None if value == "" and name != "measured_note" else value for name, value in values.items()
-    }
     if row.plan is not None:
         values |= {"num_segments": row.plan.num_segments, "nesting_depth": row.plan.nesting_depth}
     return values
@@ -221,7 +218,7 @@ def _is_measured(report: Report) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _indented(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,7 +1,7 @@
 """The configuration of a run: its schema, defaults and checks.
 
 A run is a YAML file with the sections below, plus `section.key=value` from the command line. Unknown keys are
-errors. `deepres.load_config` reads it; what that returns is checked and frozen.
+errors. `deepres.load_config.load_config` reads it; what that returns is checked and frozen.
 
 A file may begin with `base: FILE`, relative to itself: another such file, which has no base of its own. Their
 sections are merged key by key. The file's own keys win over the base's, the command line's over both. A resolved

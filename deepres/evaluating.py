@@ -44,8 +44,8 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     if path is None:
         folder = weights if weights.is_dir() else weights.parent
         raise ConfigError(
-            f"nothing tells of the net of {weights}: {folder} has no {RUN_CONFIG} of a run and no {CONFIG} of a "
-            "checkpoint; name one with --config FILE"
+            f"the architecture of {weights} is recorded nowhere: {folder} has no {RUN_CONFIG} of a run and no "
+            f"{CONFIG} of a checkpoint; name one with --config FILE"
         )
     return load_config(path, overrides)
 

@@ -143,7 +143,7 @@ def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, 
             dead = peers.look(wait_s=3.0)
             if dead is None:
                 raise
-            message = f"{dead}: the run stops, and train.resume=auto goes on from its last checkpoint"
+            message = f"{dead}: the run stops, and train.resume=auto resumes from its last checkpoint"
             raise RunError(message, ExitStatus.PROCESS_DIED) from error
     return summary
 

@@ -81,7 +81,7 @@ def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
 def _set(tensor: Tensor, value: Tensor, name: str, path: Path) -> None:
     if value.shape != tensor.shape or value.dtype != tensor.dtype:
         theirs, ours = (f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (value, tensor))
-        raise ConfigError(f"{path} is of another net: {name} is {theirs} there, {ours} here")
+        raise ConfigError(f"{path} is of another net: {name} is {ours} in the net, {theirs} in the file")
     tensor.copy_(value)
 
 

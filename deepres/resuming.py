@@ -67,7 +67,7 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
     Args:
         config: the run's configuration.
         identity: see `run_identity`.
-        say: told what is skipped, and what the run goes on from.
+        say: told what is skipped, and what the run resumes from.
 
     Raises:
         ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run, or
@@ -107,7 +107,7 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
             )
         for damaged in newer:
             _put_aside(damaged)
-    say(f"goes on from {found.path}: step {step}, epoch {step / found.progress.steps_per_epoch:.2f}")
+    say(f"resumes from {found.path}: step {step}, epoch {step / found.progress.steps_per_epoch:.2f}")
     return found
 
 
@@ -213,7 +213,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """
     saved = checkpoint.progress.identity
     differences = [
-        f"{name} is {identity.get(name)}, there {value}"
+        f"{name} is {identity.get(name)} here, {value} in the checkpoint"
         for name, value in saved.items()  # an older deepres did not save all of them
         if identity.get(name) != value
     ]

@@ -34,29 +34,29 @@ def net_metadata(arguments: Mapping[str, Any]) -> dict[str, str]:
 def load_resnet(path: str | Path) -> ResNet:
     """The net that a run left as `model.safetensors`, or `tools/export.py` wrote, on the CPU and in evaluation mode.
 
-    The file tells what net it is of. Nothing in it is executed, and no random number is drawn. Numbers of other formats
-    become fp32. A checkpoint's checksums are not compared here.
+    The file records the net's architecture. Nothing in it is executed, and no random number is drawn. Numbers of other
+    formats become fp32. A checkpoint's checksums are not compared here.
 
     Raises:
-        TrainedNetError: the file does not tell its net, or holds other weights than that has.
+        TrainedNetError: the file does not record its architecture, or holds other weights than that has.
         ValueError: it cannot be read as tensors.
         OSError: it cannot be read at all, or there is none (FileNotFoundError).
         ImportError: safetensors is not installed.
     """
     file = read_tensor_file(Path(path))
-    told = _told(file)
-    if told is None:
+    recorded = _recorded(file)
+    if recorded is None:
         raise TrainedNetError(
-            f"{path} does not tell what net its weights are of, as files of deepres do: build it with build_resnet and "
+            f"{path} does not record its architecture, as files of deepres do: build the net with build_resnet and "
             "use its load_state_dict"
         )
-    net = told.net.to_empty(device="cpu")
+    net = recorded.net.to_empty(device="cpu")
     net.load_state_dict(file.tensors)
     return net.eval()
 
 
 def check_net(net: ResNet, file: TensorFile) -> None:
-    """Compare a net with the one that a file of weights is of, if it tells.
+    """Compare a net with the one whose weights a file holds, if it records which.
 
     Args:
         net: is to have the weights.
@@ -65,32 +65,32 @@ def check_net(net: ResNet, file: TensorFile) -> None:
     Raises:
         TrainedNetError: they differ.
     """
-    told = _told(file)
-    if told is None:
+    recorded = _recorded(file)
+    if recorded is None:
         return
-    difference = first_difference(net, told.net)
+    difference = first_difference(net, recorded.net)
     if difference is not None:
-        raise TrainedNetError(f"{file.path} has weights of {_call(told.arguments)}: here {difference}")
+        raise TrainedNetError(f"{file.path} has weights of {_call(recorded.arguments)}: here {difference}")
 
 
-def told_arguments(file: TensorFile) -> dict[str, Any] | None:
-    """All arguments of `build_resnet` that make the net of a file of weights; None if it does not tell.
+def recorded_arguments(file: TensorFile) -> dict[str, Any] | None:
+    """All arguments of `build_resnet` that make the net of a file of weights; None if it does not record them.
 
     Raises:
-        TrainedNetError: what it tells makes no net, or one with other weights than it holds.
+        TrainedNetError: what it records makes no net, or one with other weights than it holds.
     """
-    told = _told(file)
-    return None if told is None else told.arguments
+    recorded = _recorded(file)
+    return None if recorded is None else recorded.arguments
 
 
-class _Told(NamedTuple):
+class _Recorded(NamedTuple):
     """Arguments of `build_resnet`, and the net that they make, on the meta device."""
 
     arguments: dict[str, Any]
     net: ResNet
 
 
-def _told(file: TensorFile) -> _Told | None:
+def _recorded(file: TensorFile) -> _Recorded | None:
     path, tensors = file.path, file.tensors
     text = file.metadata.get(_KEY)
     if text is None:
@@ -100,21 +100,21 @@ def _told(file: TensorFile) -> _Told | None:
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise TrainedNetError(f"{path} is damaged: it tells {text[:80]!r} of its net")
+        raise TrainedNetError(f"{path} is damaged: it records {text[:80]!r} as its architecture")
     depth = given.get("depth")
     if isinstance(depth, int) and depth > len(tensors):  # before so many units are built
-        raise TrainedNetError(f"{path} is damaged: it tells of {depth} layers and has {len(tensors)} tensors")
+        raise TrainedNetError(f"{path} is damaged: it records {depth} layers and has {len(tensors)} tensors")
     try:
         bound = signature(build_resnet).bind(**given)
         bound.apply_defaults()
         with torch.device("meta"):
             net = build_resnet(**bound.arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TrainedNetError(f"{path} tells of a net that cannot be built: {_line(error)}") from None
+        raise TrainedNetError(f"{path} records a net that cannot be built: {_line(error)}") from None
     wrong = _first_wrong(tensors, net.state_dict())
     if wrong is not None:
-        raise TrainedNetError(f"{path} has not the weights of {_call(bound.arguments)}: {wrong}")
-    return _Told(bound.arguments, net)
+        raise TrainedNetError(f"{path} does not hold the weights of {_call(bound.arguments)}: {wrong}")
+    return _Recorded(bound.arguments, net)
 
 
 def _first_wrong(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str | None:
@@ -122,7 +122,7 @@ def _first_wrong(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) ->
         if name not in tensors:
             return f"{name} is missing"
         if name not in needed:
-            return f"{name[:80]!r} is none of its"
+            return f"unexpected tensor {name[:80]!r}"
         if tensors[name].shape != needed[name].shape:
             return f"{name} is {list(tensors[name].shape)} instead of {list(needed[name].shape)}"
     return None

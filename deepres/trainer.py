@@ -230,7 +230,7 @@ class Trainer:
         if wishes.to_stop and not is_at_end:
             reason = self._stop.reason or "a signal to another process"
             saved = (
-                "train.resume=auto goes on from there"
+                "train.resume=auto resumes from there"
                 if saves
                 else "nothing is saved, as train.save_every is null"
             )

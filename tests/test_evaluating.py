@@ -264,7 +264,11 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
             ["RUN", "--format", "torchscript", "--output", "/proc/x"],
             "/proc/x cannot be written: No such file",
         ),
-        (evaluate, ["/usr"], "nothing tells of the net of /usr: /usr has no config.yaml of a run and no "),
+        (
+            evaluate,
+            ["/usr"],
+            "the architecture of /usr is recorded nowhere: /usr has no config.yaml of a run and no ",
+        ),
         (evaluate, [], "the following arguments are required: weights"),
         (export, ["RUN", "--format", "onnx", "--image-size", "-1"], "argument --image-size: "),
         (export, ["RUN", "--format", "onnx", "--image-size", "0"], "must be a whole number of at least 1"),

@@ -111,13 +111,13 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
 @pytest.mark.parametrize(
     ("told", "problem"),
     [
-        ("[1\n,\x1b[31m", r"is damaged: it tells '\[1\\n,\\x1b\[31m' of its net"),
-        ("[1]", r"is damaged: it tells '\[1\]' of its net"),
-        ("[" * 200_000, "is damaged: it tells"),
-        ({}, "tells of a net that cannot be built: missing a required argument: 'depth'"),
-        ({"depth": 9}, "tells of a net that cannot be built: depth must be"),
-        ({"depth": 600_002}, "is damaged: it tells of 600002 layers and has 44 tensors"),
-        ({"depth": 8, "shape": "round"}, "tells of a net that cannot be built: .*shape"),
+        ("[1\n,\x1b[31m", r"is damaged: it records '\[1\\n,\\x1b\[31m' as its architecture"),
+        ("[1]", r"is damaged: it records '\[1\]' as its architecture"),
+        ("[" * 200_000, "is damaged: it records"),
+        ({}, "records a net that cannot be built: missing a required argument: 'depth'"),
+        ({"depth": 9}, "records a net that cannot be built: depth must be"),
+        ({"depth": 600_002}, "is damaged: it records 600002 layers and has 44 tensors"),
+        ({"depth": 8, "shape": "round"}, "records a net that cannot be built: .*shape"),
         (
             {"depth": 8, "gate_bias": "x" * 9999},
             "cannot be built: gate_bias must be a finite number, got 'xxx",
@@ -125,9 +125,9 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
         ({"depth": 8, "dropout": float("nan")}, "cannot be built: dropout must be a finite number, got nan"),
         (
             {"depth": 8, "num_classes": 10**12},
-            r"has not the weights of .*: head.linear.weight is \[10, 64\] instead of \[1000000000000, 64\]",
+            r"does not hold the weights of .*: head.linear.weight is \[10, 64\] instead of \[1000000000000, 64\]",
         ),
-        ({"depth": 8, "num_classes": 10**18}, "tells of a net that cannot be built"),
+        ({"depth": 8, "num_classes": 10**18}, "records a net that cannot be built"),
         (
             {"depth": 14},
             r"of build_resnet\(depth=14\): units.1.convs.0.weight is \[32, 16, 3, 3\] instead of \[16, 16",
@@ -150,11 +150,11 @@ def test_what_tells_of_no_net_or_of_another_is_refused_in_one_line(tmp_path, cap
 def test_files_that_tell_nothing_or_are_none_are_refused(tmp_path):
     for name, save in (("net.safetensors", save_file), ("net.pt", torch.save)):
         save(build_resnet(8).state_dict(), tmp_path / name)
-        with pytest.raises(TrainedNetError, match="does not tell what net its weights are of"):
+        with pytest.raises(TrainedNetError, match="does not record its architecture"):
             load_resnet(tmp_path / name)
     more = build_resnet(8).state_dict() | {"more": torch.zeros(1)}
     save_file(more, tmp_path / "net.safetensors", net_metadata({"depth": 8}))
-    with pytest.raises(TrainedNetError, match=r"of build_resnet\(depth=8\): 'more' is none of its"):
+    with pytest.raises(TrainedNetError, match=r"of build_resnet\(depth=8\): unexpected tensor 'more'"):
         load_resnet(tmp_path / "net.safetensors")
     with pytest.raises(FileNotFoundError):
         load_resnet(tmp_path / "nothing.safetensors")

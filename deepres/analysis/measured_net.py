@@ -17,7 +17,7 @@ from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
-from deepres.trained_net import TrainedNetError, check_net, told_arguments
+from deepres.trained_net import TrainedNetError, check_net, recorded_arguments
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 _DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
@@ -68,7 +68,8 @@ def checkpoint_nets(
     """A trained net, after its like at initialisation.
 
     Args:
-        path: a run's folder, a checkpoint or a file of weights that knows its net; any other file needs the rest.
+        path: a run's folder, a checkpoint or a file of weights that records its architecture; any other file needs
+            the rest.
         depth, variants, activation, dataset: of such a file's net (`identity` and `cifar` if unset).
 
     Raises:
@@ -79,18 +80,18 @@ def checkpoint_nets(
     num_classes = num_classes_of(weights)
     config_file = config_file_of(path) if path.is_dir() else None
     config = None if config_file is None else load_config(config_file)
-    arguments = told_arguments(weights) if config is None else config.model.building(num_classes)
+    arguments = recorded_arguments(weights) if config is None else config.model.building(num_classes)
     if arguments is not None:
         options = {
             "--depth": depth, "--variants": variants, "--activation": activation, "--dataset": dataset
         }  # fmt: skip
         given = [option for option, value in options.items() if value is not None]
         if given:
-            raise ConfigError(f"{path} knows its net: leave {' and '.join(given)} out")
+            raise ConfigError(f"{path} records its architecture: omit {' and '.join(given)}")
         fresh = _of_arguments(arguments, num_classes, config)
     else:
         if depth is None:
-            raise ConfigError(f"{path} does not tell what net it is of: give its --depth")
+            raise ConfigError(f"{path} does not record its architecture: give its --depth")
         parsed = parse_variants("identity" if variants is None else variants, activation)
         if len(parsed) > 1:
             raise VariantError(f"{path} is one net: give one variant, not {len(parsed)}")

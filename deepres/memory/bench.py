@@ -29,7 +29,7 @@ class Spec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """What a tensor like this holds: of a part of a larger one, all of that."""
+        """What a tensor like this holds; a view counts its whole storage."""
         return max(torch.Size(self.shape).numel() * self.dtype.itemsize, self.storage_bytes)
 
 

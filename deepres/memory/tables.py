@@ -78,7 +78,7 @@ def trade_table(report: Report) -> list[list[str]]:
     heading = [
         "strategy",
         "activations",
-        "all told",
+        "total",
         "fits",
         "extra runs",
         "extra time",
@@ -94,15 +94,15 @@ def trade_table(report: Report) -> list[list[str]]:
 def notes(report: Report) -> list[str]:
     """What a reader must know to read the trade, a line each."""
     lines = [
-        "activations: the most that they take at once in a step; all told: with model states, images and reserve",
+        "activations: the most that they take at once in a step; total: with model states, images and reserve",
         "extra runs: how often a unit is run forward again, on average",
         "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
         "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
     ]
     if report.workspace_bytes and not _is_measured(report):
         lines.append(
-            f"activations are tensors; of all told, {format_bytes(report.workspace_bytes)} are for cuDNN's workspaces, "
-            "which only the card tells (--measure)"
+            f"activations are tensors; of the total, {format_bytes(report.workspace_bytes)} are for cuDNN's "
+            "workspaces, which only the card tells (--measure)"
         )
     if not any(row.fits for row in report.rows):
         least = format_bytes(min(row.total_bytes for row in report.rows))

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def first_difference(net: nn.Module, meant: nn.Module) -> str | None:
-    """The first module that is another one in `net` than in the net that is meant, or None if all are alike.
+    """The first module that differs between `net` and the net that is meant, or None if all are alike.
 
     Names and shapes of parameters do not tell nets apart: with another scale of the shortcut, say, or the stride on
     another convolution, a net takes the same weights and computes something else.

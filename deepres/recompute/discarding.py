@@ -21,7 +21,10 @@ OTHER_WAYS = (
 
 
 def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
-    """`x` as the input of such a run: it requires a gradient, as kernels look at that; one that arrives is an error."""
+    """`x` as the input of a discarding run.
+
+    It requires a gradient, as the choice of kernels depends on that; one that arrives is an error.
+    """
     x = x.detach()
     if needs_grad and can_need_grad(x):
         x.requires_grad_().register_hook(_refuse)

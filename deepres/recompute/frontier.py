@@ -11,21 +11,22 @@ from deepres.recompute.levels import geometric_levels
 from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.needs import smallest_plan
 from deepres.recompute.plan import PricedPlan
-from deepres.recompute.planner import InfeasibleBudgetError, fastest_plan, smallest_budget
+from deepres.recompute.planner import InfeasibleBudgetError, fastest_plan, make_plan, smallest_budget
 from deepres.recompute.simulate import price
 
 _MOST_UNITS_FOR_FLOOR = 1000
 """To find the least peak of more units takes minutes."""
-_FEWEST_LEVELS, _MOST_LEVELS, _TABLE = 300, 1000, 2**25
-"""Of memory in a table, and how many entries it has for each kind of input where that leaves enough levels."""
+_FEW_UNITS = 100
+"""For which a table for each budget is a matter of a tenth of a second."""
+_NUM_LEVELS = 300
 
 
 class Frontier:
-    """Plans of a chain for many budgets, all from one table of the dynamic programme.
+    """Plans of a chain for many budgets, in less time than `make_plan` takes for each.
 
-    Its levels lie at equal ratios, so that they serve small budgets as well as large ones. Plans keep their budgets
-    exactly, and are as a rule within 0.5 % of a step of those of `make_plan`. Chains of more than `max_groups` units
-    are planned in groups (`deepres.recompute.coarse`).
+    Those of more than 100 units are all from one table of the dynamic programme, whose levels lie at equal ratios, so
+    that they serve small budgets as well as large ones. Chains of more than `max_groups` units are planned in groups
+    (`deepres.recompute.coarse`).
 
     Args:
         chain: what each unit costs.
@@ -66,6 +67,8 @@ class Frontier:
         groups = self._coarse.chain
         if budget_bytes < smallest_budget(groups):  # groups need more than units
             return self._smallest
+        if len(groups.units) <= _FEW_UNITS:
+            return price(self._chain, self._coarse.expand(make_plan(groups, budget_bytes)))
         program, most_bytes, ratio = _program_of(groups)
         room_bytes = min(budget_bytes - groups.fixed_bytes - groups.input_bytes, most_bytes)
         # As in `make_plan`: of plans traced with times looked up 0, ½ and 1 level higher, the fastest is kept.
@@ -104,6 +107,5 @@ def _program_of(chain: Chain) -> tuple[DynamicProgram, int, float]:
     base_bytes = chain.fixed_bytes + chain.input_bytes
     least = max(1, (smallest_budget(chain) - base_bytes) // 16)  # what is left to parts of it may be far less
     most = max(least + 1, price(chain, fastest_plan(chain)).peak_bytes - base_bytes)
-    num_levels = min(_MOST_LEVELS, max(_FEWEST_LEVELS, _TABLE // len(chain.units) ** 2))
-    levels = geometric_levels(least, most, num_levels)
-    return DynamicProgram(chain, levels), most, (most / least) ** (1 / num_levels)
+    levels = geometric_levels(least, most, _NUM_LEVELS)
+    return DynamicProgram(chain, levels), most, (most / least) ** (1 / _NUM_LEVELS)

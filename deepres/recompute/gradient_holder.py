@@ -27,7 +27,7 @@ class GradientHolder:
         self._anchor = torch.empty(0, requires_grad=True)  # what a graph begins with
 
     def filled_by(self, y: Tensor) -> Tensor:
-        """`y`, whose gradient ends here; what comes before it in the graph is given one number in its shape."""
+        """`y`, whose gradient is stored in this holder; upstream receives one expanded zero in its place."""
         filled: Tensor = _TakeGradient.apply(y, self)  # type: ignore[no-untyped-call]
         return filled
 

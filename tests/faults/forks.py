@@ -134,7 +134,7 @@ def logged_step(run_dir: Path) -> int:
 def resumed_step(run_dir: Path) -> int:
     """What a resumed run says that it goes on from; 0 if it began anew."""
     text = Path(f"{run_dir}.0.txt").read_text(encoding="utf-8")
-    return int(text.split(": step ")[1].split(",")[0]) if "goes on from" in text else 0
+    return int(text.split(": step ")[1].split(",")[0]) if "resumes from" in text else 0
 
 
 def same_weights(a: Path, b: Path) -> bool:

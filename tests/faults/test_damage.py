@@ -108,11 +108,11 @@ def test_a_run_with_nothing_but_damaged_checkpoints_is_not_silently_begun_anew(r
 @pytest.mark.parametrize(
     ("overrides", "difference"),
     [
-        (["model.depth=20"], "model.depth is 20, there 11"),
-        (["data.num_classes=7"], "model.num_classes is 7, there 10"),
-        (["data.name=digits", "data.num_images=null"], "data.name is digits, there synthetic"),
-        (["train.seed=5", "optim.learning_rate=1"], "run: train.seed is 5, there 0\n"),
-        (["train.global_batch_size=16"], "the global batch size is 16, there 8"),
+        (["model.depth=20"], "model.depth is 20 here, 11 in the checkpoint"),
+        (["data.num_classes=7"], "model.num_classes is 7 here, 10 in the checkpoint"),
+        (["data.name=digits", "data.num_images=null"], "data.name is digits here, synthetic in the checkpoint"),
+        (["train.seed=5", "optim.learning_rate=1"], "run: train.seed is 5 here, 0 in the checkpoint\n"),
+        (["train.global_batch_size=16"], "the global batch size is 16 here, 8 in the checkpoint"),
     ],
 )  # fmt: skip
 def test_a_foreign_checkpoint_is_refused_with_every_difference(run_dir, capsys, overrides, difference):

@@ -104,7 +104,7 @@ def test_a_signal_saves_once_ends_all_and_loses_nothing(
     assert found is not None, text
     assert moment == "save" or len(checkpoints_in(run_dir / "checkpoints")) <= 2
     assert ended_s < 35, text
-    assert f"after step {stopped}; train.resume=auto goes on from there" in text
+    assert f"after step {stopped}; train.resume=auto resumes from there" in text
     assert exit_status != 0, text
     if launcher == "python":
         assert exit_status == status

@@ -215,15 +215,18 @@ def test_mistakes_about_checkpoints_are_told(run_dir, capsys, tmp_path):
     headless = tmp_path / "headless.safetensors"
     save_file({"a": deepres.build_resnet(8).head.linear.bias.detach()}, headless)
     for arguments, message in (
-        (("--checkpoint", run_dir, "--depth", 8), "knows its net: leave --depth out"),
+        (("--checkpoint", run_dir, "--depth", 8), "records its architecture: omit --depth"),
         (
             ("--checkpoint", run_dir, "--activation", "original", "--dataset", "cifar"),
-            "knows its net: leave --activation and --dataset out",
+            "records its architecture: omit --activation and --dataset",
         ),
-        (("--checkpoint", run_dir / "model.safetensors", "--depth", 8), "knows its net: leave --depth out"),
-        (("--checkpoint", run_dir, "--variants", ""), "knows its net: leave --variants out"),
+        (
+            ("--checkpoint", run_dir / "model.safetensors", "--depth", 8),
+            "records its architecture: omit --depth",
+        ),
+        (("--checkpoint", run_dir, "--variants", ""), "records its architecture: omit --variants"),
         (("--checkpoint", weights, "--depth", 8, "--variants", ""), "no variant is given"),
-        (("--checkpoint", weights), "does not tell what net it is of: give its --depth"),
+        (("--checkpoint", weights), "does not record its architecture: give its --depth"),
         (("--checkpoint", weights, "--depth", 8, "--variants", "shortcuts"), "give one variant, not 6"),
         (("--checkpoint", other, "--depth", 8), "are of another net"),
         (("--checkpoint", headless, "--depth", 8), "holds no weights of a deepres net"),

@@ -114,7 +114,7 @@ def test_an_interrupted_row_goes_on_when_the_command_is_repeated(tmp_path, tool,
     again = tool("run", tmp_path, *arguments)
     assert again.returncode == 0, again.stderr
     assert "seed 3: goes on" in again.stdout
-    assert f"goes on from {run_dir}/checkpoints/step-" in again.stdout
+    assert f"resumes from {run_dir}/checkpoints/step-" in again.stdout
     assert [row["step"] for row in metrics(run_dir, "train")] == list(range(1, 193))
     assert json.loads((run_dir / "finished.json").read_text(encoding="utf-8"))["step"] == 192
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepres.config import ConfigError, TrainConfig, listed
+from deepres.config import ConfigError, TrainConfig
+from deepres.wording import listed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ configuration, such as a run folder's `config.yaml`, has no base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +29,17 @@ from deepres.config_fields import (
 )
 from deepres.conflicts import first_conflict
 from deepres.known_sets import Augmentation, Normalize, SetName
-from deepres.net_options import Activation, Block, Family, Matching, Preactivation, ShortcutName, StrideOn
+from deepres.net_options import (
+    Activation,
+    Block,
+    Family,
+    Matching,
+    Preactivation,
+    ShortcutName,
+    StrideOn,
+    default_block,
+)
+from deepres.wording import listed
 
 FP32_BYTES = 4
 """Of a parameter, its gradient and its momentum, in whatever the net is computed."""
@@ -61,6 +70,11 @@ class ModelConfig(Section):
     residual_scale: AnyFloat = 0.5
     gate_bias: AnyFloat = -6.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @property
+    def chosen_block(self) -> Block:
+        """`block`, or the one that the paper uses at this depth."""
+        return self.block or default_block(self.depth, self.dataset)
 
     def building(self, num_classes: int) -> dict[str, Any]:
         """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
@@ -317,8 +331,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """All settings, defaults included; `load_config` reads them back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def listed(values: Iterable[object]) -> str:
-    """`a, b, c`, for messages."""
-    return ", ".join(map(str, values))

@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from deepres.config import Config, ConfigError, listed
+from deepres.config import Config, ConfigError
 from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
+from deepres.wording import listed
 
 _BASE = "base"
 _COMMAND_LINE = "command line"

@@ -33,3 +33,11 @@ PREACTIVATIONS: tuple[Preactivation, ...] = get_args(Preactivation)
 
 LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 """Weighted layers in a unit's branch."""
+
+
+def default_block(depth: int, dataset: Family) -> Block:
+    """The kind of unit that the paper uses at this depth."""
+    if dataset == "imagenet":
+        return "basic" if depth in (18, 34) else "bottleneck"
+    fits_basic, fits_bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
+    return "basic" if fits_basic and not (fits_bottleneck and depth >= 164) else "bottleneck"

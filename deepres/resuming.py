@@ -18,7 +18,6 @@ from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.distributed import Process, sum_over_processes
 from deepres.known_sets import KNOWN_SETS
-from deepres.models import default_block
 from deepres.recompute.document import read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
 from deepres.saving import PREFIX, checkpoints_in
@@ -187,9 +186,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
 
 def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
     """What must be the same in two runs of which one goes on where the other was."""
-    model = config.model.model_dump(mode="json")
-    if model["block"] is None:
-        model["block"] = default_block(config.model.depth, config.model.dataset)
+    model = config.model.model_dump(mode="json") | {"block": config.model.chosen_block}
     data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
     # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
     names = "/".join(info.class_names) if KNOWN_SETS[config.data.name].is_files else ""

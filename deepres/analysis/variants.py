@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +16,7 @@ from deepres.net_options import (
     Family,
     ShortcutName,
 )
+from deepres.wording import nearest
 
 NUMBERS = ("shortcut_scale", "residual_scale", "gate_bias", "dropout")
 CHOICES: dict[str, tuple[str, ...]] = {"preactivation": PREACTIVATIONS, "matching": MATCHINGS}
@@ -108,7 +107,7 @@ def _parse(name: str, activation: Activation) -> Variant:
         key, equals, value = part.partition("=")
         if equals:
             if key not in SETTINGS or key in settings:
-                problem = "given twice" if key in settings else f"unknown; {_nearest(key, SETTINGS)}"
+                problem = "given twice" if key in settings else f"unknown; {nearest(key, SETTINGS)}"
                 raise VariantError(f"variant {name!r}: setting {key!r} is {problem}")
             settings[key] = _choice(name, key, value) if key in CHOICES else _number(name, key, value)
         elif part in SHORTCUTS:
@@ -118,7 +117,7 @@ def _parse(name: str, activation: Activation) -> Variant:
         else:
             known = (*SHORTCUTS, *ACTIVATIONS, *GROUPS)
             raise VariantError(
-                f"variant {name!r}: there is no shortcut or activation {part!r}; {_nearest(part, known)}"
+                f"variant {name!r}: there is no shortcut or activation {part!r}; {nearest(part, known)}"
             )
     for what, given in (("shortcut", shortcuts), ("activation", activations)):
         if len(given) > 1:
@@ -153,8 +152,3 @@ def _choice(name: str, key: str, text: str) -> str:
     if text not in CHOICES[key]:
         raise VariantError(f"variant {name!r}: {key} must be {' or '.join(CHOICES[key])}, got {text!r}")
     return text
-
-
-def _nearest(text: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(text, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

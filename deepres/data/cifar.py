@@ -17,6 +17,7 @@ from deepres.data.batch import DataError, DataInfo
 from deepres.data.cifar_layout import IMAGE_BYTES, IMAGE_SIZE, Cifar, Layout
 from deepres.data.download import download_and_unpack, file_md5
 from deepres.data.unpickle import load_byte_arrays
+from deepres.wording import listed
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz"
 
@@ -78,9 +79,8 @@ def _find(cifar: Cifar, root: Path, verify: bool) -> tuple[Layout, Path]:
     if not root.is_dir():
         raise FileNotFoundError("it is a file")
     found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-    listing = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
     python_only = " of the python files, which alone have published checksums to verify" if verify else ""
-    raise FileNotFoundError(f"found {listing or 'nothing'}{python_only}")
+    raise FileNotFoundError(f"found {listed(found, 4) or 'nothing'}{python_only}")
 
 
 def _check(cifar: Cifar, layout: Layout, folder: Path, verify: bool = False) -> tuple[Layout, Path]:

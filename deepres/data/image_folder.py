@@ -22,6 +22,7 @@ from deepres.data.image_files import ImageFiles
 from deepres.data.image_search import find_image_files
 from deepres.data.sampling import Request, uniforms
 from deepres.data.supply import Failure, Fetched
+from deepres.wording import listed
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
     }
     if classes["train"] != classes[test_split]:
         differences = "; ".join(
-            f"only in {split}: {_first_few(classes[split] - classes[other])}"
+            f"only in {split}: {listed(sorted(classes[split] - classes[other]), 3)}"
             for split, other in (("train", test_split), (test_split, "train"))
             if classes[split] - classes[other]
         )
@@ -80,11 +81,6 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
     labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
     train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)
     return ImageFolder(files, class_names, (train, labels[train]), (test, labels[test]))
-
-
-def _first_few(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 _Decoded = tuple[Request, Tensor, Tensor, tuple[Failure, ...]]

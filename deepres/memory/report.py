@@ -14,7 +14,6 @@ from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
 from deepres.memory.turn import held_at_the_turn
-from deepres.models import default_block
 from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,
@@ -216,7 +215,7 @@ def _model_row(profiled: ProfiledNet) -> ModelRow:
     return ModelRow(
         depth=model.depth,
         dataset=model.dataset,
-        block=model.block or default_block(model.depth, model.dataset),
+        block=model.chosen_block,
         activation=model.activation,
         shortcut=model.shortcut,
         units_per_stage=profiled.net.units_per_stage,

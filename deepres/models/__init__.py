@@ -6,7 +6,6 @@ from deepres.models.residual_unit import ResidualUnit
 from deepres.models.resnet import (
     ResNet,
     build_resnet,
-    default_block,
     resnet101,
     resnet110,
     resnet152,
@@ -21,7 +20,6 @@ __all__ = [
     "ResidualUnit",
     "build_resnet",
     "compile_units",
-    "default_block",
     "resnet101",
     "resnet110",
     "resnet152",

@@ -27,6 +27,7 @@ from deepres.net_options import (
     Preactivation,
     ShortcutName,
     StrideOn,
+    default_block,
 )
 
 _IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
@@ -203,14 +204,6 @@ def build_resnet(
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(head["linear"].bias)  # type: ignore[arg-type]  # a linear layer's bias is a tensor
     return net
-
-
-def default_block(depth: int, dataset: Family) -> Block:
-    """The kind of unit that the paper uses at this depth."""
-    if dataset == "imagenet":
-        return "basic" if depth in (18, 34) else "bottleneck"
-    fits_basic, fits_bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
-    return "basic" if fits_basic and not (fits_bottleneck and depth >= 164) else "bottleneck"
 
 
 def _layout(depth: int, dataset: Family, block: Block) -> _Layout:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deepres.models import ResidualUnit, ResNet, build_resnet
 from deepres.models.difference import first_difference
 from deepres.pretrained.key_maps import KeyMap, Source
+from deepres.wording import listed
 
 _DEPTHS: dict[tuple[int, ...], int] = {
     (3, 4, 6, 3): 50,
@@ -100,7 +101,7 @@ def check_file(
     if missing or unexpected or wrong_shape:
         shapes = [f"{key} {list(given[key].shape)}" for key in wrong_shape]
         parts = [
-            f"{len(keys)} {what}: {_some(keys)}"
+            f"{len(keys)} {what}: {listed(keys, _MOST_LISTED)}"
             for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
             if keys
         ]
@@ -145,7 +146,7 @@ def check_numbers(path: str | Path, given: dict[str, Tensor], needed: dict[str, 
 
 def _refuse_unusable(path: str | Path, unusable: dict[str, str]) -> None:
     if unusable:
-        told = _some([f"{key} ({why})" for key, why in unusable.items()])
+        told = listed([f"{key} ({why})" for key, why in unusable.items()], _MOST_LISTED)
         raise PretrainedError(
             f"{path} is no file of weights, which are plain, real, finite numbers: {told}",
             unusable=list(unusable),
@@ -172,8 +173,3 @@ def _dashed(units: Sequence[int]) -> str:
 
 def _as_convolution(weight: Tensor) -> tuple[int, ...]:
     return (*weight.shape, 1, 1) if weight.dim() == 2 else tuple(weight.shape)
-
-
-def _some(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
-    return ", ".join(keys[:_MOST_LISTED]) + more

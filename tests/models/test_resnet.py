@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import deepres
-from deepres.models.resnet import default_block
+from deepres.net_options import default_block
 
 
 def _on_meta(depth: int, **arguments: object) -> deepres.ResNet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +12,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from deepres import build_resnet
-from deepres.config import Config, ModelConfig, listed
+from deepres.config import Config, ModelConfig
 from deepres.load_config import load_config
 from deepres.memory.run_memory import num_classes_of
-from deepres.models import default_block
 from deepres.net_options import LAYERS
+from deepres.wording import listed, nearest
 from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
 
 ROOT = Path(__file__).parents[2]
@@ -111,15 +110,13 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
     table, slash, name = target.partition("/")
     if not slash and table not in [each.name for each in TABLES]:
         namesakes = [row.name for row in rows if row.claim.name == table]
-        hint = (
-            f"did you mean {listed(namesakes)}?" if namesakes else _nearest(table, [t.name for t in TABLES])
-        )
+        hint = f"did you mean {listed(namesakes)}?" if namesakes else nearest(table, [t.name for t in TABLES])
         raise ReproductionError(f"there is no table {table!r}; {hint}")
     found = [row for row in rows if target in (row.name, row.table.name)]
     if not found:
         of_table = [row.name for row in rows if row.table.name == table]
         alike = [row for row in of_table if name in row]
-        hint = _nearest(target, of_table or [row.name for row in rows])
+        hint = nearest(target, of_table or [row.name for row in rows])
         raise ReproductionError(
             f"there is no row {target!r}; {f'did you mean {listed(alike)}?' if alike else hint}"
         )
@@ -139,11 +136,11 @@ def check_results(rows: Sequence[Row], results: Path) -> None:
     tables, names = [table.name for table in TABLES], [row.name for row in rows]
     for of_table in folders_in(results):
         if of_table.name not in tables:
-            raise ReproductionError(f"{of_table} is of no table; {_nearest(of_table.name, tables)}")
+            raise ReproductionError(f"{of_table} is of no table; {nearest(of_table.name, tables)}")
         for folder in folders_in(of_table):
             name = f"{of_table.name}/{folder.name}"
             if name not in names:
-                raise ReproductionError(f"{folder} is of no row; {_nearest(name, names)}")
+                raise ReproductionError(f"{folder} is of no row; {nearest(name, names)}")
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -175,7 +172,7 @@ def _num_parameters(model: ModelConfig, num_classes: int) -> int:
     options = model.building(num_classes)
     if model.dataset == "imagenet":
         return _count(options)
-    block = model.block or default_block(model.depth, model.dataset)
+    block = model.chosen_block
     layers = 3 * LAYERS[block]  # of a unit in each stage
     one, two = (_count({**options, "block": block, "depth": num * layers + 2}) for num in (1, 2))
     # A stage's further units are like its second one; to build hundreds of them takes seconds.
@@ -194,9 +191,3 @@ def _name(table: Table, claim: Claim) -> str:
 
 def _config_path(name: str) -> Path:
     return CONFIGS / f"{name}.yaml"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    begun = [each for each in known if each.startswith(name)]
-    close = begun if len(begun) == 1 else difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {listed(known)}"

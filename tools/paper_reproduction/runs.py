@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from deepres.config import Config
 from deepres.load_config import load_config
-from deepres.models import default_block
 from deepres.run_folder import CONFIG, FINISHED, METRICS, NOT_FINITE
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ReproductionError, Row, folders_in
@@ -198,7 +197,7 @@ def _whole_numbers(lines: list[dict[str, Any]], key: str) -> list[int]:
 def _recipe(config: Config) -> dict[str, Any]:
     """Settings of net, data and training, by `section.key`."""
     sections = config.model_dump(mode="json", exclude={"recompute", "log"})
-    sections["model"]["block"] = config.model.block or default_block(config.model.depth, config.model.dataset)
+    sections["model"]["block"] = config.model.chosen_block
     settings = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
     return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_RECIPE}
 

@@ -20,6 +20,7 @@ _PLAINLY = {
     "model_type": "be a section of lines `key: value`",
     "path_type": "be a path",
     "tuple_type": "be a list",
+    "string_pattern_mismatch": "be such as '500 steps', '1 epoch' or '30 minutes'",
 }
 """What pydantic says in Python's terms, by the type of the complaint."""
 
@@ -111,6 +112,9 @@ def _one_line(error: ValidationError, source: _Source) -> str:
     first = details[0]
     keys = tuple(_config_keys(first["loc"]))
     where = source.places.get(keys, str(source.path or _COMMAND_LINE))
+    inside = {place for key, place in source.places.items() if key[: len(keys)] == keys}
+    if _COMMAND_LINE in inside and where != _COMMAND_LINE:  # settings that do not go together
+        where += f" and {_COMMAND_LINE}"
     name = ".".join(keys)
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])

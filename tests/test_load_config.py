@@ -126,14 +126,17 @@ def test_the_command_line_is_blamed_for_what_it_alone_gives(folder):
         load_config(path, ["lgo.every=2"])
     with pytest.raises(ConfigError, match=r"^command line: train\.epochs must be .* 1, got 0$"):
         load_config(path, ["train.epochs=0"])
-    with pytest.raises(ConfigError, match=r"row.yaml:3: .*: recompute.segments=none leaves segments out$"):
+    with pytest.raises(
+        ConfigError, match=r"row.yaml:3 and command line: .*: recompute.segments=none leaves segments out$"
+    ):
         load_config(path, ["recompute.budget=1GiB"])
     assert load_config(path, ["recompute.budget=1GiB", "recompute.segments=none"]).recompute.budget == 2**30
 
 
-def test_what_is_of_no_section_is_told_with_the_file_alone(folder):
+def test_what_is_of_no_section_is_told_with_the_file_and_whoever_else_gave_a_setting(folder):
     with pytest.raises(
-        ConfigError, match=r"row.yaml: engine.compile=units needs precision.channels_last=true"
+        ConfigError,
+        match=r"row.yaml and command line: engine.compile=units needs precision.channels_last=true",
     ):
         load_config(_row(folder), ["engine.compile=units"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
-    """Exit with what `main` returns; without a word if the output's reader has gone, as `head` does."""
+    """Exit with what `main` returns; without a word if the output's reader has gone, as `head` does, or on Ctrl-C."""
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the very end
         status = 1
+        if not isinstance(error, BrokenPipeError):
+            status = 2
+            print(f"error: {error}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -87,6 +87,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         profile(options, arguments)
+    except BrokenPipeError:
+        raise
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         run(options)
+    except BrokenPipeError:
+        raise
     except (argparse.ArgumentTypeError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +33,9 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, DataError, ReproductionError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except PermissionError as error:
+        print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _list(arguments: list[str]) -> int:
@@ -81,9 +81,9 @@ def _run(arguments: list[str]) -> int:
 def _table(arguments: list[str]) -> int:
     parser = _Parser("table", "the paper's tables beside what was measured here")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="with neither, tables.md in the results"
+        "--markdown", type=_file, metavar="FILE", help="with neither, tables.md in the results"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="with neither, tables.html in the results")
+    parser.add_argument("--html", type=_file, metavar="FILE", help="with neither, tables.html in the results")
     options = parser.parse_args(arguments)
     rows = all_rows()
     check_results(rows, options.results)
@@ -127,6 +127,12 @@ class _Parser(Parser):
 def _folder(text: str) -> Path:
     if Path(text).exists() and not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"must be a folder, got {text}")
+    return Path(text)
+
+
+def _file(text: str) -> Path:
+    if Path(text).is_dir():  # as "" is
+        raise argparse.ArgumentTypeError(f"must be a file, got {text!r}")
     return Path(text)
 
 

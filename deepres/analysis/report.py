@@ -99,7 +99,7 @@ def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) 
                 "gradient_norm": _finite(found.gradient_norm),
                 "gradient_rms": _finite(found.gradient_rms),
                 "shortcut_gradient_norm": _finite(found.shortcut_gradient_norm),
-                "lambda_product": None if found.lambda_product is None else list(found.lambda_product),
+                "lambda_product": None if found.lambda_product is None else _finite(found.lambda_product),
                 "term_ratio": _finite(found.term_ratio),
                 "is_direct": list(found.is_direct),
             }

@@ -51,8 +51,8 @@ class ResidualUnit(nn.Module):
         preactivation: where a pre-activation unit's first activation stands: in its `own` residual branch;
             `shared` by branch and shortcut, before the split; or `none`, as the stem has it. The paper's
             appendix shares it in the first unit; its authors' code also in those that change the shape.
-        normalise_projection: follow the projection with batch norm; by default where batch norm stands before
-            the addition (`original`, `relu_before_addition`).
+        normalise_projection: follow the projection with batch norm; by default under `original` and
+            `relu_before_addition`, not under `relu_only_preactivation`, of which the paper shows the branch alone.
         shortcut_scale, residual_scale, gate_bias, dropout: see `Shortcut`.
 
     Attributes:

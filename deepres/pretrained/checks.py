@@ -111,7 +111,7 @@ def check_file(
         if units in _DEPTHS and units != model.units_per_stage:
             message = (
                 f"{path} has {_dashed(units)} units (depth {_DEPTHS[units]}), this model "
-                f"{_dashed(model.units_per_stage)} (depth {depth})"
+                f"{_dashed(model.units_per_stage)} (depth {depth}): {'; '.join(parts)}"
             )
         raise PretrainedError(message, missing, unexpected, wrong_shape)
 

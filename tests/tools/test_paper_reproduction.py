@@ -48,11 +48,11 @@ def _config(name, length=FULL, *overrides):
             ["train.epochs=20", "optim.milestones=[8, 12]"],
         ),
         ("table5/resnet200_original", "0.05", ["train.epochs=5", "optim.milestones=[2, 3]"]),
-        ("table5/resnet200_original", "0.001", ["train.epochs=1", "optim.milestones=[1, 2]"]),
+        ("table5/resnet200_original", "0.001", ["train.epochs=3", "optim.milestones=[1, 2]"]),
         (
             "resnet20/original",
             "0.000001",
-            ["train.max_steps=1", "optim.milestones=[1, 2]", "optim.warmup=1"],
+            ["train.max_steps=3", "optim.milestones=[1, 2]", "optim.warmup=1"],
         ),
         ("table1/original", "1", []),
         ("table1/original", "1.0", []),
@@ -85,7 +85,9 @@ def test_other_folders_are_of_no_length(name):
     assert Length.of_folder(name) is None
 
 
-def _leave_run(results, name, seed, top1, *overrides, length=FULL, top5=0.99, end="finished", **made_by):
+def _leave_run(
+    results, name, seed, top1, *overrides, length=FULL, top5=0.99, end="finished", step=None, **made_by
+):
     """What a run that ended leaves, as far as it is committed."""
     folder = results / name / length.folder / f"seed-{seed}"
     folder.mkdir(parents=True)
@@ -101,7 +103,7 @@ def _leave_run(results, name, seed, top1, *overrides, length=FULL, top5=0.99, en
         "".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8"
     )
     if end == "finished":
-        marker = {"step": FINAL_STEP, "top1": top1, "top5": top5}
+        marker = {"step": step or config.train.max_steps or FINAL_STEP, "top1": top1, "top5": top5}
         (folder / "finished.json").write_text(json.dumps(marker) + "\n", encoding="utf-8")
     if made_by:
         (folder / "made_by.json").write_text(json.dumps(made_by), encoding="utf-8")
@@ -385,19 +387,49 @@ def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call,
         call(each_call)
         assert _run_two(tmp_path) == 0
         assert (folder / "made_by.json").exists()
-    assert "seed 1: left to another process, which is training it, in" in capsys.readouterr().out
+    assert "seed 1: left to another process, which has begun it, in" in capsys.readouterr().out
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_done(tmp_path, call):
+@pytest.mark.parametrize("end", ["finished", "diverged"])
+def test_a_run_that_another_process_ended_meanwhile_is_done_and_keeps_its_note(tmp_path, call, capsys, end):
+    """Whichever of the two wrote its note last: here this one."""
     folder = tmp_path / "resnet20" / "original" / "full"
 
     def each_call(seed):
+        mine = (folder / f"seed-{seed}" / "made_by.json").read_text(encoding="utf-8")
+        (tmp_path / f"{seed}.json").write_text(mine, encoding="utf-8")
         shutil.rmtree(folder / f"seed-{seed}")
-        _leave_run(tmp_path, "resnet20/original", seed, 0.9)
+        _leave_run(tmp_path, "resnet20/original", seed, 0.9 if end == "finished" else None, end=end)
+        (folder / f"seed-{seed}" / "made_by.json").write_text(mine, encoding="utf-8")
         return 2, False
 
     call(each_call)
-    assert _run_two(tmp_path) == 0
+    assert _run_two(tmp_path, "--note", "the loser's") == 0
+    for seed in (1, 2):
+        assert "the loser's" in (tmp_path / f"{seed}.json").read_text(encoding="utf-8")
+        assert not (folder / f"seed-{seed}" / "made_by.json").exists()
+        assert f"seed {seed}: left to another process" in capsys.readouterr().out or seed == 2
+
+
+def test_of_the_runs_of_a_row_and_its_twin_that_with_a_result_counts(tmp_path, capsys):
+    _leave_run(tmp_path, "table1/original", 1, None, end="unfinished")
+    _leave_run(tmp_path, "table2/resnet110_original", 1, 0.9)
+    assert reproduce_paper.main(["table", "--results", str(tmp_path)]) == 0
+    capsys.readouterr()
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    (original, *_) = _cells(text, "Table 2", "ResNet-110, original")
+    assert original[2] == "10.00"
+    _leave_run(tmp_path, "table3/cifar10_resnet110_original", 1, 0.8)
+    assert reproduce_paper.main(["table", "--results", str(tmp_path)]) == 2
+    assert "are the same run, and both have ended: move one of them away" in capsys.readouterr().err
+
+
+def test_a_run_that_epochs_ended_sooner_is_shown_with_the_steps_that_it_took(tmp_path, capsys):
+    _leave_run(tmp_path, "resnet20/original", 1, 0.5, "train.epochs=2", step=780)
+    assert reproduce_paper.main(["table", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "780 of 64,000 steps (0.012)" in text
+    assert "train.epochs is 2, not unset" in text
 
 
 @pytest.mark.parametrize(("status", "is_stopped", "held_s"), [(143, True, 9), (1, False, 0.1)])

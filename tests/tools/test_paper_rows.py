@@ -1,12 +1,15 @@
 """The paper's rows: each has its figure and its config, is the net that it says, and trains."""
 
+import statistics
+
 import pytest
 
 from deepres.config import ConfigError
 from deepres.load_config import load_config
 from deepres.train import main
 from paper_reproduction.claims import TABLES
-from paper_reproduction.rows import CONFIGS, ReproductionError, all_rows, find_rows
+from paper_reproduction.rows import CONFIGS, RESULTS, ReproductionError, all_rows, find_rows
+from paper_reproduction.runs import runs_of
 from tests.processes import metrics
 
 ROWS = {row.name: row for row in all_rows()}
@@ -109,6 +112,15 @@ def test_a_config_tells_its_command_and_the_figure_that_the_claims_have(name):
     else:
         assert f"is {row.claim.error:.2f} %" in said
         assert row.claim.spread in said
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_config_tells_what_was_measured_with_it(name):
+    said = ROWS[name].config_path.read_text(encoding="utf-8")
+    runs = next(iter(runs_of(ROWS[name], RESULTS).values()), [])  # of the longest recipe
+    assert ("Not yet run." in said) == (not runs)
+    if runs:
+        assert f"{statistics.median(run.error for run in runs):.2f} % (results/paper/tables.md)" in said
 
 
 def test_every_row_has_the_parameters_that_were_counted_by_hand():

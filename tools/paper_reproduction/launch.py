@@ -18,8 +18,9 @@ from deepres.commit import replace_text
 from deepres.config import Config
 from deepres.distributed import this_process
 from deepres.evaluating import evaluate, load_net
+from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
-from deepres.run_folder import CONFIG, is_held
+from deepres.run_folder import CHECKPOINTS, CONFIG, is_held
 from paper_reproduction.length import Length
 from paper_reproduction.origin import note_origin, read_origin, withdraw_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
@@ -95,9 +96,7 @@ def train(order: Order) -> int:
     for run in list(_checked_runs(order)):
         state = run.state()
         if state in _ENDED:
-            is_noted = order.note in ("", read_origin(run.folder).note)
-            stays = "" if is_noted else "; its note stays: change it in made_by.json there"
-            _say(f"{run}: {state} already, in {run.folder}{stays}")
+            _say(f"{run}: {state} already, in {run.folder}{_kept_note(run, order)}")
             continue
         if state == "untested":
             _test(run)
@@ -106,26 +105,35 @@ def train(order: Order) -> int:
             _say(f"{run}: another process is training it, in {run.folder}")
             continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
-        _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
+        _say(f"{run}: {f'goes on{_kept_note(run, order)}' if state else 'begins'}\n  {shlex.join(command)}")
         noted = None if state else note_origin(run.folder, command, order.note)
         is_left = False
         try:
             status, is_stopped = _call(command)
             # Another process may have begun the same run while this one's was starting, and this one's was refused.
-            is_left = not is_stopped and run.state() not in _ENDED and _stays_held(run.folder)
+            has_refused = status == ExitStatus.REFUSED or (status != 0 and run.state() == "finished")
+            is_ended = run.state() in _ENDED
+            is_left = not is_stopped and (has_refused if is_ended else _stays_held(run.folder))
         finally:
             state = run.state()
             if noted and (is_left or not state):
                 withdraw_origin(noted)
-        if is_left and state not in _ENDED:
-            _say(f"{run}: left to another process, which is training it, in {run.folder}")
+        if is_left:
+            _say(f"{run}: left to another process, which has begun it, in {run.folder}")
             continue
         # What a launcher makes of a status is its own; the folder tells.
         if state not in _ENDED:
             if state:
-                _say(f"{run}: ended with status {status} before its end; the same command goes on")
+                goes_on = "goes on" if (run.folder / CHECKPOINTS).exists() else "begins anew"
+                _say(f"{run}: ended with status {status} before its end; the same command {goes_on}")
             return status or 1
     return 0
+
+
+def _kept_note(run: _Run, order: Order) -> str:
+    """What to say where a run that was begun before has another note than is asked for now."""
+    is_noted = order.note in ("", read_origin(run.folder).note)
+    return "" if is_noted else "; its note stays: change it in made_by.json there"
 
 
 def _checked_runs(order: Order) -> Iterator[_Run]:

@@ -60,8 +60,8 @@ class Length:
     def settings(self, config: Config) -> list[str]:
         """What makes a recipe this long: `section.key=value`, none for the full length.
 
-        Counts of steps and epochs are multiplied and rounded to the nearest, halves up; each is at least 1, and
-        milestones still rise.
+        Counts of steps and epochs are multiplied and rounded to the nearest, halves up; each is at least 1, milestones
+        still rise, and the last of them comes before the end: a recipe in epochs cannot be shorter than they are many.
 
         Args:
             config: at full length.
@@ -69,19 +69,26 @@ class Length:
         if self.fraction == 1:
             return []
         train, optim = config.train, config.optim
-        settings = [
-            f"train.{name}={self._scaled(count)}"
-            for name, count in (("epochs", train.epochs), ("max_steps", train.max_steps))
-            if count is not None
-        ]
-        if optim.milestones:
-            milestones: list[int] = []
-            for milestone in optim.milestones:
-                milestones.append(max(self._scaled(milestone), milestones[-1] + 1 if milestones else 1))
+        milestones: list[int] = []
+        for milestone in optim.milestones:
+            milestones.append(max(self._scaled(milestone), milestones[-1] + 1 if milestones else 1))
+        settings = []
+        for name, count, unit in (
+            ("epochs", train.epochs, "epochs"),
+            ("max_steps", train.max_steps, "iterations"),
+        ):
+            if count is not None:
+                least = milestones[-1] + 1 if milestones and unit == optim.schedule_unit else 1
+                settings.append(f"train.{name}={max(self._scaled(count), least)}")
+        if milestones:
             settings.append(f"optim.milestones={milestones}")
         if optim.warmup:
             settings.append(f"optim.warmup={self._scaled(optim.warmup)}")
         return settings
+
+    def is_of(self, count: int, whole: int) -> bool:
+        """Whether `count` is this fraction of `whole`, rounded."""
+        return count == self._scaled(whole)
 
     def _scaled(self, count: int) -> int:
         return max(1, int(count * self.fraction + Fraction(1, 2)))

@@ -122,6 +122,8 @@ def read_origin(folder: Path) -> Origin:
         return Origin()
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(note["machine"], str) or not note["versions"]:
+            raise TypeError
         return Origin(origin_text(note), str(note.get("note", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ReproductionError(f"{path} is damaged: it must say machine and versions") from None

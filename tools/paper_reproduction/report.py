@@ -142,7 +142,7 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
             remarks.append(f"batch norm over {' and '.join(map(str, sizes))} images, not {always}{of_row}")
         groups.setdefault(tuple(remarks), []).append(run)
     return [
-        _Group(_trained_for(row.config, wanted, of_one[0].config, length), remarks, of_one)
+        _Group(_trained_for(row.config, of_one, length), remarks, of_one)
         for remarks, of_one in groups.items()
     ]
 
@@ -154,7 +154,7 @@ def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
     if row.claim.top5_error is not None:
         columns.append([run.top5_error for run in ended])
     here = " / ".join(_error(statistics.median(column)) for column in columns if column)
-    spans = [f"{_error(min(column))}–{_error(max(column))}" for column in columns if len(column) > 1]
+    spans = [f"{_error(min(column))}–{_error(max(column))}" for column in columns if len(set(column)) > 1]
     return [
         row.claim.label,
         row.figure,
@@ -186,14 +186,16 @@ def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[st
     ]
 
 
-def _trained_for(row: Config, shortened: Config, found: Config, length: Length) -> str:
-    """As a run's own configuration has it, of the row's; the fraction is that of its folder only if it is true."""
-    (whole, unit), (count, own_unit) = _length(row), _length(found)
+def _trained_for(row: Config, runs: Sequence[SeedRun], length: Length) -> str:
+    """What runs were trained for, of the row's length; the fraction is that of their folder only if it is true."""
+    (whole, unit), (count, own_unit) = _length(row), _length(runs[0].config)
+    if own_unit == "steps":  # epochs may have ended it sooner
+        count = max((run.step for run in runs if run.state in ("finished", "untested")), default=count)
     if (count, own_unit) == (whole, unit):
         return f"{count:,} {unit}"
     if own_unit != unit:
         return f"{count:,} {own_unit}, not {whole:,} {unit}"
-    fraction = str(length) if _length(found) == _length(shortened) else f"{count / whole:.2g}"
+    fraction = str(length) if length.is_of(count, whole) else f"{count / whole:.2g}"
     return f"{count:,} of {whole:,} {unit} ({fraction})"
 
 

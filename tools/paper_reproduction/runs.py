@@ -39,7 +39,8 @@ class Difference:
     found: Any
 
     def __str__(self) -> str:
-        return f"{self.key} is {self.found}, not {self.wanted}"
+        found, wanted = ("unset" if value is None else value for value in (self.found, self.wanted))
+        return f"{self.key} is {found}, not {wanted}"
 
     @property
     def is_another_net(self) -> bool:
@@ -87,24 +88,34 @@ class SeedRun:
 def seed_folder(row: Row, results: Path, length: Length, seed: int) -> Path:
     """Where this run of the row, or of a twin, is; or where it is to be."""
     folders = [results / name / length.folder / f"seed-{seed}" for name in row.twins]
-    return next((folder for folder in folders if folder.exists()), folders[0])
+    return min(folders, key=lambda folder: (not (folder / FINISHED).exists(), not folder.exists()))
 
 
 def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
     """The runs of a row and of its twins: the longest first, by seed.
 
     Raises:
-        ReproductionError: one of them is of another net, or its files cannot be read.
+        ReproductionError: one of them is of another net, or its files cannot be read, or two are finished.
         ConfigError: its configuration cannot be read.
     """
-    found: dict[Length, dict[int, Path]] = {}
+    found: dict[Length, dict[int, list[Path]]] = {}
     for name in row.twins:
         for length, seed, folder in _seed_folders(results / name):
-            found.setdefault(length, {}).setdefault(seed, folder)
+            found.setdefault(length, {}).setdefault(seed, []).append(folder)
     return {
-        length: [read_run(row, row.config, found[length][seed], seed) for seed in sorted(found[length])]
+        length: [_one_of(row, found[length][seed], seed) for seed in sorted(found[length])]
         for length in sorted(found, key=lambda each: each.fraction, reverse=True)
     }
+
+
+def _one_of(row: Row, folders: list[Path], seed: int) -> SeedRun:
+    """The run in one of these folders, of the row and its twins: that with a result, if there is one."""
+    runs = [read_run(row, row.config, folder, seed) for folder in folders]
+    ended = [run for run in runs if run.has_result]
+    if len(ended) > 1:
+        where = " and ".join(str(run.folder) for run in ended)
+        raise ReproductionError(f"{where} are the same run, and both have ended: move one of them away")
+    return (ended or runs)[0]
 
 
 def outcome_file(wanted: Config, trained: Config) -> str:
@@ -159,17 +170,20 @@ def _read_outcome(path: Path) -> tuple[int, float, float]:
     try:
         end = json.loads(_text(path))
         error, top5_error = (100 * (1 - float(end[name])) for name in ("top1", "top5"))
-        if 0 <= top5_error <= error <= 100:
+        are_numbers = not any(isinstance(end[name], bool | str) for name in ("step", "top1", "top5"))
+        if are_numbers and 0 <= top5_error <= error <= 100:
             return int(end["step"]), error, top5_error
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise ReproductionError(f"{path} is damaged: it must say step, top1 and top5, which are fractions")
 
 
 def _batch_norm_sizes(config: Config, metrics: list[dict[str, Any]]) -> tuple[int, ...]:
     """A run has a line with its plan for each time that it began or went on."""
-    of_all = config.train.global_batch_size
+    of_all, micro_size = config.train.global_batch_size, config.train.micro_batch_size
     sizes = _whole_numbers(metrics, "micro_batch_size")
+    if not sizes and isinstance(micro_size, int):  # the metrics are gone
+        sizes = [micro_size]
     if config.engine.sync_batch_norm and of_all is not None:
         sizes = [of_all // each for each in _whole_numbers(metrics, "accumulation")] or sizes
     return tuple(dict.fromkeys(sizes))

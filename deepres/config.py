@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from deepres.config_fields import (
     AnyFloat,
     Bytes,
+    HostPath,
     ImageSize,
     NonNegativeFloat,
     NumClasses,
@@ -85,7 +86,7 @@ class DataConfig(Section):
     """The images; see `deepres.data`."""
 
     name: SetName
-    root: Path = Path("data")
+    root: HostPath = Path("data")
     download: bool = False
     """Fetch CIFAR into `root` if it is not there."""
     verify: bool = False
@@ -160,13 +161,13 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     deterministic: bool = False
     """Only algorithms whose results are the same in every run."""
-    output: Path = Path("runs")
+    output: HostPath = Path("runs")
     """Runs are written to `output/<name of the config>-<date>`."""
-    run_dir: Path | None = None
+    run_dir: HostPath | None = None
     """Write to this folder instead."""
     overwrite: bool = False
     """Remove the run that `run_dir` holds, if it holds one."""
-    resume: Literal["auto", "never"] | Path = "never"
+    resume: Literal["auto", "never"] | HostPath = "never"
     """Go on from a checkpoint: the newest whole one in `run_dir` (and start if there is none), or a given one."""
     save_every: Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$")] | None = (
         "30 minutes"
@@ -253,7 +254,7 @@ class RecomputeConfig(Section):
     device_memory: Bytes | Literal["auto"] | None = None
     """The fastest plan with which the whole run takes no more than this of a device, or than it has free. Of a GPU,
     PyTorch's allocator then gets no more than that number of bytes in each process."""
-    plan: Path | None = None
+    plan: HostPath | None = None
     """A plan that `Plan.save` wrote."""
     max_extra: Annotated[float, Field(ge=0)] = 0.5
     """With `train.micro_batch_size: auto`: how much longer than with everything kept a step may take."""

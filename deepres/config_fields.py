@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from deepres.bytesize import parse_bytes
 
@@ -13,6 +22,16 @@ class Section(BaseModel):
     """Settings that belong together: checked, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        kind = cls.model_fields[info.field_name].annotation
+        values = value if isinstance(value, list) else [value]
+        if bool not in (kind, *get_args(kind)) and any(isinstance(each, bool) for each in values):
+            raise ValueError(f"may not be {str(value).lower()} (nor yes, no, on or off, which YAML reads so)")
+        return value
 
 
 MOST_PIXELS = 2**14
@@ -32,3 +51,5 @@ AnyFloat = Annotated[float, AfterValidator(_in_fp32)]
 PositiveFloat = Annotated[AnyFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[AnyFloat, Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+HostPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""May begin with `~`, which no shell expands behind `key=`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store
 
 from deepres.config import ConfigError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,15 @@ def to_first_process(x: Tensor) -> list[Tensor]:
     gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
     dist.gather(x, gathered)
     return [each.cpu() for each in gathered or ()]
+
+
+def from_any_process(value: Value | None) -> Value | None:
+    """The value of the first process that has one; collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values: list[Value | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return next((each for each in values if each is not None), None)
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:

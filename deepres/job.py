@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
+from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_memory import net_of
-from deepres.memory.run_planner import PlannedRun, RunPlanner
+from deepres.memory.run_planner import RunPlanner
 from deepres.models import ResNet, compile_units
 from deepres.out_of_memory import (
     UntilOutOfMemory,
@@ -36,7 +37,7 @@ from deepres.out_of_memory import (
 from deepres.recompute import apply_plan
 from deepres.restoring import restore_engine, restore_net
 from deepres.resuming import Checkpoint, choose_start, run_identity, share_start
-from deepres.run_folder import RunFolder, hold_run_folder, prepare_run_folder, run_folder_path
+from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, run_folder_path
 from deepres.run_log import Summary
 from deepres.screen import say
 from deepres.stopping import PeerWatch, StopRequest
@@ -121,13 +122,20 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
         return _run_together(job, None, None, stop)
     path = run_folder_path(job.config, job.config_path)
     with hold_run_folder(path):
-        folder, found = _open_run(job, path)
-        with closing(folder.metrics):
-            return _run_together(job, folder, found, stop)
+        start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
+        check_run_folder(job.config, path)
+        return _run_together(job, path, start, stop)
 
 
-def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
-    """Meet the other processes, and train; an end of one is an end of all."""
+def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
+    """Meet the other processes, and train; an end of one is an end of all.
+
+    Args:
+        job: the run.
+        path: its folder, in rank 0.
+        found: the checkpoint that it goes on from, in rank 0.
+        stop: what may end it before its end.
+    """
     process = job.process
     meeting = meet(process, job.config.engine.meeting_timeout_s, stop) if process.world_size > 1 else None
     with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
@@ -135,7 +143,7 @@ def _run_together(job: Job, folder: RunFolder | None, found: Checkpoint | None, 
             if meeting is not None:
                 _start_group(process, meeting, peers)
             start = share_start(found, job.config, process)
-            summary = _train(job, folder, start, stop)
+            summary = _train(job, path, start, stop)
             any_process([False], process.device)  # nobody leaves while another still needs an answer
         except (ConfigError, DataError, RunError, SaveError):
             raise
@@ -158,15 +166,7 @@ def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
         raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
 
 
-def _open_run(job: Job, path: Path) -> tuple[RunFolder, Checkpoint | None]:
-    """The run's folder, at `path`, and the checkpoint that it goes on from."""
-    config = job.config
-    start = choose_start(config, run_identity(config, job.sizes, job.data.info), say)
-    prepare_run_folder(config, path)
-    return RunFolder(path, start.progress.metrics_bytes if start and start.is_in(path) else 0), start
-
-
-def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
+def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
     config, process = job.config, job.process
     if config.train.deterministic:
         use_deterministic_algorithms()
@@ -195,22 +195,27 @@ def _train(job: Job, folder: RunFolder | None, start: Checkpoint | None, stop: S
     engine = make_engine(job.net, config, process, sizes)
     if start is not None:
         restore_engine(start, engine)
-    trainer = Trainer(
-        config,
-        process,
-        engine,
-        data,
-        folder,
-        planned,
-        stop=stop,
-        start=start,
-        identity=run_identity(config, sizes, job.data.info),
-        activation_peak_bytes=peak,
-    )
-    try:
+    with ExitStack() as stack:
+        stack.callback(data.close)
+        folder = None
+        if path is not None:
+            folder = RunFolder(
+                path, config, start.progress.metrics_bytes if start and start.is_in(path) else 0
+            )
+            stack.callback(folder.metrics.close)
+        trainer = Trainer(
+            config,
+            process,
+            engine,
+            data,
+            folder,
+            planned,
+            stop=stop,
+            start=start,
+            identity=run_identity(config, sizes, job.data.info),
+            activation_peak_bytes=peak,
+        )
         return trainer.run()
-    finally:
-        data.close()
 
 
 def _settle(job: Job) -> tuple[PlannedRun, int]:

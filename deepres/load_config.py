@@ -21,8 +21,9 @@ _PLAINLY = {
     "path_type": "be a path",
     "tuple_type": "be a list",
     "string_pattern_mismatch": "be such as '500 steps', '1 epoch' or '30 minutes'",
+    "string_type": "be such as '500 steps', '1 epoch' or '30 minutes'",
 }
-"""What pydantic says in Python's terms, by the type of the complaint."""
+"""What pydantic says in Python's terms, by the type of the complaint; `train.save_every` alone is text."""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int
     advice = f"no smaller one would fit: {_REPLAY_MORE}"
     if smaller is not None:
         advice = (
-            f"train.micro_batch_size={smaller.micro_size} train.accumulation={smaller.accumulation} should fit, and "
-            f"trains the same global batch of {sizes.global_size}"
+            f"train.micro_batch_size={smaller.micro_size} train.accumulation={smaller.accumulation} "
+            f"{'may' if free_bytes is None else 'should'} fit, and trains the same global batch of {sizes.global_size}"
         )
     return RunError(
         f"out of memory {when} with a micro batch of {sizes.micro_size}: {advice}", ExitStatus.OUT_OF_MEMORY

@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,20 @@ _OF_A_RUN = (CONFIG, METRICS, WEIGHTS, FINISHED, PLAN, CURVES, OUT_OF_MEMORY, "e
 
 
 def run_folder_path(config: Config, config_path: Path) -> Path:
-    """`train.run_dir`, or a new folder under `train.output` named after the config and the time."""
+    """`train.run_dir`, or a new folder under `train.output`, named after the config and the time, which is made."""
     if config.train.run_dir is not None:
         return config.train.run_dir
-    return config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{k}") for k in count(2))  # where runs begin in the same second
+    for path in chain([first], others):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        return path
+    raise AssertionError("there is no end of numbers")
 
 
 @contextmanager
@@ -91,8 +103,8 @@ def _lock(descriptor: int, wait_s: float) -> bool:
             return True
 
 
-def prepare_run_folder(config: Config, folder: Path) -> None:
-    """See that an existing folder may take the run, and write its configuration.
+def check_run_folder(config: Config, folder: Path) -> None:
+    """See that an existing folder may take the run; nothing in it changes.
 
     Args:
         config: the configuration.
@@ -111,32 +123,44 @@ def prepare_run_folder(config: Config, folder: Path) -> None:
                 f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, "
                 "or choose another train.run_dir"
             )
-        if holds_run and config.train.overwrite:
-            _remove_run(folder)
-        replace_text(folder / CONFIG, config.to_yaml())
+        if (folder / METRICS).exists():
+            (folder / METRICS).open("a").close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
-    except SaveError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
 
 
 class RunFolder:
     """What rank 0 writes while it trains.
 
+    What an earlier run left there goes only now, when all else of the run has been found to work.
+
     Args:
-        path: an existing folder.
+        path: a folder that `check_run_folder` has found fit.
+        config: written there.
         metrics_bytes: how much of a `metrics.jsonl` that is there to keep: what came before the checkpoint that the
             run goes on from.
+
+    Raises:
+        ConfigError: it cannot be written.
     """
 
-    def __init__(self, path: Path, metrics_bytes: int = 0) -> None:
+    def __init__(self, path: Path, config: Config, metrics_bytes: int = 0) -> None:
         self.path = path
-        for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
-            (path / name).unlink(missing_ok=True)
-        metrics = path / METRICS
-        if metrics.exists() and metrics.stat().st_size > metrics_bytes:
-            os.truncate(metrics, metrics_bytes)
-        self.metrics = MetricsFile(metrics)
+        try:
+            metrics = path / METRICS
+            if metrics.exists() and metrics.stat().st_size > metrics_bytes:
+                os.truncate(metrics, metrics_bytes)
+            if config.train.overwrite:
+                _remove_run(path)
+            for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
+                (path / name).unlink(missing_ok=True)
+            replace_text(path / CONFIG, config.to_yaml())
+            self.metrics = MetricsFile(metrics)
+        except OSError as error:
+            raise ConfigError(f"{error.filename or path} cannot be written: {error.strerror}") from None
+        except SaveError as error:
+            raise ConfigError(str(error)) from None
 
     def save_weights(self, state: dict[str, Tensor], metadata: dict[str, str]) -> Path:
         """Write parameters and buffers to `model.safetensors`, and what it tells beside them.

@@ -15,7 +15,7 @@ from deepres.commit import replace_text
 from deepres.config import LogConfig
 from deepres.curves import plot_curves
 from deepres.distributed import Process
-from deepres.memory.run_planner import PlannedRun
+from deepres.memory.planned_run import PlannedRun
 from deepres.metrics import Metrics
 from deepres.run_folder import CURVES, METRICS, PLAN, RunFolder
 from deepres.screen import say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,19 @@ from typing import Any
 import yaml
 
 KeyPath = tuple[str, ...]
+_INT = "tag:yaml.org,2002:int"
+
+
+class _Loader(yaml.SafeLoader):
+    """Without YAML 1.1's whole numbers that are none elsewhere: `010` for 8, `1:30` for 90."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if tag != _INT]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
 class YamlError(ValueError):
@@ -28,11 +42,11 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise YamlError(f"{path}: cannot be read: {reason}") from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         lines: dict[KeyPath, int] = {}
         if node is not None:
             _note_lines(node, (), lines, path, ())
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
@@ -49,10 +63,14 @@ def parse_value(text: str) -> Any:
     """The value of a command-line `key=value`, read as YAML reads it.
 
     Raises:
-        YamlError: it is not YAML.
+        YamlError: it is not YAML, or has a comment.
     """
     try:
-        return yaml.safe_load(text)
+        if " #" in text and "#" not in str(yaml.load(text, _Loader)):
+            raise YamlError(
+                f"{text!r} ends in a YAML comment from # on: quote the value ('…') if that belongs to it"
+            )
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise YamlError(f"{text!r} is not a YAML value") from None
 

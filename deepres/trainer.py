@@ -9,15 +9,25 @@ import torch
 
 from deepres.config import Config
 from deepres.data import DataSource, Prefetch
-from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
+from deepres.distributed import (
+    Process,
+    any_process,
+    sum_over_processes,
+    to_first_process,
+)
 from deepres.engines import Engine, NonFiniteError
+from deepres.evaluation_pass import run_evaluation
 from deepres.exit_status import ExitStatus, RunError
-from deepres.memory.run_planner import PlannedRun
+from deepres.memory.planned_run import PlannedRun
 from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
-from deepres.metrics import Metrics, answer_sums
+from deepres.metrics import Metrics
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
-from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
+from deepres.out_of_memory import (
+    UntilOutOfMemory,
+    free_device_bytes,
+    out_of_memory,
+)
 from deepres.recompute.random_state import RandomState
 from deepres.restoring import own_sums
 from deepres.resuming import Checkpoint
@@ -267,14 +277,17 @@ class Trainer:
     def _evaluate(self) -> None:
         """Test the net; a request to stop ends it early, and what it did so far is forgotten."""
         self._engine.average_buffers()
-        sums = torch.zeros(4, dtype=torch.float64, device=self._process.device)
-        for batch in self._data.test_batches():
-            if any_process([self._stop.reason is not None], self._process.device)[0]:
-                return
-            sums += answer_sums(self._engine.predict(batch.images), batch.labels)
-        metrics = Metrics.over_processes(sums)
-        self._log.test(self._step, metrics)
-        self._test, self._is_evaluated = metrics, True
+        batch_size = self._config.train.eval_batch_size or self._engine.sizes.micro_size
+        try:
+            metrics = run_evaluation(self._engine, self._data, self._stop, batch_size)
+        except RunError:  # in all processes: what was trained is not lost
+            if self._config.train.save_every is not None:
+                self._save()
+                self._saver.finish(self._process.device)
+            raise
+        if metrics is not None:
+            self._log.test(self._step, metrics)
+            self._test, self._is_evaluated = metrics, True
 
     def _finish(self, summary: Summary) -> None:
         # Several processes may have met the same image, in different epochs.

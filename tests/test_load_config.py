@@ -111,6 +111,11 @@ def test_a_mistake_beside_a_base_is_told_with_the_line_of_the_own_file(folder):
             "command line: train.resume must be 'auto' or 'never' or a path, got nothing",
         ),
         ("", ["optim.milestones=3"], "command line: optim.milestones must be a list, got 3"),
+        (
+            "",
+            ["train.save_every=500"],
+            "command line: train.save_every must be such as '500 steps', '1 epoch' or '30 minutes', got 500",
+        ),
     ],
 )
 def test_what_should_be_a_section_a_path_or_a_list_is_told_plainly(folder, text, overrides, message):
@@ -159,6 +164,32 @@ def test_an_own_value_takes_the_place_of_a_bad_one_in_the_base(folder):
 def test_a_base_that_is_none_is_refused(folder, base, message):
     with pytest.raises(ConfigError, match=message):
         load_config(_row(folder, base=base))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["recompute.segments=yes", "train.epochs=on", "optim.learning_rate=true", "optim.milestones=[true]"],
+)
+def test_true_is_no_number(folder, override):
+    with pytest.raises(
+        ConfigError, match=r"may not be .*true.* \(nor yes, no, on or off, which YAML reads so\)"
+    ):
+        load_config(_row(folder), [override])
+
+
+def test_whole_numbers_are_decimal_and_paths_have_a_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/her")
+    config = load_config(_row(folder), ["train.seed=010", "train.run_dir=~/runs/mine", "data.root=~/cifar"])
+    assert config.train.seed == 10
+    assert (str(config.train.run_dir), str(config.data.root)) == ("/home/her/runs/mine", "/home/her/cifar")
+    with pytest.raises(ConfigError, match=r"train.seed must .*got '1:30'"):
+        load_config(_row(folder), ["train.seed=1:30"])
+
+
+def test_a_value_is_not_cut_off_at_a_comment(folder):
+    with pytest.raises(ConfigError, match="'/x/my run #2' ends in a YAML comment from # on: quote the value"):
+        load_config(_row(folder), ["train.run_dir=/x/my run #2"])
+    assert str(load_config(_row(folder), ["train.run_dir='/x/my run #2'"]).train.run_dir) == "/x/my run #2"
 
 
 def test_a_base_is_not_given_on_the_command_line(folder):

@@ -114,7 +114,7 @@ def test_a_run_whose_first_micro_batch_does_not_fit_says_what_would(tmp_path):
     assert done.returncode == ExitStatus.OUT_OF_MEMORY, done.stderr
     assert done.stderr == (
         "error: out of memory before the first step with a micro batch of 4096: train.micro_batch_size=2048 "
-        "train.accumulation=2 should fit, and trains the same global batch of 4096\n"
+        "train.accumulation=2 may fit, and trains the same global batch of 4096\n"
     )
 
 
@@ -134,24 +134,44 @@ ONE_RUNS_OUT = """
             torch.empty(2**48, dtype=torch.uint8)  # more than there are addresses
         return run_pass(self, images, labels, is_last=is_last)
 
-    if os.environ["RANK"] == "1":
+    def ask_for_too_much_in_evaluation(self, images):
+        torch.empty(2**48, dtype=torch.uint8)
+
+    if os.environ["RANK"] == "1" and os.environ["WHERE"] == "step":
         Engine._pass = ask_for_too_much
+    elif os.environ["RANK"] == "1":
+        Engine.predict = ask_for_too_much_in_evaluation
     status = train.main(sys.argv[1:])
     os._exit(status)
 """
 
 
 @pytest.mark.multi_process
-def test_the_one_process_that_runs_out_of_memory_says_so_whichever_it_is(tmp_path):
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "step",
+            "train.micro_batch_size=2 train.accumulation=2 may fit, and trains the same global batch of 8",
+        ),
+        (
+            "evaluation",
+            "error: out of memory in the evaluation, with 4 images at once: lower train.eval_batch_size",
+        ),
+    ],
+)
+def test_the_one_process_that_runs_out_of_memory_says_so_whichever_it_is(
+    tmp_path, monkeypatch, where, message
+):
+    monkeypatch.setenv("WHERE", where)
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(ONE_RUNS_OUT), encoding="utf-8")
-    done = torchrun(script, "--config", QUICKSTART, *SMALL, *PLAIN, f"train.run_dir={tmp_path}/run")
+    run_dir = tmp_path / "run"
+    done = torchrun(script, "--config", QUICKSTART, *SMALL, *PLAIN, f"train.run_dir={run_dir}")
     assert done.returncode != 0
-    message = (
-        "error: out of memory in step 3 with a micro batch of 4: train.micro_batch_size=2 train.accumulation=2 "
-        "should fit, and trains the same global batch of 8"
-    )
     assert done.stderr.count(message) == 1
+    # What was trained before an evaluation is saved.
+    assert [path.name for path in run_dir.glob("checkpoints/step-*")] == ["step-00000008"] * (where != "step")
 
 
 def attempt_up_to(most):

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from deepres.config import Config, ConfigError
-from deepres.run_folder import hold_run_folder, is_held, prepare_run_folder
+from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_held, run_folder_path
 from tests.processes import environment
 
 HOLDER = """
@@ -63,7 +64,27 @@ def test_a_run_that_replaces_another_leaves_none_of_its_files_and_all_others(tmp
     for name in (*of_a_run, "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="holds another run"):
-        prepare_run_folder(_config(run_dir=tmp_path), tmp_path)
-    prepare_run_folder(_config(run_dir=tmp_path, overwrite=True), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]
+        check_run_folder(_config(run_dir=tmp_path), tmp_path)
+    config = _config(run_dir=tmp_path, overwrite=True)
+    check_run_folder(config, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    RunFolder(tmp_path, config).metrics.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "model.safetensors"])
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, name):
+    (tmp_path / name).mkdir()
+    config = _config(run_dir=tmp_path, resume="auto")
+    begin = check_run_folder if name == "metrics.jsonl" else lambda *them: RunFolder(*reversed(them))
+    with pytest.raises(ConfigError, match=f"{name} cannot be written: Is a directory"):
+        begin(config, tmp_path)
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "20260102-030405")
+    config = _config(output=tmp_path)
+    names = [run_folder_path(config, Path("net.yaml")).name for _ in range(3)]
+    assert names == ["net-20260102-030405", "net-20260102-030405-2", "net-20260102-030405-3"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import psutil
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from deepres.config import Config, ConfigError
 from deepres.distributed import Process
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
+from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_memory import (
     RunMemory,
     activation_budget,
@@ -31,37 +32,6 @@ from deepres.recompute import (
     simulate,
     smallest_budget,
 )
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """What a run was planned to do.
-
-    Attributes:
-        plan: with its costs on the run's chain.
-        sizes: the batch sizes that it was made for.
-        memory: of one process.
-        budget_bytes: what activations may take; None if there is no budget.
-    """
-
-    plan: PricedPlan
-    sizes: BatchSizes
-    memory: RunMemory
-    budget_bytes: int | None
-
-    def __str__(self) -> str:
-        plan, sizes = self.plan, self.sizes
-        budget = "" if self.budget_bytes is None else f"budget {format_bytes(self.budget_bytes)}, "
-        segments = f"{plan.num_segments} segment{'s' * (plan.num_segments != 1)}"
-        nested = f" nested {plan.nesting_depth} deep" if plan.nesting_depth > 1 else ""
-        micro = f"micro batch {sizes.micro_size}"
-        if sizes.accumulation > 1:
-            micro += f" × {sizes.accumulation}"
-        return (
-            f"plan for {micro}: {budget}predicted peak of activations {format_bytes(plan.peak_bytes)}, "
-            f"{segments}{nested}, {100 * plan.extra_share:.1f} % extra time predicted, "
-            f"{format_bytes(self.memory.total_bytes)} in all"
-        )
 
 
 class RunPlanner:
@@ -187,7 +157,12 @@ class RunPlanner:
         num_found = 0
         for sizes in candidates:
             budget_bytes = self._budget(sizes, device_bytes)
-            smallest_bytes = 0 if budget_bytes is None else smallest_budget(self._predicted(sizes))
+            try:
+                smallest_bytes = 0 if budget_bytes is None else smallest_budget(self._predicted(sizes))
+            except ConfigError:  # too few images for batch norm
+                if first is None and not num_found:
+                    raise
+                break
             if budget_bytes is None or smallest_bytes <= budget_bytes:
                 num_found += 1
                 yield sizes
@@ -200,12 +175,9 @@ class RunPlanner:
     def _infeasible(
         self, sizes: BatchSizes, budget_bytes: int, smallest_bytes: int, device_bytes: int
     ) -> ConfigError:
-        fits = None
-        if not self._is_auto:
-            smaller = smaller_micro_batches(sizes)
-            budgets = ((s, self._budget(s, device_bytes)) for s in smaller)
-            fits = next((s for s, b in budgets if b and smallest_budget(self._predicted(s)) <= b), None)
-        advice = "not even a micro batch of 1 fits"
+        smaller = [] if self._is_auto else smaller_micro_batches(sizes)
+        fits = next((each for each in smaller if self._has_plan(each, device_bytes)), None)
+        advice = "no smaller micro batch fits"
         if fits is not None:
             advice = (
                 f"the largest micro batch that fits is train.micro_batch_size={fits.micro_size} "
@@ -228,6 +200,13 @@ class RunPlanner:
             f"{asked}: the smallest that any plan needs for a micro batch of {sizes.micro_size} is "
             f"{format_bytes(smallest)} ({smallest} bytes); {advice}"
         )
+
+    def _has_plan(self, sizes: BatchSizes, device_bytes: int) -> bool:
+        budget_bytes = self._budget(sizes, device_bytes)
+        try:
+            return bool(budget_bytes) and smallest_budget(self._predicted(sizes)) <= (budget_bytes or 0)
+        except ConfigError:  # too few images for batch norm
+            return False
 
     def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> PricedPlan:
         try:
@@ -265,9 +244,12 @@ class RunPlanner:
     def _predicted(self, sizes: BatchSizes) -> Chain:
         if sizes.micro_size not in self._chains:
             card = GPUS[0] if self._on_cuda else None  # for its bytes, which are the same for every card
-            self._chains[sizes.micro_size] = predict_run_chain(
-                self._config, self._net, sizes.micro_size, self._image_size, card
-            )
+            try:
+                self._chains[sizes.micro_size] = predict_run_chain(
+                    self._config, self._net, sizes.micro_size, self._image_size, card
+                )
+            except ValueError as error:
+                raise ConfigError(f"a micro batch of {sizes.micro_size} cannot be trained: {error}") from None
         return self._chains[sizes.micro_size]
 
     def _measured(self, sizes: BatchSizes) -> Chain:

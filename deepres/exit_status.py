@@ -18,7 +18,7 @@ class ExitStatus(IntEnum):
     PROCESS_DIED = 5
     """Another process of the run has died."""
     OUT_OF_MEMORY = 6
-    """A micro batch did not fit the memory, in a step or before the first one."""
+    """A micro batch did not fit the memory, in a step, before the first one or in an evaluation."""
     STOPPED = 75
     """A signal stopped it, and a checkpoint is written: the same command with train.resume=auto goes on."""
 

@@ -252,9 +252,9 @@ class RecomputeConfig(Section):
     budget: Bytes | None = None
     """The fastest plan whose activations take no more than this (`2GiB`)."""
     device_memory: Bytes | Literal["auto"] | None = None
-    """The fastest plan with which training takes no more than this of a device, or than it has free. Of a GPU, PyTorch's
-    allocator then gets no more than that number of bytes in each process. Not counted are an evaluation with a larger
-    `train.eval_batch_size` and, on a CPU, the copy of a checkpoint that is saved, and what is offloaded."""
+    """The fastest plan with which training takes no more than this of a device, or than it has free. Of a GPU,
+    PyTorch's allocator then gets no more than that number of bytes in each process. Not counted are an evaluation with
+    a larger `train.eval_batch_size` and, on a CPU, the copy of a checkpoint that is saved and what is offloaded."""
     plan: HostPath | None = None
     """A plan that `Plan.save` wrote."""
     max_extra: Annotated[float, Field(ge=0)] = 0.5

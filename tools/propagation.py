@@ -100,7 +100,10 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
         writable_folder(options.out)
     if options.json is not None:
-        options.json.open("a").close()
+        try:
+            options.json.open("a").close()
+        except OSError as error:
+            raise ValueError(f"--json {options.json} cannot be written: {error.strerror}") from None
     found = dict[str, Propagation]()
     for measured in nets:
         net = measured.make(options.seed).to(options.device, dtype)

@@ -38,7 +38,7 @@ from deepres.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.stopping import StopRequest
 
 
-class _Wishes(NamedTuple):
+class _StepFlags(NamedTuple):
     """What a process, or some process, wants between two steps.
 
     Attributes:
@@ -158,7 +158,7 @@ class Trainer:
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
-                wishes: _Wishes | None = self._run_step(batches)
+                wishes: _StepFlags | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
                     self._rate.pause()
@@ -167,7 +167,7 @@ class Trainer:
                 self._save_or_stop(wishes)
         self._rate.pause()
 
-    def _run_step(self, batches: Prefetch) -> _Wishes:
+    def _run_step(self, batches: Prefetch) -> _StepFlags:
         """Train one step; what some process wishes after it."""
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
@@ -198,7 +198,7 @@ class Trainer:
             rate = self._rate.per_s * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
-        return _Wishes(*wishes)
+        return _StepFlags(*wishes)
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         before.restore()
@@ -213,23 +213,23 @@ class Trainer:
             ExitStatus.NOT_FINITE,
         )
 
-    def _wishes(self, step: int) -> _Wishes:
+    def _wishes(self, step: int) -> _StepFlags:
         """This process's, after so many steps."""
         is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
         in_background = mode == "always" or (
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
-        return _Wishes(self._stop.reason is not None, is_due, in_background, self._saver.has_failed)
+        return _StepFlags(self._stop.reason is not None, is_due, in_background, self._saver.has_failed)
 
-    def _save_or_stop(self, wishes: _Wishes | None = None) -> None:
+    def _save_or_stop(self, wishes: _StepFlags | None = None) -> None:
         """Between steps: save if that is due, and end the run if a process is asked to; collective.
 
         Args:
             wishes: of all processes; None: they are asked for now.
         """
         if wishes is None:
-            wishes = _Wishes(*any_process(self._wishes(self._step), self._process.device))
+            wishes = _StepFlags(*any_process(self._wishes(self._step), self._process.device))
         self._saver.check(wishes.has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due
         saves = self._config.train.save_every is not None

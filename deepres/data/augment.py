@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepres.data.transfer import on_device
+from deepres.data.host_to_device import on_device
 
 PADDING = 4
 NUM_CROP_DRAWS = 3

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deepres.data.batch import IGNORED_LABEL
+from deepres.data.host_to_device import on_device
 from deepres.data.sampling import Request
-from deepres.data.transfer import on_device
 
 
 class Failure(NamedTuple):

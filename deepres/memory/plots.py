@@ -11,9 +11,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
+from deepres.memory.end_of_forward import held_after_forward
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
-from deepres.memory.turn import held_at_the_turn
 from deepres.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from deepres.recompute import PricedPlan, keep_all_plan, price, uniform_plan
 from deepres.recompute.frontier import Frontier
@@ -122,8 +122,8 @@ def units_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Fig
     figure, axes = _axes()
     num_units = len(profiled.chain.units)
     edges = list(range(num_units + 1))
-    _, everything = held_at_the_turn(profiled.chain, keep_all_plan(num_units))
-    inputs, kept = held_at_the_turn(profiled.chain, row.plan)
+    _, everything = held_after_forward(profiled.chain, keep_all_plan(num_units))
+    inputs, kept = held_after_forward(profiled.chain, row.plan)
     axes.stairs(everything, edges, color=GREY, linewidth=1.5, label="everything kept")
     both = [a + b for a, b in zip(inputs, kept, strict=True)]
     axes.stairs(both, edges, fill=True, color=BLUE, label=f"{row.strategy}: kept activations")

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from deepres.bytesize import format_bytes
 from deepres.config import EngineConfig
+from deepres.memory.end_of_forward import held_after_forward
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
 from deepres.memory.run_memory import accumulates
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
-from deepres.memory.turn import held_at_the_turn
 from deepres.recompute import (
     Chain,
     InfeasibleBudgetError,
@@ -167,7 +167,7 @@ def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
 def stage_rows(profiled: ProfiledNet) -> tuple[StageRow, ...]:
     """What each stage keeps with everything kept."""
     units, rows, start = profiled.chain.units, list[StageRow](), 0
-    _, kept = held_at_the_turn(profiled.chain, keep_all_plan(len(units)))
+    _, kept = held_after_forward(profiled.chain, keep_all_plan(len(units)))
     for stage, num_units in enumerate(profiled.net.units_per_stage, start=1):
         own = units[start : start + num_units]
         kept_bytes = sum(kept[start : start + num_units])

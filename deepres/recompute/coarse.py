@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from deepres.recompute.chain import Chain, Retention, UnitCost
-from deepres.recompute.needs import smallest_plan
+from deepres.recompute.least_peak import smallest_plan
 from deepres.recompute.plan import Action, Plan, keep_all_plan, uniform_plan
 from deepres.recompute.planner import make_plan
 from deepres.recompute.simulate import simulate, timeline

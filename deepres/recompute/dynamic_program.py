@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import Ints, costs_of
+from deepres.recompute.least_peak import needs_of
 from deepres.recompute.moves import Move, traced_plan
-from deepres.recompute.needs import needs_of
 from deepres.recompute.plan import Plan
 
 _EXACT_TABLE_BYTES = 2**26

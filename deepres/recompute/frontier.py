@@ -7,9 +7,9 @@ from functools import cached_property, lru_cache
 from deepres.recompute.chain import Chain
 from deepres.recompute.coarse import coarsen
 from deepres.recompute.dynamic_program import DynamicProgram
-from deepres.recompute.levels import geometric_levels
+from deepres.recompute.least_peak import smallest_plan
 from deepres.recompute.lower_bound import least_extra_ms
-from deepres.recompute.needs import smallest_plan
+from deepres.recompute.memory_levels import geometric_levels
 from deepres.recompute.plan import PricedPlan
 from deepres.recompute.planner import InfeasibleBudgetError, fastest_plan, make_plan, smallest_budget
 from deepres.recompute.simulate import price

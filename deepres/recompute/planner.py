@@ -5,8 +5,8 @@ from functools import lru_cache
 from deepres.bytesize import format_bytes
 from deepres.recompute.chain import Chain
 from deepres.recompute.dynamic_program import DynamicProgram, quickest_retentions
-from deepres.recompute.levels import even_levels, exact_levels
-from deepres.recompute.needs import needs_of
+from deepres.recompute.least_peak import needs_of
+from deepres.recompute.memory_levels import even_levels, exact_levels
 from deepres.recompute.plan import Plan, PricedPlan
 from deepres.recompute.simulate import price
 

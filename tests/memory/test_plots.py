@@ -6,6 +6,7 @@ import pytest
 
 from deepres.config import Config
 from deepres.memory.depths import depth_row
+from deepres.memory.end_of_forward import held_after_forward
 from deepres.memory.gpus import find_gpu
 from deepres.memory.plots import (
     depths_figure,
@@ -15,7 +16,6 @@ from deepres.memory.plots import (
 )
 from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
-from deepres.memory.turn import held_at_the_turn
 from deepres.recompute import Plan
 from deepres.recompute.simulate import timeline
 
@@ -81,7 +81,7 @@ def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):
 def test_what_units_hold_is_what_the_simulator_has_at_the_turn(nets):
     profiled, report = nets[0]
     for plan in (report.rows[0].plan, report.rows[2].plan, Plan(((0, 5), (1, 4), (6, 8)), ("all",) * 9)):
-        inputs, kept = held_at_the_turn(profiled.chain, plan)
+        inputs, kept = held_after_forward(profiled.chain, plan)
         turn = next(m for m in timeline(profiled.chain, plan) if m.action.value == "head")
         assert sum(kept) == turn.kept_bytes
         # x_L, if the last unit was discarded, is held for the head.

@@ -1,4 +1,4 @@
-"""What a step holds at its turn, when the forward phase is over, unit by unit."""
+"""What a step holds when its forward phase is over, unit by unit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from deepres.recompute import Chain, Plan
 from deepres.recompute.segment_tree import segment_tree
 
 
-def held_at_the_turn(chain: Chain, plan: Plan) -> tuple[list[int], list[int]]:
+def held_after_forward(chain: Chain, plan: Plan) -> tuple[list[int], list[int]]:
     """The bytes of each unit's input, where no other unit keeps it, and of what each unit keeps.
 
     The sums are those of `timeline` at the HEAD, but for a discarded x_L.

@@ -4,7 +4,7 @@ import numpy as np
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import Ints, costs_of
-from deepres.recompute.needs import needs_of
+from deepres.recompute.least_peak import needs_of
 
 
 def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:

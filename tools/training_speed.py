@@ -108,7 +108,7 @@ def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, devic
         "ratios": ratios,
         "data_wait_percent": 100 * statistics.median(waits),
         "bare_images_per_s": bare_rate,
-        "note": f"bare loop beside it: {bare_rate:,.0f} images/s",
+        "note": f"bare loop beside it: {bare_rate:.4g} images/s",
     }
 
 

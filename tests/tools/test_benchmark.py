@@ -36,7 +36,7 @@ def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
         ratio * trainer["images_per_s"] / trainer["bare_images_per_s"] for ratio in trainer["ratios"]
     )
     assert rounds[0] <= 1 <= rounds[-1]
-    assert trainer["note"] == f"bare loop beside it: {trainer['bare_images_per_s']:,.0f} images/s"
+    assert trainer["note"] == f"bare loop beside it: {trainer['bare_images_per_s']:.4g} images/s"
     markdown = (tmp_path / "training_11.md").read_text(encoding="utf-8")
     assert done.stdout.partition("\n\n")[0] in markdown
     assert f"| {trainer['note']} |" in markdown

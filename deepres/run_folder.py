@@ -117,8 +117,7 @@ def check_run_folder(config: Config, folder: Path) -> None:
     resume = config.train.resume
     is_resumed = resume == "auto" or (isinstance(resume, Path) and _is_inside(resume, folder))
     try:
-        holds_run = (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
-        if holds_run and not is_resumed and not config.train.overwrite:
+        if _holds_run(folder) and not is_resumed and not config.train.overwrite:
             raise ConfigError(
                 f"{folder} holds another run: train.resume=auto goes on with it, train.overwrite=true replaces it, "
                 "or choose another train.run_dir"
@@ -151,7 +150,7 @@ class RunFolder:
             metrics = path / METRICS
             if metrics.exists() and metrics.stat().st_size > metrics_bytes:
                 os.truncate(metrics, metrics_bytes)
-            if config.train.overwrite:
+            if config.train.overwrite and _holds_run(path):
                 _remove_run(path)
             for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
                 (path / name).unlink(missing_ok=True)
@@ -184,6 +183,10 @@ class RunFolder:
 
 def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
 
 
 def _remove_run(folder: Path) -> None:

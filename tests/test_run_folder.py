@@ -74,6 +74,12 @@ def test_a_run_that_replaces_another_leaves_none_of_its_files_and_all_others(tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "notes.txt"]
 
 
+def test_files_of_such_names_that_are_no_run_s_stay(tmp_path):
+    (tmp_path / "plan.json").touch()
+    RunFolder(tmp_path, _config(run_dir=tmp_path, overwrite=True)).metrics.close()
+    assert (tmp_path / "plan.json").exists()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "model.safetensors"])
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / name).mkdir()

@@ -48,8 +48,8 @@ class Summary:
         return (
             f"test accuracy {100 * self.test.top1:.2f} % (top-5 {100 * self.test.top5:.2f} %)   "
             f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
-            f"(predicted {format_bytes(self.predicted_peak_bytes)})   "
-            f"{speed}   "
+            f"(predicted {format_bytes(self.predicted_peak_bytes)})\n"
+            f"    {speed}   "
             f"recomputation {100 * self.recompute_share:.1f} % of a step"
         )
 

@@ -66,13 +66,14 @@ def parse_value(text: str) -> Any:
         YamlError: it is not YAML, or has a comment.
     """
     try:
-        if " #" in text and "#" not in str(yaml.load(text, _Loader)):
-            raise YamlError(
-                f"{text!r} ends in a YAML comment from # on: quote the value ('…') if that belongs to it"
-            )
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise YamlError(f"{text!r} is not a YAML value") from None
+    if " #" in text and "#" not in str(value):
+        raise YamlError(
+            f"{text!r} ends in a YAML comment from # on: quote the value ('…') if that belongs to it"
+        )
+    return value
 
 
 def _note_lines(

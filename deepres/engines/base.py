@@ -91,9 +91,8 @@ class Engine:
         self._set_learning_rate(learning_rate)
         sums = self.run_passes(micro_batches)
         found, own = [sums[0], self._has_bad_gradient()], list(flags())
-        if (
-            self.process.world_size > 1
-        ):  # created on the device: a copy from the CPU would wait for the passes
+        if self.process.world_size > 1:
+            # Created on the device: a copy from the CPU would wait for the passes.
             found += [sums.new_full((), float(flag)) for flag in own]
         # The only wait for the device.
         loss, is_bad, *of_all = sum_over_processes(torch.stack(found)).tolist()

@@ -297,6 +297,8 @@ class LogConfig(Section):
 
     every: PositiveInt = 50
     """Steps between lines."""
+    note: str = ""
+    """A remark on the run, for `metrics.jsonl` and the tables of `tools/reproduce_paper.py`."""
     tensorboard: bool = False
     plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""

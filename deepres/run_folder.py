@@ -24,6 +24,8 @@ from deepres.metrics import MetricsFile
 CONFIG, METRICS, WEIGHTS, FINISHED = "config.yaml", "metrics.jsonl", "model.safetensors", "finished.json"
 PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
 CHECKPOINTS = "checkpoints"
+MADE_BY = "made_by"
+"""The kind of the line of metrics that tells when, where and with which versions a run began or was resumed."""
 NOT_FINITE = "not_finite"
 """The kind of the line of metrics that tells where a run ended in a number that is not finite."""
 _LOCK_WAIT_S = 15.0
@@ -49,7 +51,7 @@ def run_folder_path(config: Config, config_path: Path) -> Path:
 
 @contextmanager
 def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
-    """Make a folder and keep other runs out of it; if it is still empty in the end, it goes.
+    """Make a folder and keep other runs out of it; if it is still empty in the end, it goes, with what was made for it.
 
     The lock is the system's (flock): it ends with the process, however that ends, and with the processes that decode
     its images, which notice a few seconds later; hence the wait. Where a file system has no such lock, there is none.
@@ -57,6 +59,7 @@ def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None
     Raises:
         ConfigError: another run holds it, or it cannot be made.
     """
+    made = [path for path in folder.parents if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -72,7 +75,8 @@ def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None
             yield
         finally:
             with suppress(OSError):
-                folder.rmdir()
+                for path in (folder, *made):
+                    path.rmdir()
     finally:
         os.close(descriptor)
 

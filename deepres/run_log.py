@@ -17,7 +17,8 @@ from deepres.curves import plot_curves
 from deepres.distributed import Process
 from deepres.memory.planned_run import PlannedRun
 from deepres.metrics import Metrics
-from deepres.run_folder import CURVES, METRICS, PLAN, RunFolder
+from deepres.provenance import provenance
+from deepres.run_folder import CURVES, MADE_BY, METRICS, PLAN, RunFolder
 from deepres.screen import say
 
 
@@ -94,12 +95,14 @@ class RunLog:
             disable=not (self._process.is_first and sys.stderr is not None and sys.stderr.isatty()),
         )
 
-    def plan(self, planned: PlannedRun) -> None:
-        """What was planned; the plan goes to the run's folder."""
+    def begin(self, planned: PlannedRun) -> None:
+        """What was planned; the plan, and what trains the run, go to its folder."""
         plan = planned.plan
         self.say(str(planned))
         if self._folder is not None:
             replace_text(self._folder.path / PLAN, plan.to_json() + "\n")
+            made_by = provenance(self._process.device.type)
+            self._folder.metrics.write(MADE_BY, note=self._config.note, **made_by)
             self._folder.metrics.write(
                 "plan",
                 budget_bytes=planned.budget_bytes,

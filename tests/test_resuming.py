@@ -75,9 +75,11 @@ def rows(run_dir: Path) -> list[dict]:
     content = [
         json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    # Each start tells its plan, whose times are measured, and its own speed.
-    timed = ("images_per_s", "data_wait_share", "recompute_share")
-    return [{k: v for k, v in row.items() if k not in timed} for row in content if row["kind"] != "plan"]
+    # Each start tells what it is made by and its plan, whose times are measured, and its own speed.
+    timed, of_a_start = ("images_per_s", "data_wait_share", "recompute_share"), ("made_by", "plan")
+    return [
+        {k: v for k, v in row.items() if k not in timed} for row in content if row["kind"] not in of_a_start
+    ]
 
 
 @pytest.mark.parametrize(("engine", "extra"), EXTRAS)

@@ -51,7 +51,7 @@ def test_a_folder_that_a_process_holds_is_refused_until_it_ends_however_that_is(
 
 
 def test_a_folder_that_stays_empty_goes(tmp_path):
-    with hold_run_folder(tmp_path / "empty"):
+    with hold_run_folder(tmp_path / "made" / "for" / "empty"):
         pass
     with hold_run_folder(tmp_path / "used"):
         (tmp_path / "used" / "file").touch()

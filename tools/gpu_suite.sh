@@ -74,8 +74,8 @@ piece snapshot "$PYTHON" "$PROFILE" --depth 164 --measure --snapshot "$OUT/resne
 # NOTE=TEXT says in the tables what the images are. Batch norm over the whole batch, which is one graph's.
 if [ -n "${CIFAR:-}" ]; then
     PAPER=("$PYTHON" tools/reproduce_paper.py run --seeds 1)
-    [ -n "${NOTE:-}" ] && PAPER+=(--note "$NOTE")
     ON=("data.root=$CIFAR" "train.save_every=5 minutes")
+    [ -n "${NOTE:-}" ] && ON+=("log.note=$NOTE")
     AT_ONCE=("${ON[@]}" train.micro_batch_size=128)
     rows() {  # length, row…; four at once on a large card
         local length="$1" number=0 options row; shift

@@ -24,9 +24,9 @@ from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
+from deepres.provenance import origin_text, provenance
 from deepres.recompute import simulate
 from deepres.text_table import aligned
-from measuring.provenance import origin_text, provenance
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 

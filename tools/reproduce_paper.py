@@ -62,20 +62,13 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument(
         "--launcher", type=shlex.split, default=[sys.executable], help='such as "deepspeed --num_gpus 2"'
     )
-    parser.add_argument(
-        "--note",
-        default="",
-        metavar="TEXT",
-        help="for the tables' remarks, such as: CIFAR-10 re-encoded as JPEG",
-    )
     options = parser.parse_intermixed_args(arguments)
     rows = find_rows(all_rows(), options.target)
     if not options.launcher:
         parser.error('argument --launcher: must be a command such as "deepspeed --num_gpus 2", got nothing')
-    order = Order(
-        rows, options.seeds, options.short, options.results, options.overrides, options.launcher, options.note
+    return train(
+        Order(rows, options.seeds, options.short, options.results, options.overrides, options.launcher)
     )
-    return train(order)
 
 
 def _table(arguments: list[str]) -> int:

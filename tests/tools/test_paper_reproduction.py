@@ -86,7 +86,7 @@ def test_other_folders_are_of_no_length(name):
 
 
 def _leave_run(
-    results, name, seed, top1, *overrides, length=FULL, top5=0.99, end="finished", step=None, **made_by
+    results, name, seed, top1, *overrides, length=FULL, top5=0.99, end="finished", step=None, made_by=()
 ):
     """What a run that ended leaves, as far as it is committed."""
     folder = results / name / length.folder / f"seed-{seed}"
@@ -94,6 +94,7 @@ def _leave_run(
     config = _config(name, length, f"train.seed={seed}", "data.root=/elsewhere", *overrides)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     lines = [
+        *({"kind": "made_by", "note": "", **each} for each in made_by),
         {"kind": "plan", "micro_batch_size": config.train.micro_batch_size, "accumulation": 2},
         {"kind": "train", "step": 100, "loss": 1.0},
     ]
@@ -105,8 +106,6 @@ def _leave_run(
     if end == "finished":
         marker = {"step": step or config.train.max_steps or FINAL_STEP, "top1": top1, "top5": top5}
         (folder / "finished.json").write_text(json.dumps(marker) + "\n", encoding="utf-8")
-    if made_by:
-        (folder / "made_by.json").write_text(json.dumps(made_by), encoding="utf-8")
     return folder
 
 
@@ -132,8 +131,8 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
     short = Length.parse("0.0244375")
     for seed, top1 in ((1, 0.8100), (2, 0.8234), (3, 0.7999)):
         _leave_run(
-            tmp_path, "resnet20/full_preactivation", seed, top1, length=short, machine="a CPU", versions={"torch": "2"},
-            note="JPEG" if seed == 2 else "",
+            tmp_path, "resnet20/full_preactivation", seed, top1, length=short,
+            made_by=[{"machine": "a CPU", "versions": {"torch": "2"}, "note": "JPEG" if seed == 2 else ""}],
         )  # fmt: skip
     _leave_run(tmp_path, "resnet20/original", 1, 0.5, "precision.compute=bf16", length=short)
     _leave_run(tmp_path, "resnet20/original", 2, None, length=short, end="unfinished")
@@ -185,7 +184,8 @@ def test_the_table_has_the_median_the_range_and_what_differs_beside_the_paper(tm
 
 def test_a_note_with_signs_of_markdown_stays_in_its_cell(tmp_path, capsys):
     note = "images | <b> of\r\nC:\\data\n"
-    _leave_run(tmp_path, "table1/original", 1, 0.9, machine="a CPU", versions={"torch": "2"}, note=note)
+    made_by = [{"machine": "a CPU", "versions": {"torch": "2"}, "note": note}]
+    _leave_run(tmp_path, "table1/original", 1, 0.9, made_by=made_by)
     out = _table(capsys, tmp_path)
     assert "images | <b> of C:\\data\n" in out
     line = next(
@@ -326,7 +326,10 @@ def _spoil_depth(folder):
         ),
         (lambda run: (run / "metrics.jsonl").write_text("]\n"), "metrics.jsonl cannot be read"),
         (lambda run: (run / "metrics.jsonl").write_text("3\n"), "metrics.jsonl cannot be read: expected JSON objects"),
-        (lambda run: (run / "made_by.json").write_text("{}"), "made_by.json is damaged: it must say machine"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text('{"kind": "made_by"}\n'),
+            "metrics.jsonl is damaged: a line of made_by must say machine, versions and note",
+        ),
     ],
 )  # fmt: skip
 def test_results_that_are_not_the_row_s_are_refused(tmp_path, capsys, spoil, message):
@@ -365,50 +368,43 @@ def _run_two(results, *options):
     return reproduce_paper.main(arguments)
 
 
-@pytest.mark.parametrize("is_saved", [True, False])
-def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call, capsys, is_saved):
+def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call, capsys):
     """Of two commands that begin together, one finds the folder held only once its own process has started."""
     folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
     with ExitStack() as others:
 
         def each_call(seed):
             if seed == 1:
-                if is_saved:
-                    config = _config("resnet20/original", FULL, "train.seed=1")
-                    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
                 others.enter_context(hold_run_folder(folder))
                 return 2, False
-            made_by = folder.with_name("seed-2") / "made_by.json"
-            made_by.rename(tmp_path / "made_by.json")
-            made_by.parent.rmdir()
             _leave_run(tmp_path, "resnet20/original", 2, 0.9)
             return 0, False
 
         call(each_call)
         assert _run_two(tmp_path) == 0
-        assert (folder / "made_by.json").exists()
-    assert "seed 1: left to another process, which has begun it, in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "seed 1: left to another process, which has begun it, in" in out
+    assert "seed 2: finished, in" in out
 
 
 @pytest.mark.parametrize("end", ["finished", "diverged"])
-def test_a_run_that_another_process_ended_meanwhile_is_done_and_keeps_its_note(tmp_path, call, capsys, end):
-    """Whichever of the two wrote its note last: here this one."""
-    folder = tmp_path / "resnet20" / "original" / "full"
-
+def test_a_run_that_another_process_ended_meanwhile_is_done(tmp_path, call, capsys, end):
     def each_call(seed):
-        mine = (folder / f"seed-{seed}" / "made_by.json").read_text(encoding="utf-8")
-        (tmp_path / f"{seed}.json").write_text(mine, encoding="utf-8")
-        shutil.rmtree(folder / f"seed-{seed}")
         _leave_run(tmp_path, "resnet20/original", seed, 0.9 if end == "finished" else None, end=end)
-        (folder / f"seed-{seed}" / "made_by.json").write_text(mine, encoding="utf-8")
         return 2, False
 
     call(each_call)
-    assert _run_two(tmp_path, "--note", "the loser's") == 0
-    for seed in (1, 2):
-        assert "the loser's" in (tmp_path / f"{seed}.json").read_text(encoding="utf-8")
-        assert not (folder / f"seed-{seed}" / "made_by.json").exists()
-        assert f"seed {seed}: left to another process" in capsys.readouterr().out or seed == 2
+    assert _run_two(tmp_path) == 0
+    assert f"seed 2: {end}, in " in capsys.readouterr().out
+
+
+def test_a_run_is_trained_on_all_machines_on_which_it_went_on(tmp_path, capsys):
+    machines = [{"machine": each, "versions": {"torch": "2"}} for each in ("a CPU", "a GPU", "a CPU")]
+    _leave_run(tmp_path, "resnet20/original", 1, 0.9, made_by=machines)
+    _leave_run(tmp_path, "resnet20/original", 2, 0.9)
+    out = _table(capsys, tmp_path)
+    assert "1 run was trained on a CPU, torch 2; then on a GPU, torch 2.\n" in out
+    assert "1 run was trained on a machine that is not noted.\n" in out
 
 
 def test_of_the_runs_of_a_row_and_its_twin_that_with_a_result_counts(tmp_path, capsys):
@@ -449,41 +445,11 @@ def test_a_run_that_was_stopped_or_whose_own_processes_hold_it_ends_the_command(
     assert not folder.exists()
 
 
-def test_a_refused_run_leaves_the_note_of_the_process_that_began_the_same_run(tmp_path, call):
-    """Before that other process has the folder, and whoever of the two wrote the note last."""
-    made_by = tmp_path / "resnet20" / "original" / "full" / "seed-1" / "made_by.json"
-
-    def overwrite(_):
-        made_by.write_text("the other's", encoding="utf-8")
-        return 2, False
-
-    call(overwrite)
-    assert _run_two(tmp_path) == 2
-    assert made_by.read_text(encoding="utf-8") == "the other's"
-    call(lambda _: (2, False))
-    assert _run_two(tmp_path) == 2
-    assert made_by.read_text(encoding="utf-8") == "the other's"
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_refused_run_removes_the_folders_that_it_made_and_no_others(tmp_path, call, is_there):
-    results = tmp_path / "own" / "results"
-    if is_there:
-        results.mkdir(parents=True)
-    call(lambda _: (2, False))
-    assert _run_two(results) == 2
-    assert sorted(tmp_path.rglob("*")) == ([results.parent, results] if is_there else [])
-
-
 def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     folder = _leave_run(tmp_path, "table1/original", 7, 0.9)
     arguments = ["run", "table3/cifar10_resnet110_original", "--seeds", "7", "--results", str(tmp_path)]
     assert reproduce_paper.main(arguments) == 0
     assert f"finished already, in {folder}\n" in capsys.readouterr().out
-    assert reproduce_paper.main([*arguments, "--note", "other images"]) == 0
-    assert (
-        f"finished already, in {folder}; its note stays: change it in made_by.json" in capsys.readouterr().out
-    )
 
 
 def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_again(tmp_path, capsys):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring.provenance import origin_text, provenance
+from deepres.provenance import origin_text, provenance
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ from deepres.commit import replace_text
 from deepres.config import Config
 from deepres.distributed import this_process
 from deepres.evaluating import evaluate, load_net
-from deepres.exit_status import ExitStatus
 from deepres.load_config import load_config
 from deepres.run_folder import CHECKPOINTS, CONFIG, is_held
 from paper_reproduction.length import Length
-from paper_reproduction.origin import note_origin, read_origin, withdraw_origin
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import differences, outcome_file, read_run, seed_folder
 
@@ -50,7 +48,6 @@ class Order:
         results: the folder of all results.
         overrides: `section.key=value` on top of the rows' configs.
         launcher: what starts `deepres/train.py`.
-        note: told in the tables' remarks on each of these runs.
     """
 
     rows: Sequence[Row]
@@ -59,7 +56,6 @@ class Order:
     results: Path
     overrides: Sequence[str]
     launcher: Sequence[str] = (sys.executable,)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def train(order: Order) -> int:
     for run in list(_checked_runs(order)):
         state = run.state()
         if state in _ENDED:
-            _say(f"{run}: {state} already, in {run.folder}{_kept_note(run, order)}")
+            _say(f"{run}: {state} already, in {run.folder}")
             continue
         if state == "untested":
             _test(run)
@@ -105,35 +101,21 @@ def train(order: Order) -> int:
             _say(f"{run}: another process is training it, in {run.folder}")
             continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
-        _say(f"{run}: {f'goes on{_kept_note(run, order)}' if state else 'begins'}\n  {shlex.join(command)}")
-        noted = None if state else note_origin(run.folder, command, order.note)
-        is_left = False
-        try:
-            status, is_stopped = _call(command)
-            # Another process may have begun the same run while this one's was starting, and this one's was refused.
-            has_refused = status == ExitStatus.REFUSED or (status != 0 and run.state() == "finished")
-            is_ended = run.state() in _ENDED
-            is_left = not is_stopped and (has_refused if is_ended else _stays_held(run.folder))
-        finally:
-            state = run.state()
-            if noted and (is_left or not state):
-                withdraw_origin(noted)
-        if is_left:
+        _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
+        status, is_stopped = _call(command)
+        # What a launcher makes of a status is its own; the folder tells. Another process may have begun the same run
+        # while this one's was starting, which then was refused.
+        state = run.state()
+        if state in _ENDED:
+            _say(f"{run}: {state}, in {run.folder}")
+        elif not is_stopped and _stays_held(run.folder):
             _say(f"{run}: left to another process, which has begun it, in {run.folder}")
-            continue
-        # What a launcher makes of a status is its own; the folder tells.
-        if state not in _ENDED:
+        else:
             if state:
                 goes_on = "goes on" if (run.folder / CHECKPOINTS).exists() else "begins anew"
                 _say(f"{run}: ended with status {status} before its end; the same command {goes_on}")
             return status or 1
     return 0
-
-
-def _kept_note(run: _Run, order: Order) -> str:
-    """What to say where a run that was begun before has another note than is asked for now."""
-    is_noted = order.note in ("", read_origin(run.folder).note)
-    return "" if is_noted else "; its note stays: change it in made_by.json there"
 
 
 def _checked_runs(order: Order) -> Iterator[_Run]:

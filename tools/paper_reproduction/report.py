@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,6 @@ from deepres.text_table import aligned
 from html_page import Section, page_html
 from paper_reproduction.claims import TABLES, Table
 from paper_reproduction.length import Length
-from paper_reproduction.origin import Origin, origins_text, read_origin
 from paper_reproduction.rows import ROOT, Row
 from paper_reproduction.runs import SeedRun, differences, runs_of
 
@@ -71,16 +71,16 @@ def read_results(rows: Sequence[Row], results: Path) -> Results:
         ReproductionError, ConfigError: it cannot be read.
     """
     tables = []
-    origins: dict[Path, Origin] = {}
+    machines: dict[Path, tuple[str, ...]] = {}
     for table in TABLES:
         lines = [_HEADING]
         for row in (row for row in rows if row.table == table):
             found = runs_of(row, results)
-            origins |= {run.folder: read_origin(run.folder) for runs in found.values() for run in runs}
+            machines |= {run.folder: run.machines for runs in found.values() for run in runs}
             groups = [group for length, runs in found.items() for group in _of_one_recipe(row, length, runs)]
-            lines += [_line(row, group, origins) for group in groups] or [_not_run(row)]
+            lines += [_line(row, group) for group in groups] or [_not_run(row)]
         tables.append((table, lines))
-    return Results(tables, [*_NOTES, *origins_text(origin.machine for origin in origins.values())])
+    return Results(tables, [*_NOTES, *_machines_texts(machines.values())])
 
 
 def results_text(results: Results) -> str:
@@ -105,6 +105,15 @@ def results_html(results: Results, command: str) -> str:
     """A page that needs nothing but itself."""
     sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
     return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
+
+
+def _machines_texts(of_runs: Iterable[tuple[str, ...]]) -> list[str]:
+    """A sentence for each machine, or machines in turn, with the number of runs that it trained."""
+    texts = []
+    for machines, number in Counter(of_runs).items():
+        runs = "1 run was" if number == 1 else f"{number} runs were"
+        texts.append(f"{runs} trained on {'; then on '.join(machines) or 'a machine that is not noted'}.")
+    return texts
 
 
 def _in_markdown(cell: str) -> str:
@@ -147,7 +156,7 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
     ]
 
 
-def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
+def _line(row: Row, group: _Group) -> list[str]:
     runs = group.runs
     ended = [run for run in runs if run.has_result]
     columns = [[run.error for run in ended]]
@@ -162,16 +171,15 @@ def _line(row: Row, group: _Group, origins: Mapping[Path, Origin]) -> list[str]:
         " / ".join(spans),
         str(len(ended)) if ended else "",
         group.trained_for,
-        "; ".join(filter(None, [_twin(row), *group.differences, *_remarks(runs, origins)])),
+        "; ".join(filter(None, [_twin(row), *group.differences, *_remarks(runs)])),
     ]
 
 
-def _remarks(runs: Sequence[SeedRun], origins: Mapping[Path, Origin]) -> list[str]:
+def _remarks(runs: Sequence[SeedRun]) -> list[str]:
     """What is to be said of runs, and of which seeds if not of all: notes, what is not finished, what diverged."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
-        note = " ".join(origins[run.folder].note.split())  # a cell is one line
-        remarks = [note] if note else []
+        remarks = [*run.notes]
         if run.state == "diverged":
             remarks.append(f"diverged in step {run.step}")
         if run.state == "unfinished":

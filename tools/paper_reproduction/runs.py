@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from deepres.config import Config
 from deepres.load_config import load_config
-from deepres.run_folder import CONFIG, FINISHED, METRICS, NOT_FINITE
+from deepres.provenance import origin_text
+from deepres.run_folder import CONFIG, FINISHED, MADE_BY, METRICS, NOT_FINITE
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ReproductionError, Row, folders_in
 
@@ -68,6 +69,8 @@ class SeedRun:
         error, top5_error: test error in % at its end; infinite if it diverged, NaN if it has none.
         batch_norm_sizes: how many images batch norm saw together, each number once, in the order of the run: it
             may have gone on with another; empty if it is not known.
+        machines: that trained it with their versions, each once, in the order of the run; empty if it is not known.
+        notes: that `log.note` gave it.
     """
 
     seed: int
@@ -78,6 +81,8 @@ class SeedRun:
     error: float
     top5_error: float
     batch_norm_sizes: tuple[int, ...]
+    machines: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def has_result(self) -> bool:
@@ -162,7 +167,8 @@ def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
             if outcome.name != FINISHED:
                 step, *errors = _read_outcome(outcome)
             error, top5_error = errors
-    return SeedRun(seed, folder, config, state, step, error, top5_error, _batch_norm_sizes(config, metrics))
+    sizes = _batch_norm_sizes(config, metrics)
+    return SeedRun(seed, folder, config, state, step, error, top5_error, sizes, *_made_by(folder, metrics))
 
 
 def _read_outcome(path: Path) -> tuple[int, float, float]:
@@ -187,6 +193,19 @@ def _batch_norm_sizes(config: Config, metrics: list[dict[str, Any]]) -> tuple[in
     if config.engine.sync_batch_norm and of_all is not None:
         sizes = [of_all // each for each in _whole_numbers(metrics, "accumulation")] or sizes
     return tuple(dict.fromkeys(sizes))
+
+
+def _made_by(folder: Path, metrics: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Machines, and notes on a line each: a run has a line with them for each time that it began or went on."""
+    lines = [line for line in metrics if line.get("kind") == MADE_BY]
+    try:
+        machines = dict.fromkeys(origin_text(line) for line in lines)
+        notes = dict.fromkeys(" ".join(line["note"].split()) for line in lines)
+    except (KeyError, AttributeError):
+        raise ReproductionError(
+            f"{folder / METRICS} is damaged: a line of {MADE_BY} must say machine, versions and note"
+        ) from None
+    return tuple(machines), tuple(filter(None, notes))
 
 
 def _seed_folders(row_folder: Path) -> Iterator[tuple[Length, int, Path]]:

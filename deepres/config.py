@@ -29,7 +29,7 @@ from deepres.config_fields import (
     Section,
 )
 from deepres.conflicts import first_conflict
-from deepres.known_sets import Augmentation, Normalize, SetName
+from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize, SetName
 from deepres.net_options import (
     Activation,
     Block,
@@ -39,6 +39,8 @@ from deepres.net_options import (
     ShortcutName,
     StrideOn,
     default_block,
+    default_matching,
+    default_stem_activation,
 )
 from deepres.wording import listed
 
@@ -77,6 +79,15 @@ class ModelConfig(Section):
         """`block`, or the one that the paper uses at this depth."""
         return self.block or default_block(self.depth, self.dataset)
 
+    def resolved(self) -> dict[str, Any]:
+        """All settings, with those that the net's kind decides if they are unset."""
+        block, matching, in_stem = self.chosen_block, self.matching, self.stem_activation
+        return self.model_dump(mode="json") | {
+            "block": block,
+            "matching": matching or default_matching(self.dataset, block),
+            "stem_activation": default_stem_activation(self.dataset) if in_stem is None else in_stem,
+        }
+
     def building(self, num_classes: int) -> dict[str, Any]:
         """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
         return self.model_dump() | {"num_classes": num_classes}
@@ -109,6 +120,11 @@ class DataConfig(Section):
     """Of `synthetic` (10 if unset); of others, what the data must have."""
     num_images: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
+
+    @property
+    def chosen_augmentation(self) -> Augmentation:
+        """`augmentation`, or the data set's usual one."""
+        return self.augmentation or KNOWN_SETS[self.name].augmentation
 
     def finding(self) -> dict[str, Any]:
         """The arguments of `deepres.data.find_data`; the others are of `FoundData.open`."""

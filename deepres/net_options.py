@@ -41,3 +41,13 @@ def default_block(depth: int, dataset: Family) -> Block:
         return "basic" if depth in (18, 34) else "bottleneck"
     fits_basic, fits_bottleneck = (depth - 2) % 6 == 0, (depth - 2) % 9 == 0
     return "basic" if fits_basic and not (fits_bottleneck and depth >= 164) else "bottleneck"
+
+
+def default_matching(dataset: Family, block: Block) -> Matching:
+    """How the paper's nets match shapes."""
+    return "zero_padding" if dataset == "cifar" and block != "bottleneck" else "projection"
+
+
+def default_stem_activation(dataset: Family) -> bool:
+    """Whether the first activation of a pre-activation net stands in its stem."""
+    return dataset == "imagenet"

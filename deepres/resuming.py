@@ -134,6 +134,7 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
     resume, run_dir = config.train.resume, config.train.run_dir
     path = run_dir if resume == "auto" else resume
     assert isinstance(path, Path)
+    path = _folder_of_run(path)
     if (path / CHECKPOINTS).is_dir():
         path = path / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
@@ -143,11 +144,12 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
 
 
 def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint at `resume`, or the newest whole one if that is the folder of a run.
+    """The checkpoint at `resume`, or the newest whole one if that is the folder of a run or of its checkpoints.
 
     Raises:
         ConfigError: there is none; the message says why each that is there was refused.
     """
+    resume = _folder_of_run(resume)
     if (resume / CHECKPOINTS).is_dir():
         found = newest_checkpoint(resume, say)
         if found is None:
@@ -157,6 +159,12 @@ def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
         return read_checkpoint(resume)
     except DamagedError as error:
         raise ConfigError(f"train.resume: {error}") from None
+
+
+def _folder_of_run(resume: Path) -> Path:
+    """The folder of the run whose checkpoints' folder is given; any other path as it is."""
+    is_theirs = resume.name == CHECKPOINTS and not (resume / CHECKPOINTS).is_dir()
+    return resume.parent if is_theirs else resume
 
 
 def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -186,14 +194,14 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
 
 def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
     """What must be the same in two runs of which one goes on where the other was."""
-    model = config.model.model_dump(mode="json") | {"block": config.model.chosen_block}
-    data = config.data.model_dump(mode="json", include={"name", "augmentation", "normalize"})
     # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
     names = "/".join(info.class_names) if KNOWN_SETS[config.data.name].is_files else ""
     return {
-        **{f"model.{name}": value for name, value in model.items()},
+        **{f"model.{name}": value for name, value in config.model.resolved().items()},
         "model.num_classes": info.num_classes,
-        **{f"data.{name}": value for name, value in data.items()},
+        "data.name": config.data.name,
+        "data.augmentation": config.data.chosen_augmentation,
+        "data.normalize": config.data.normalize,
         "data.image_size": info.image_size,
         "the number of training images": info.num_train,
         "the SHA-256 of the classes' names": hashlib.sha256(os.fsencode(names)).hexdigest()[:12],

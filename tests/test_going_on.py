@@ -79,6 +79,21 @@ def test_a_branch_of_a_run_that_is_killed_before_its_first_step_goes_on_from_whe
     assert [row["step"] for row in metrics(tmp_path / "branch", "train")] == [4]
 
 
+def test_what_is_spelled_out_is_the_run_that_left_it_to_its_default(tmp_path):
+    """And the folder of a run's checkpoints means that run."""
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2", "model.matching=null")
+    assert main(["--config", QUICKSTART, *arguments, f"train.run_dir={tmp_path / 'base'}"]) == 0
+    spelled = ("model.matching=projection", "model.stem_activation=false", "data.augmentation=none")
+    branch = (
+        *arguments,
+        *spelled,
+        f"train.resume={tmp_path / 'base' / 'checkpoints'}",
+        f"train.run_dir={tmp_path / 'branch'}",
+    )
+    assert main(["--config", QUICKSTART, *branch, "train.max_steps=3"]) == 0
+    assert [row["step"] for row in metrics(tmp_path / "branch", "train")] == [3]
+
+
 def test_a_finished_run_that_is_lengthened_has_no_weights_until_its_new_end(tmp_path, monkeypatch):
     arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}")
     assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0

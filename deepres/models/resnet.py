@@ -28,6 +28,8 @@ from deepres.net_options import (
     ShortcutName,
     StrideOn,
     default_block,
+    default_matching,
+    default_stem_activation,
 )
 
 _IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
@@ -141,11 +143,12 @@ def build_resnet(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     block = block or default_block(depth, dataset)
     layout = _layout(depth, dataset, block)
-    if matching is None:
-        matching = "zero_padding" if dataset == "cifar" and block != "bottleneck" else "projection"
+    matching = matching or default_matching(dataset, block)
     leading = leading_activation(activation)
-    if stem_activation is None or not leading:
-        stem_activation = not leading or dataset == "imagenet"
+    if not leading:
+        stem_activation = True
+    elif stem_activation is None:
+        stem_activation = default_stem_activation(dataset)
 
     stem: OrderedDict[str, nn.Module] = OrderedDict()
     kernel, stride = (3, 1) if dataset == "cifar" else (7, 2)

@@ -230,7 +230,8 @@ def _whole_numbers(lines: list[dict[str, Any]], key: str) -> list[int]:
 def _recipe(config: Config) -> dict[str, Any]:
     """Settings of net, data and training, by `section.key`."""
     sections = config.model_dump(mode="json", exclude={"recompute", "log"})
-    sections["model"]["block"] = config.model.chosen_block
+    sections["model"] = config.model.resolved()
+    sections["data"]["augmentation"] = config.data.chosen_augmentation
     settings = {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
     return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_RECIPE}
 

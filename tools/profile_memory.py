@@ -4,6 +4,7 @@ python tools/profile_memory.py --depth 1001
 python tools/profile_memory.py --depth 200 --gpu "RTX 4090" --batch-size 64 --html page
 python tools/profile_memory.py --depths 110,164,1001 --plot growth.png
 python tools/profile_memory.py --config configs/cifar10_resnet164.yaml --measure
+python tools/profile_memory.py --depth 110 model.shortcut=conv1x1 precision.channels_last=true
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def parser() -> Parser:
     """All options."""
     parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="of a training configuration"
     )
     what = parser.add_argument_group("the run")
     what.add_argument(
@@ -81,7 +85,7 @@ def parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; 0 if it answered, 2 if the question has a mistake."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     if options.gpu == "list":
         print(gpus_text())
         return 0

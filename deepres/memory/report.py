@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deepres.bytesize import format_bytes
-from deepres.config import EngineConfig
+from deepres.config import EngineConfig, PrecisionConfig
 from deepres.memory.end_of_forward import held_after_forward
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
@@ -210,6 +210,10 @@ def _below_the_floor(profiled: ProfiledNet, budget_bytes: int, floor_bytes: int)
     )
 
 
+def _precision(precision: PrecisionConfig) -> str:
+    return precision.compute + (", channels_last" if precision.channels_last else "")
+
+
 def _model_row(profiled: ProfiledNet) -> ModelRow:
     model = profiled.config.model
     return ModelRow(
@@ -224,6 +228,6 @@ def _model_row(profiled: ProfiledNet) -> ModelRow:
         multiply_adds=profiled.multiply_adds,
         batch=profiled.batch,
         image_size=profiled.image_size,
-        precision=profiled.config.precision.compute,
+        precision=_precision(profiled.config.precision),
         world_size=profiled.world_size,
     )

@@ -1,5 +1,6 @@
 """The dynamic programme: the fastest plan for every part of a chain and every amount of memory."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,13 +89,21 @@ class DynamicProgram:
         self._fill()
         self._lowest = np.minimum(np.isinf(self._table).sum(axis=-1), len(levels) - 1)
 
-    def plan(self, num_bytes: int, looked_up_bytes: int = 0) -> Plan:
-        """A plan within so many bytes beside x_0 and what is fixed; the fastest if the levels are exact.
+    def plan(self, num_bytes: int) -> Plan:
+        """A plan within so many bytes (at least what the chain needs) beside x_0 and what is fixed; the fastest if the
+        levels are exact."""
+        return self._traced(num_bytes, looked_up_bytes=0)
 
-        Args:
-            num_bytes: at least what the chain needs.
-            looked_up_bytes: how much higher to look times up than where the bytes that are left lie.
+    def candidates(self, num_bytes: int, distance_bytes: int) -> Iterator[Plan]:
+        """Plans within so many bytes, of which the fastest is to be kept if the levels are not exact.
+
+        Interpolated times are off by up to the distance of two levels there: these plans are traced with times looked
+        up 0, ½ and 1 distance higher than where the bytes that are left lie.
         """
+        for half in range(3):
+            yield self._traced(num_bytes, distance_bytes * half // 2)
+
+    def _traced(self, num_bytes: int, looked_up_bytes: int) -> Plan:
         return traced_plan(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
 
     def _after(self, row: NDArray[Any], size_bytes: int) -> tuple[int, NDArray[Any]]:

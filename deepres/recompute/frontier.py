@@ -71,9 +71,7 @@ class Frontier:
             return price(self._chain, self._coarse.expand(make_plan(groups, budget_bytes)))
         program, most_bytes, ratio = _program_of(groups)
         room_bytes = min(budget_bytes - groups.fixed_bytes - groups.input_bytes, most_bytes)
-        # As in `make_plan`: of plans traced with times looked up 0, ½ and 1 level higher, the fastest is kept.
-        distance = round((ratio - 1) * room_bytes)
-        plans = (program.plan(room_bytes, distance * half // 2) for half in range(3))
+        plans = program.candidates(room_bytes, distance_bytes=round((ratio - 1) * room_bytes))
         return min(
             (price(self._chain, self._coarse.expand(plan)) for plan in plans), key=lambda plan: plan.total_ms
         )

@@ -83,8 +83,5 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     if levels is not None:
         return price(chain, DynamicProgram(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
-    # Interpolated times are off by up to the distance of two levels: of plans traced with times looked up 0, ½ and 1
-    # distance higher, the fastest is kept.
-    program, distance = DynamicProgram(chain, levels), int(levels[1])
-    plans = [price(chain, program.plan(room_bytes, distance * half // 2)) for half in range(3)]
-    return min(plans, key=lambda plan: plan.total_ms)
+    plans = DynamicProgram(chain, levels).candidates(room_bytes, distance_bytes=int(levels[1]))
+    return min((price(chain, plan) for plan in plans), key=lambda plan: plan.total_ms)

@@ -206,6 +206,9 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         (("--depth", "x"), "invalid int value: 'x'"),
         (("--depths", "20,y"), "--depths must be numbers with commas (110,164,1001), got '20,y'"),
         (("--depth", "20", "--depths", "20"), "give --depth or --depths, not both"),
+        (("--depth", "20", "model.depth=110"), "give --depth or model.depth, not both"),
+        ((*SMALL, "model.shortcutt=conv1x1"), "unknown key model.shortcutt; did you mean model.shortcut?"),
+        ((*SMALL, "conv1x1"), "expected section.key=value (e.g. train.epochs=3), got 'conv1x1'"),
         ((*SMALL, "--gpu", "RTX 3060"), "unknown GPU 'RTX 3060'; nearest: RTX 3060 12GB"),
         (
             (*SMALL, "--budget", "1MiB"),
@@ -234,6 +237,13 @@ def test_a_mistake_is_told_in_one_line_and_ends_with_2(arguments, message, capsy
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_settings_of_a_configuration_may_stand_anywhere(capsys):
+    assert run("model.shortcut=conv1x1", *SMALL, "precision.channels_last=true") == 0
+    told = capsys.readouterr().out
+    assert "shortcut conv1x1\n" in told
+    assert ", fp32, channels_last\n" in told
 
 
 def test_a_broken_configuration_is_told_in_one_line(capsys, tmp_path):

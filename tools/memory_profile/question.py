@@ -30,6 +30,8 @@ def read_configs(options: argparse.Namespace) -> list[Config]:
         ValueError, ConfigError: there is none, or one is wrong.
     """
     depths = read_depths(options)
+    if depths and any(override.startswith("model.depth=") for override in options.overrides):
+        raise ValueError("give --depth or model.depth, not both")
     if options.config is None and not depths:
         raise ValueError("give --depth, --depths or --config")
     return [_read_config(options, depth) for depth in tuple(depths) or (None,)]
@@ -61,6 +63,7 @@ def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
     overrides = [f"{key}={value}" for key, value in settings if value is not None]
     if options.batch_size is not None:
         overrides += ["train.global_batch_size=null", "train.accumulation=null"]
+    overrides += options.overrides
     config = load_config(options.config, overrides)
     if not options.offload:
         return config

@@ -209,6 +209,10 @@ def test_the_bases_are_no_runs():
             "resnet152_original",
             "there is no table 'resnet152_original'; did you mean table5/resnet152_original?",
         ),
+        (
+            "resnet164",
+            "there is no table 'resnet164'; did you mean table2/resnet164_original, table2/resnet164_bn_after",
+        ),
         ("tabel1/original", "there is no row 'tabel1/original'; did you mean table1/original?"),
         (
             "table1/shortcut_only",

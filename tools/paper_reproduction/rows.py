@@ -110,17 +110,23 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
     table, slash, name = target.partition("/")
     if not slash and table not in [each.name for each in TABLES]:
         namesakes = [row.name for row in rows if row.claim.name == table]
-        hint = f"did you mean {listed(namesakes)}?" if namesakes else nearest(table, [t.name for t in TABLES])
-        raise ReproductionError(f"there is no table {table!r}; {hint}")
+        alike = namesakes or [row.name for row in rows if table in row.claim.name]
+        raise ReproductionError(
+            f"there is no table {table!r}; {_did_you_mean(alike) or nearest(table, [t.name for t in TABLES])}"
+        )
     found = [row for row in rows if target in (row.name, row.table.name)]
     if not found:
         of_table = [row.name for row in rows if row.table.name == table]
-        alike = [row for row in of_table if name in row]
-        hint = nearest(target, of_table or [row.name for row in rows])
+        hint = _did_you_mean([row for row in of_table if name in row])
         raise ReproductionError(
-            f"there is no row {target!r}; {f'did you mean {listed(alike)}?' if alike else hint}"
+            f"there is no row {target!r}; {hint or nearest(target, of_table or [row.name for row in rows])}"
         )
     return found
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    """Empty if there are no names."""
+    return f"did you mean {listed(names, most=4)}?" if names else ""
 
 
 def check_results(rows: Sequence[Row], results: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Loss = Callable[[Tensor], Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,6 +105,8 @@ def checked_input(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"parameter {name} has no shape yet, as its layer is lazy: run a batch first")
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, dtype):
             wanted = " or ".join(dict.fromkeys(map(str, (torch.float32, dtype))))
             raise ValueError(

@@ -59,15 +59,25 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         cost, spec = known[key]
         costs.append(cost)
         needs_grad = needs_grad or any(p.requires_grad for p in unit.parameters())
-    return stem_and_head.chain(
-        spec, tuple(cost.unit for cost in costs), sum(cost.memo_bytes for cost in costs)
-    )
+    other_bytes = sum(cost.memo_bytes for cost in costs)
+    # One gradient at a time is on its way between units.
+    other_bytes += max((cost.gradient_excess_bytes for cost in costs), default=0)
+    return stem_and_head.chain(spec, tuple(cost.unit for cost in costs), other_bytes)
 
 
 @dataclass(frozen=True)
 class _Unit:
+    """What was read of a unit.
+
+    Attributes:
+        unit: its costs.
+        memo_bytes: of its batch statistics.
+        gradient_excess_bytes: by which what the gradient of its input is a view of is larger than the input.
+    """
+
     unit: UnitCost
     memo_bytes: int
+    gradient_excess_bytes: int
 
 
 def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) -> tuple[_Unit, Spec]:
@@ -108,7 +118,8 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         return num, run
 
     gradient = bench.tensor(output)
-    retentions = [_read_retention(unit, name, x, needs_grad, output, bench) for name in retentions_of(unit)]
+    found = [_read_retention(unit, name, x, needs_grad, output, bench) for name in retentions_of(unit)]
+    retentions = [retention for retention, _ in found]
     work = [*(steps(kept.name, kept.kept_bytes) for kept in retentions), (1, discard)]
     rounds = [
         [ms / num for ms, (num, _) in zip(all_ms, work, strict=True)]
@@ -126,12 +137,13 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
     is_trained = needs_grad or any(p.requires_grad for p in unit.parameters())
     backward_ms = max(0.0, step_ms - forward_ms) if is_trained else 0.0
     cost = UnitCost(forward_ms, backward_ms, output.num_bytes, priced, discard_temp)
-    return _Unit(cost, memo_bytes), output
+    return _Unit(cost, memo_bytes, max(excess_bytes for _, excess_bytes in found)), output
 
 
 def _read_retention(
     unit: nn.Module, name: str, x: Tensor, needs_grad: bool, output: Spec, bench: Bench
-) -> Retention:
+) -> tuple[Retention, int]:
+    """What a unit takes that is kept so; and by how much its input's gradient holds more than the input."""
     meter, memo = bench.meter(), dict[Any, Any]()
     holder = GradientHolder()
     leaf = holder.leaf_of(x, needs_grad)
@@ -139,7 +151,7 @@ def _read_retention(
         y = _run_unit(unit, leaf, bench, keep=name, memo=memo)
     memo_bytes, held_bytes = _memo_bytes(memo), meter.live_bytes
     forward_temp = meter.peak_bytes - held_bytes
-    backward_temp = 0
+    backward_temp = excess_bytes = 0
     edge = holder.edge_of(y) if y.requires_grad else None
     y = y.detach()
     with meter:
@@ -153,7 +165,10 @@ def _read_retention(
             holder.backward(edge)
         gradient_bytes = output.num_bytes + (Spec.of(x).num_bytes if needs_grad else 0)
         backward_temp = max(0, meter.peak_bytes - (held_bytes - freed_bytes) - gradient_bytes)
-    return Retention(
+        gradient = holder.take()
+        if gradient is not None:
+            excess_bytes = max(0, Spec.of(gradient).num_bytes - Spec.of(x).num_bytes)
+    retention = Retention(
         name,
         held_bytes - memo_bytes,
         forward_temp_bytes=forward_temp,
@@ -161,6 +176,7 @@ def _read_retention(
         freed_bytes=freed_bytes,
         reads_input=_reads_input(unit, name, Spec.of(x), needs_grad, bench),
     )
+    return retention, excess_bytes
 
 
 def _reads_input(unit: nn.Module, name: str, spec: Spec, needs_grad: bool, bench: Bench) -> bool:

@@ -53,16 +53,25 @@ class StemAndHead:
                 torch.autograd.backward(edge, gradient)
             self._stem_bytes = max(self._stem_bytes, meter.peak_bytes + self.first.num_bytes)
 
-    def chain(self, last: Spec, units: tuple[UnitCost, ...], memo_bytes: int) -> Chain:
-        """The chain of `units` between stem and head; `last` is what the last of them puts out."""
+    def chain(self, last: Spec, units: tuple[UnitCost, ...], other_bytes: int) -> Chain:
+        """The chain of units between stem and head.
+
+        Args:
+            last: what the last of them puts out.
+            units: their costs.
+            other_bytes: what they hold beside, to the end of a step.
+        """
         x, meter = self._bench.tensor(last).requires_grad_(), self._bench.meter()
+        held = list[Tensor]()  # for the meter would see it go
         with ExitStack() as stack:
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
             def begin(first: Tensor) -> Tensor:
                 self._stand_in.run = _second
-                if first.untyped_storage()._cdata != self._images.untyped_storage()._cdata:
-                    first.untyped_storage().resize_(0)  # now, for the meter would see it go
+                held.append(first)
+                if self.needs_grad:
+                    # Where the head uses it, too, its gradient from there waits for that from the units.
+                    first.requires_grad_()
                 torch.set_grad_enabled(True)
                 stack.enter_context(meter)
                 return x
@@ -73,14 +82,15 @@ class StemAndHead:
                 output = self._model(self._images)
             value = self._loss(output)
             value.backward()
-        held_bytes = max(0, meter.live_bytes - last.num_bytes)  # the answer and the loss, to the step's end
+        # To the step's end: the answer, the loss.
+        held_bytes = max(0, meter.live_bytes - last.num_bytes)
         return Chain(
             input_bytes=self.first.num_bytes,
             units=units,
-            fixed_bytes=self._kept_bytes + memo_bytes + held_bytes,
+            fixed_bytes=self._kept_bytes + other_bytes + held_bytes,
             head_bytes=meter.peak_bytes - held_bytes,
             fixed_ms=self._times_ms(x),
-            stem_bytes=self._stem_bytes + memo_bytes + held_bytes,
+            stem_bytes=self._stem_bytes + other_bytes + held_bytes,
         )
 
     def _stem(self) -> Tensor:

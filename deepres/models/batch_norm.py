@@ -48,6 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
         Raises:
             ValueError: in training, if there is only one value a channel, which has no variance.
+            TypeError: there is a memo, for which 16-bit parameters have statistics that are rounded.
         """
         if not self.training:
             return super().forward(x)
@@ -63,8 +64,8 @@ class BatchNorm2d(nn.BatchNorm2d):
                 f"batch norm needs more than one value a channel in training, got {tuple(x.shape)}"
             )
         assert self.momentum is not None
-        if self.num_batches_tracked is not None:  # a replay without a memo hides it
-            self.num_batches_tracked.add_(1)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
         if self.process_group is not None:
             mean, invstd = self._global_statistics(x, self.process_group, self.momentum)
             y = _Normalise.apply(x, self.weight, self.bias, mean, invstd, self.eps, self.process_group)  # type: ignore[no-untyped-call]
@@ -73,6 +74,11 @@ class BatchNorm2d(nn.BatchNorm2d):
                 x, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
             )
         if memo is not None:
+            if self.weight.itemsize < torch.float32.itemsize:
+                raise TypeError(
+                    f"batch norm with {self.weight.dtype} parameters cannot be replayed exactly: keep them in float32 "
+                    "(autocast computes in 16 bit all the same), or train without a plan"
+                )
             memo[self] = (mean, invstd)
         return y
 
@@ -95,10 +101,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (total / (total - 1)), momentum)
+        if (
+            self.running_mean is not None and self.running_var is not None
+        ):  # a replay without a memo hides them
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (total / (total - 1)), momentum)
         return mean, torch.rsqrt(variance + self.eps)
 
 

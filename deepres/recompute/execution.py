@@ -71,6 +71,7 @@ class Execution:
             for kind in {x.device.type, "cpu"}
         ]
         self.draws = Draws(x.device)
+        self._is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
         self._is_spent = False
         self.holder = GradientHolder()  # of the gradient of the output of the units whose backward is next
 
@@ -108,6 +109,7 @@ class Execution:
         self._guard.check_backward(self._states, is_under_ddp=self._is_under_ddp)
         assert self._then is not None
         self._states.check_same(self._then)
+        self.draws.begin_backward()
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
         last = steps.index(Step(Action.BACKWARD, first_trained))
         for step in steps[: last + 1]:
@@ -187,9 +189,13 @@ class Execution:
             with self.draws.first_run(i):
                 yield
             return
-        updates = contextlib.nullcontext() if self._is_retaining[i] else without_updates(self._units[i])
-        with self.draws.replay(i), updates:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.draws.replay(i))
+            if not self._is_retaining[i]:
+                by_value = i not in self._states.replayed and not self._is_captured  # it waits for the device
+                stack.enter_context(without_updates(self._units[i], by_value=by_value))
             yield
+        self._states.replayed.add(i)
 
 
 def _changes_input(i: int, unit: nn.Module) -> RuntimeError:

@@ -36,12 +36,12 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         plan: a plan for that number of units.
 
     Raises:
-        TypeError: there is no sequence of units.
+        TypeError: there is no sequence of units, or it has a `forward` of its own.
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
     """
     units = planned_units(model)
     before = units.__dict__.pop("forward", None)
-    if isinstance(before, PlanExecutor):
+    if before is not None:
         before.release()
     if plan is None:
         return
@@ -71,7 +71,8 @@ def planned_units(model: nn.Module) -> nn.Sequential:
         raise TypeError(
             f"a plan applies to an nn.Sequential or a module with one as `.units`, got {type(model).__name__}"
         )
-    if type(units).forward is not nn.Sequential.forward:
+    own = units.__dict__.get("forward")
+    if type(units).forward is not nn.Sequential.forward or not isinstance(own, PlanExecutor | None):
         raise TypeError(
             f"a plan applies to an nn.Sequential that runs its units one after another, but {type(units).__name__} "
             "has a forward of its own: let that be the forward of a module around the sequence"
@@ -105,11 +106,11 @@ class PlanExecutor:
         """Watch the units' parameters no longer."""
         self._guard.release()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Run the units on `x`; under `no_grad`, or where nothing is to be trained, simply one after another."""
+    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (as nn.Sequential calls it)
+        """Run the units; under `no_grad`, or where nothing is to be trained, simply one after another."""
         if torch.compiler.is_compiling():  # the compiler cannot see through nested backward passes
-            return torch.compiler.disable(self.run)(x)  # type: ignore[no-any-return]
-        return self.run(x)
+            return torch.compiler.disable(self.run)(input)  # type: ignore[no-any-return]
+        return self.run(input)
 
     def run(self, x: Tensor) -> Tensor:
         """The same, not to be compiled."""
@@ -150,11 +151,23 @@ class PlanExecutor:
                 f"the plan of this model is for {self.plan.num_units} units, but now it has {len(units)}: "
                 "make a new plan, or take this one off with deepres.apply_plan(model, None)"
             )
+        _refuse_sharded(units)
         self._states = UnitStates(units)
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
         # Whether a unit's graph goes on from that of the unit before. Gradients of a parameter in several units are
         # added up unit by unit, as autograd does it.
         self._continues = [follows and not self._states.share_parameters for follows in self._follows]
+
+
+def _refuse_sharded(units: list[nn.Module]) -> None:
+    for i, unit in enumerate(units):
+        for module in unit.modules():
+            # By name, for to import FSDP takes long.
+            if {"FSDPModule", "FullyShardedDataParallel"} & {each.__name__ for each in type(module).__mro__}:
+                raise TypeError(
+                    f"unit {i} is sharded by FSDP, which frees its parameters between its runs: shard the whole model "
+                    "alone (fully_shard(model)), or take the plan off with deepres.apply_plan(model, None)"
+                )
 
 
 def refuse_draws_of_cudnn(states: UnitStates) -> None:

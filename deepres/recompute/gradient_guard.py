@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ from deepres.recompute.unit_states import UnitStates, has_hooks
 _OR_OFF = "or take the plan off with deepres.apply_plan(model, None)"
 
 
+class _Running(threading.local):
+    """Of a thread, which runs a backward pass inside of another itself.
+
+    Attributes:
+        task: the backward pass in which some units' own backward passes run now.
+    """
+
+    task: int | None = None
+
+
+_RUNNING = _Running()
+
+
 class GradientGuard:
     """Sees that each parameter's gradient is complete when it is there.
 
@@ -25,9 +38,6 @@ class GradientGuard:
     processes, others clip it or step. Under a plan the units' backward passes follow one another, so that a parameter
     is added to once for each unit and forward pass, and once more for all that it is used for outside of the units.
     """
-
-    _whole_task: ClassVar[int | None] = None
-    """The backward pass in which some units' own backward passes run now."""
 
     def __init__(self) -> None:
         self._last_task: int | None = None
@@ -44,13 +54,13 @@ class GradientGuard:
     @contextmanager
     def in_units(self) -> Iterator[None]:
         """Around the backward pass of units."""
-        around, GradientGuard._whole_task = GradientGuard._whole_task, self._task_in_units
+        around, _RUNNING.task = _RUNNING.task, self._task_in_units
         self._is_in_units = True
         try:
             yield
         finally:
             self._is_in_units = False
-            GradientGuard._whole_task = around
+            _RUNNING.task = around
 
     def check_forward(self, states: UnitStates) -> None:
         """Called in the forward pass.
@@ -141,7 +151,7 @@ class GradientGuard:
 def _whole_task() -> int:
     """The backward pass that `loss.backward()` began."""
     inner: int = torch._C._current_graph_task_id()
-    return inner if GradientGuard._whole_task is None else GradientGuard._whole_task
+    return inner if _RUNNING.task is None else _RUNNING.task
 
 
 def is_under_ddp() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,58 +13,77 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deepres.recompute.unit_states import version_of
 
-_KNOWN = ("torch.", "deepres.")
+_HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
+"""Of norms that count no batch where there is no counter; others may need one."""
 
 
 @contextlib.contextmanager
-def without_updates(unit: nn.Module) -> Iterator[None]:
-    """Stop PyTorch's norms in `unit` from counting a batch and from updating their running statistics.
+def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
+    """Hide the running statistics of PyTorch's norms in `unit`, which a batch in training is normalised without.
+
+    Args:
+        unit: is replayed.
+        by_value: compare the values of its other buffers, too: what is written by `.data` is not counted.
 
     Raises:
-        RuntimeError: the unit changes another buffer or a parameter, as it did when the batch passed first.
+        RuntimeError: the unit uses running statistics, or changes another buffer or a parameter, as it did when the
+            batch passed first.
     """
-    norms = [
-        norm
+    hidden = {
+        norm: _hidden(norm)
         for norm in unit.modules()
         if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats
-    ]
-    before = {(kind, name): (tensor, version_of(tensor)) for kind, name, tensor in _tensors(unit)}
-    # PyTorch's own updates write, with a momentum of 0, what is there; others may write what they like.
-    written = {
-        id(buffer): buffer if type(norm).__module__.startswith(_KNOWN) else buffer.clone()
-        for norm in norms
-        for buffer in (norm.running_mean, norm.running_var)
-        if buffer is not None
     }
-    kept: dict[nn.Module, dict[str, Any]] = {}
-    for norm in norms:
-        hidden: dict[str, Any] = {"num_batches_tracked": None}
-        if isinstance(norm, _BatchNorm):
-            hidden["momentum"] = 0.0
-        else:  # instance norm averages over the batch even what does not change, and that rounds
-            hidden |= {"running_mean": None, "running_var": None}
-        kept[norm] = {name: getattr(norm, name) for name in hidden}
-        for name, value in hidden.items():
-            setattr(norm, name, value)
+    kept = {norm: {name: getattr(norm, name) for name in values} for norm, values in hidden.items()}
+    are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
+    before = {
+        (kind, name): (tensor, version_of(tensor), tensor.clone() if by_value and kind == "buffer" else None)
+        for kind, name, tensor in _tensors(unit)
+        if id(tensor) not in are_hidden
+    }
+    _set(hidden)
     try:
         yield
+    except (AttributeError, TypeError, AssertionError) as error:
+        if not hidden:
+            raise
+        raise RuntimeError(
+            f"a {type(unit).__name__} uses the running statistics of a norm in training, which its first run changed, "
+            f"so it cannot be replayed ({error}): {_ADVICE}"
+        ) from error
     finally:
-        for module, values in kept.items():
-            for name, value in values.items():
-                setattr(module, name, value)
+        _set(kept)
     for kind, name, tensor in _tensors(unit):
-        old, version = before.get((kind, name), (None, 0))
-        if old is tensor and id(tensor) in written:
-            is_same = written[id(tensor)] is tensor or torch.equal(written[id(tensor)], tensor)
-        elif old is tensor:
-            is_same = version_of(tensor) == version
-        else:  # another tensor in its place
-            is_same = old is not None and version_of(old) == version and torch.equal(old, tensor)
-        if not is_same:
+        if id(tensor) in are_hidden:
+            continue
+        old, version, value = before.get((kind, name), (None, 0, None))
+        is_same = old is not None and version_of(old) == version
+        if is_same and old is not tensor:  # another tensor in its place
+            value = old
+        if not is_same or (value is not None and not torch.equal(value, tensor)):
             raise RuntimeError(
                 f"a {type(unit).__name__} changes its {kind} {name!r} whenever it is run, so it cannot be replayed: "
-                "leave this unit out of segments, or let it follow the protocol `RetainingUnit`"
+                f"{_ADVICE}"
             )
+
+
+_ADVICE = "leave this unit out of segments, or let it follow the protocol `RetainingUnit`"
+
+
+def _hidden(norm: nn.Module) -> dict[str, Any]:
+    """What a norm has in a replay in place of its own."""
+    count: Any = None if type(norm).forward in _HIDES_COUNT else norm.num_batches_tracked
+    return {
+        "running_mean": None,
+        "running_var": None,
+        "num_batches_tracked": None if count is None else count.clone(),
+    }
+
+
+def _set(values: Mapping[Any, dict[str, Any]]) -> None:
+    for module, of_module in values.items():
+        for name, value in of_module.items():
+            setattr(module, name, value)
 
 
 def _tensors(unit: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

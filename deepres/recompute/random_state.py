@@ -47,24 +47,35 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._now = RandomState.read(device)
-        self._states: dict[int, RandomState] = {}
+        self._states: dict[
+            int, RandomState
+        ] = {}  # before each unit's first run; one object while nothing is drawn
+        self._are_moved = set[int]()  # units that left another state
 
     def __bool__(self) -> bool:
-        return bool(self._states)
+        return bool(self._are_moved)
 
     @contextmanager
     def first_run(self, unit: int) -> Iterator[None]:
-        """Note the generators' state if a unit draws from them."""
-        before = self._now
+        """Note the generators' state."""
+        self._states[unit] = self._now
         yield
-        self._now = RandomState.read(self._device)
-        if self._now != before:
-            self._states[unit] = before
+        now = RandomState.read(self._device)
+        if now != self._now:
+            self._now = now
+            self._are_moved.add(unit)
+
+    def begin_backward(self) -> None:
+        """See in which state the generators are; what draws after the units has changed it."""
+        now = RandomState.read(self._device)
+        if now != self._now:
+            self._now = now
 
     @contextmanager
     def replay(self, unit: int) -> Iterator[None]:
         """Let a unit draw what it drew, and leave the generators as they are."""
-        if unit not in self._states:
+        # A unit may draw and put the generators back (`torch.random.fork_rng`).
+        if self._states[unit] is self._now and unit not in self._are_moved:
             yield
             return
         now = RandomState.read(self._device)

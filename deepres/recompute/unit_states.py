@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -29,16 +30,19 @@ class UnitStates:
     """Reads the states of units, in far less time than it takes to walk through their modules.
 
     Args:
-        units: the units; where modules inside of them are replaced later on, the new ones are not seen.
+        units: the units.
 
     Attributes:
         units: the units.
         recurrent: PyTorch's recurrent layers in them, each with its unit's number.
+        replayed: numbers of units that were seen to be replayed without a change of their buffers.
     """
 
     def __init__(self, units: Sequence[nn.Module]) -> None:
         self.units = list(units)
+        self.replayed = set[int]()
         self._modules = [(module, i) for i, unit in enumerate(units) for module in unit.modules()]
+        self._children = self._read_children()
         self.recurrent = [(module, i) for module, i in self._modules if isinstance(module, nn.RNNBase)]
         self._places = [
             (module._parameters, name, i) for module, i in self._modules for name in module._parameters
@@ -52,13 +56,21 @@ class UnitStates:
         ]
 
     def are_of(self, units: Sequence[nn.Module]) -> bool:
-        """Whether these are the units still, with the parameters that they had, so that what is shared is known."""
+        """Whether these are the units still, with the layers and parameters that they had."""
         now = (parameters.get(name) for parameters, name, _ in self._places)
         return (
             len(units) == len(self.units)
             and all(map(operator.is_, units, self.units))
+            and self._have_same_layers()
             and all(map(operator.is_, now, self._at_first))
         )
+
+    def _read_children(self) -> list[nn.Module | None]:
+        return list(chain.from_iterable(module._modules.values() for module, _ in self._modules))
+
+    def _have_same_layers(self) -> bool:
+        now = self._read_children()
+        return len(now) == len(self._children) and all(map(operator.is_, now, self._children))
 
     @property
     def share_parameters(self) -> bool:
@@ -107,6 +119,8 @@ class UnitStates:
         Raises:
             RuntimeError: a replay would not compute what the forward pass did.
         """
+        if not self._have_same_layers():
+            raise _changed("a layer of a unit was replaced")
         now = self.read()
         if all(map(operator.is_, now.parameters, then.parameters)) and now[1:] == then[1:]:
             return

@@ -108,6 +108,83 @@ def test_an_output_that_is_a_part_of_a_larger_tensor_holds_all_of_it(costs):
         assert 0.99 * peak_bytes <= simulate(chain, plan).peak_bytes <= 1.15 * peak_bytes
 
 
+class _LongSkip(nn.Module):
+    """Its head uses the stem's output, too, as super-resolution nets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.units = nn.Sequential(
+            *[nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(8)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        return self.head(self.units(first) + first)
+
+
+@pytest.mark.parametrize("repeats", [0, 1])
+def test_what_the_head_uses_of_the_stem_waits_for_the_units_backward(repeats):
+    net, images = _LongSkip(), torch.randn(4, 3, 32, 32)
+    loss = torch.Tensor.mean
+    chains = [
+        predict_chain(net, tuple(images.shape), loss=loss),
+        measure_chain(net, tuple(images.shape), loss=loss, repeats=repeats),
+    ]
+    for plan in (keep_all_plan(8), per_unit_plan(8)):
+        peak_bytes = _peak_bytes(net, plan, images)
+        for chain in chains:
+            assert 0.99 * peak_bytes <= simulate(chain, plan).peak_bytes <= 1.15 * peak_bytes
+
+
+class _Query(nn.Module):
+    """Units that begin with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 8))
+        self.units = nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.units(self.query.expand(4, 8)) + x + self.query
+
+
+@pytest.mark.parametrize("repeats", [0, 2])
+def test_units_may_begin_with_a_parameter_that_the_head_uses_too(repeats):
+    net = _Query()
+    before = net.query.detach().clone()
+    assert len(measure_chain(net, (4, 8), repeats=repeats).units) == 3
+    assert torch.equal(net.query, before)
+
+
+class _Tokens(nn.Module):
+    """Adds constant tokens: the gradient of its input is a view of a larger one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(len(x), 63, x.shape[2])], 1)
+
+
+@BOTH
+def test_a_gradient_that_is_a_part_of_a_larger_one_holds_all_of_it(costs):
+    units = [nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 16)) for _ in range(6)]
+    net, x = nn.Sequential(*units, _Tokens()), torch.randn(256, 1, 16)
+    chain = costs(net, tuple(x.shape), loss=torch.Tensor.mean)
+    for plan in (keep_all_plan(7), per_unit_plan(7)):
+        peak_bytes = _peak_bytes(net, plan, x)
+        assert 0.99 * peak_bytes <= simulate(chain, plan).peak_bytes
+
+
+@BOTH
+def test_a_lazy_layer_is_to_be_run_first(costs):
+    net = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 8))
+    with pytest.raises(
+        ValueError, match=r"^parameter 0.weight has no shape yet, as its layer is lazy: run a"
+    ):
+        costs(net, (4, 8))
+    net(torch.ones(1, 8))
+    assert len(costs(net, (4, 8)).units) == 2
+
+
 @BOTH
 def test_frozen_units_hold_no_more_than_they_pass_on(costs):
     net = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(12)], nn.Linear(64, 1))

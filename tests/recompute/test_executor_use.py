@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 
 import pytest
@@ -121,6 +122,34 @@ def test_a_sequence_that_does_more_than_run_its_units_is_refused():
         "a plan applies to an nn.Sequential that runs its units one after another, but _Scaled has a forward"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        apply_plan(net, per_unit_plan(2))
+
+
+def test_a_forward_that_was_set_on_the_sequence_itself_is_refused_and_stays():
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    net.forward = functools.partial(lambda forward, x: 2 * forward(x), net.forward)
+    x = torch.ones(1, 4)
+    doubled = net(x)
+    for plan in (per_unit_plan(3), None):
+        with pytest.raises(TypeError, match="but Sequential has a forward of its own"):
+            apply_plan(net, plan)
+    assert torch.equal(net(x), doubled)
+
+
+def test_the_input_may_be_given_by_its_name():
+    net, x = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]), torch.ones(1, 4)
+    kept = net(input=x)
+    apply_plan(net, per_unit_plan(3))
+    assert torch.equal(net(input=x), kept)
+
+
+class FSDPModule(nn.Linear):
+    """Bears the name of what `fully_shard` makes of a module."""
+
+
+def test_units_that_are_sharded_are_refused():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(FSDPModule(4, 4)))
+    with pytest.raises(TypeError, match=r"^unit 1 is sharded by FSDP"):
         apply_plan(net, per_unit_plan(2))
 
 

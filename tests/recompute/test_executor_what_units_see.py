@@ -6,9 +6,11 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -350,6 +352,76 @@ def test_parameters_that_two_planned_sequences_share_must_not_have_hooks():
     loss = second(first(torch.randn(3, 10, 32))).square().mean()
     with pytest.raises(RuntimeError, match=r"from the units of one sequence alone"):
         loss.backward()
+
+
+def test_layers_that_units_come_to_share_under_a_plan_are_seen():
+    net = _four(_linear)
+    apply_plan(net, per_unit_plan(4))
+    SEQUENCES(net).backward()
+    net[3][0] = net[0][0]
+    _clip(net)
+    with pytest.raises(RuntimeError, match=r"^under a plan, parameters that units share must not have hooks"):
+        SEQUENCES(net)
+
+
+def test_a_layer_that_is_replaced_before_the_backward_pass_is_refused():
+    net = _four(_linear)
+    apply_plan(net, per_unit_plan(4))
+    loss = SEQUENCES(net)
+    net[2][0] = nn.Linear(32, 32)
+    with pytest.raises(
+        RuntimeError, match=r"^a layer of a unit was replaced between a forward pass under a plan"
+    ):
+        loss.backward()
+    SEQUENCES(net).backward()
+
+
+def test_threads_train_nets_with_hooks_of_their_own():
+    nets = [_four(_linear) for _ in range(2)]
+    for net in nets:
+        apply_plan(net, per_unit_plan(4))
+        _clip(net)
+
+    def train(net: nn.Module) -> None:
+        for _ in range(20):
+            SEQUENCES(net).backward()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(train, nets))
+    _penalty(nets[0]).backward()  # in a pass of its own
+    SEQUENCES(nets[0]).backward()
+
+
+@pytest.mark.parametrize("plan", PLANS.values())
+def test_draws_that_leave_the_generators_where_they_were_are_drawn_again(plan):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.random.fork_rng(devices=[]):
+                noise = torch.rand(32)
+            return torch.tanh(self.linear(x) * noise)
+
+    def loss(net: nn.Module) -> Tensor:
+        return F.dropout(net(torch.ones(3, 32)), 0.5).square().mean()
+
+    assert_exact(_four(Noisy), plan, loss=loss)
+
+
+@pytest.mark.parametrize("plan", PLANS.values())
+def test_units_may_seed_the_generators(plan):
+    class Seeding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.manual_seed(7)
+            return torch.tanh(self.linear(x) * torch.rand(32))
+
+    assert_exact(_four(Seeding), plan, loss=lambda net: net(torch.ones(3, 32)).square().mean())
 
 
 def test_units_may_come_to_share_a_parameter_under_a_plan():

@@ -1,0 +1,151 @@
+"""Running statistics in replays: of PyTorch's norms however they are used, or the unit is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres import ResNet, apply_plan, build_resnet
+from deepres.recompute import Plan, per_unit_plan
+from tests.recompute.exactness import assert_exact
+
+PLANS = pytest.mark.parametrize("plan", [per_unit_plan(4), Plan(((0, 4), (1, 3)), ("all",) * 4)])
+
+
+def _loss(model: nn.Module) -> Tensor:
+    return model(torch.randn(5, 6, generator=torch.Generator().manual_seed(1))).square().mean()
+
+
+class _Unit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.use(self.linear(x), self.norm))
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        raise NotImplementedError
+
+
+class _Function(_Unit):
+    """With a momentum that the norm does not know."""
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        return F.batch_norm(
+            y, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, 0.3
+        )
+
+
+class _SetsMomentum(_Unit):
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        norm.momentum = 0.05
+        return norm(y)
+
+
+class _Overflowing(_Unit):
+    """Has an infinite variance, of which a momentum of 0 would make no number."""
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        return norm(y * 1e25)
+
+
+class _Counting(nn.BatchNorm1d):
+    """Needs its counter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.num_batches_tracked is not None
+        y = super().forward(x)
+        return y if self.num_batches_tracked < 100 else 2 * y
+
+
+@PLANS
+@pytest.mark.parametrize(
+    "unit",
+    [_Function, _SetsMomentum, _Overflowing, lambda: nn.Sequential(nn.Linear(6, 6), _Counting(6))],
+    ids=["function", "momentum", "overflow", "counter"],
+)
+def test_a_norm_s_statistics_are_updated_once_however_it_is_used(unit, plan):
+    assert_exact(nn.Sequential(*[unit() for _ in range(4)]), plan, loss=_loss)
+
+
+class _ByHand(_Unit):
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        with torch.no_grad():
+            norm.running_mean.lerp_(y.mean(0), 0.1)
+        return norm(y)
+
+
+class _Renormalising(_Unit):
+    """Uses the statistics as they were before this batch (Batch Renormalization, Ioffe 2017)."""
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        scale = norm.running_var.sqrt().clone()
+        return norm(y) / scale
+
+
+class _Subclass(nn.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.running_mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return x - self.running_mean
+
+
+@PLANS
+@pytest.mark.parametrize("unit", [_ByHand, _Renormalising, _Subclass])
+def test_a_unit_that_uses_running_statistics_itself_cannot_be_replayed(unit, plan):
+    net = nn.Sequential(*[unit() for _ in range(4)])
+    apply_plan(net, plan)
+    before = list(net.state_dict())
+    loss = _loss(net)
+    with pytest.raises(
+        RuntimeError, match=rf"^a {unit.__name__} uses the running statistics of a norm in train"
+    ):
+        loss.backward()
+    assert list(net.state_dict()) == before
+
+
+class _UnseenAverage(nn.Module):
+    """Changes its average where no version counts it, as vector quantisation does with its codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("average", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.average.data.mul_(0.9).add_(y.detach().mean(0), alpha=0.1)
+        return torch.tanh(y - self.average)
+
+
+@PLANS
+def test_a_buffer_that_is_written_by_its_data_is_seen_by_its_values(plan):
+    net = nn.Sequential(*[_UnseenAverage() for _ in range(4)])
+    apply_plan(net, plan)
+    loss = _loss(net)
+    with pytest.raises(
+        RuntimeError, match=r"^a _UnseenAverage changes its buffer 'average' whenever it is run"
+    ):
+        loss.backward()
+
+
+def _sixteen_bit_net() -> ResNet:
+    return build_resnet(11).bfloat16()
+
+
+@pytest.mark.parametrize("plan", [per_unit_plan(3), Plan((), ("conv_outputs",) * 3)])
+def test_batch_norm_with_16_bit_parameters_is_refused_under_a_plan(plan):
+    images = torch.randn(2, 3, 8, 8).bfloat16()
+    net = _sixteen_bit_net()
+    net(images).float().sum().backward()
+    apply_plan(net, plan)
+    with pytest.raises(
+        TypeError, match=r"^batch norm with torch.bfloat16 parameters cannot be replayed exactly"
+    ):
+        net(images).float().sum().backward()

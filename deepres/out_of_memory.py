@@ -33,7 +33,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES):
+        return True
+    before = (
+        error.__cause__ or error.__context__
+    )  # of a CUDA graph's recording, which then could not be ended
+    return before is not None and is_out_of_memory(before)
 
 
 class UntilOutOfMemory:
@@ -135,7 +140,8 @@ def free_device_bytes(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     _release(device)
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
     limit_bytes = int(torch.cuda.get_per_process_memory_fraction(device) * total_bytes)
     return min(free_bytes, limit_bytes - torch.cuda.memory_reserved(device))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -34,13 +35,17 @@ class StopRequest:
         self._signal: int | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._launchers = _launchers() if "LOCAL_RANK" in os.environ else []
+        self._is_orphan, self._look_again_s = False, 0.0
 
     @property
     def reason(self) -> str | None:
         """Why this process should stop, or None."""
         if self._signal is not None:
             return signal.Signals(self._signal).name
-        return "the launcher's end" if not all(map(_is_alive, self._launchers)) else None
+        if self._launchers and time.monotonic() >= self._look_again_s:
+            self._look_again_s = time.monotonic() + _POLL_S
+            self._is_orphan = not all(map(_is_alive, self._launchers))
+        return "the launcher's end" if self._is_orphan else None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

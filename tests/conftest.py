@@ -18,6 +18,8 @@ def pytest_configure(config):
     """What is not marked `gpu` runs on a CPU, also on a host with GPUs, which runs take where they see any."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:  # for deterministic algorithms; cuBLAS reads it once
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True, scope="module")

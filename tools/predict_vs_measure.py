@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["python", "tools/predict_vs_measure.py", *arguments])
     print("  ".join(heading(options.device)), flush=True)
     results = list[Result]()
+    torch.backends.cudnn.benchmark = True  # as training does
     for case in options.cases:
         for precision in ("fp32", "bf16"):
             for result in run_case(case, precision, torch.device(options.device)):

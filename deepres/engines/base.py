@@ -17,6 +17,7 @@ from deepres.batch_sizes import BatchSizes
 from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import Process, average_over_processes, sum_over_processes
+from deepres.gradients import backward_in_this_thread
 from deepres.metrics import answer_sums, summed_loss
 from deepres.models import synchronize_batch_norm
 
@@ -124,7 +125,8 @@ class Engine:
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) in evaluation mode; collective where parameters are sharded."""
-        self.net.eval()
+        if self.net.training:  # as in `run_passes`
+            self.net.eval()
         return self._run(images)
 
     def average_buffers(self) -> None:
@@ -191,7 +193,8 @@ class Engine:
         loss = summed_loss(logits, labels)
         sums = answer_sums(logits, labels, loss)
         # Engines average gradients over processes.
-        self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
+        with backward_in_this_thread():
+            self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
         return sums
 
     def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:  # noqa: ARG002

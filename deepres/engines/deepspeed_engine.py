@@ -87,6 +87,9 @@ class DeepSpeedEngine(Engine):
     def _update(self) -> bool:
         scaler = self.loss_scaler
         before = 0.0 if scaler is None else scaler.get_scale()
+        clip = self.config.optim.clip_grad_norm
+        if scaler is not None and clip is not None and self.config.engine.zero_stage > 0:
+            self._optimizer.clip_grad = clip * before  # ZeRO clips before it divides by autocast's loss scale
         self._engine.step()
         is_updated: bool = self._engine.was_step_applied()
         if scaler is None:

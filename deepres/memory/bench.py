@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deepres.gradients import backward_in_this_thread
+
 Loss = Callable[[Tensor], Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -119,7 +121,8 @@ def checked_input(
 @contextmanager
 def as_in_training(device_type: str) -> Iterator[None]:
     """Record gradients and compute in the bench's own number format, whatever context the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+    number_format = torch.autocast(device_type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), number_format, backward_in_this_thread():
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.gradients import allocate_gradients
+from deepres.gradients import allocate_gradients, backward_in_this_thread
 from deepres.memory.allocated import AllocatedBytes
 from deepres.memory.bench import (
     Loss,
@@ -166,7 +166,7 @@ def measure_activation_peak(
         F.cross_entropy(run(images), labels).backward()
 
     meter = AllocatedBytes(images.device)
-    with _as_if_not_run(net):
+    with _as_if_not_run(net), backward_in_this_thread():
         allocate_gradients(net)
         if images.device.type == "cuda":
             step()  # libraries try their algorithms out, which takes more than any of them

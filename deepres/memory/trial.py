@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.autocast import ComputeIn
+from deepres.gradients import backward_in_this_thread
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_activation_peak, measure_chain
 from deepres.memory.profiled_net import ProfiledNet, Target
@@ -127,7 +128,8 @@ def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    F.cross_entropy(compute(images), labels).backward()
+    with backward_in_this_thread():
+        F.cross_entropy(compute(images), labels).backward()
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     return 1000 * (time.perf_counter() - start)

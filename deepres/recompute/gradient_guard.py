@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,20 @@ class _Running(threading.local):
 _RUNNING = _Running()
 
 
+class _Watch(NamedTuple):
+    """Of the gradient of a parameter.
+
+    Args:
+        kind: the parameter's device and dtype.
+        node: adds to its gradient.
+        handle: of what is called before.
+    """
+
+    kind: tuple[torch.device, torch.dtype]
+    node: Node
+    handle: RemovableHandle
+
+
 class GradientGuard:
     """Sees that each parameter's gradient is complete when it is there.
 
@@ -45,7 +60,7 @@ class GradientGuard:
         self._task_elsewhere: int | None = None  # that gave one of their parameters a gradient from elsewhere
         self._is_in_units = False
         self._is_under_ddp = False
-        self._watched: dict[int, tuple[Node, RemovableHandle]] = {}  # by the parameter's id
+        self._watched: dict[int, _Watch] = {}  # by the parameter's id, which the node keeps from going
 
     def __getstate__(self) -> dict[str, object]:
         """Another process, which a saved model may come to, numbers its backward passes anew."""
@@ -92,12 +107,14 @@ class GradientGuard:
 
     def _watch(self, parameter: Tensor) -> None:
         """Refuse a gradient of the parameter that comes from elsewhere than the units."""
-        node = get_gradient_edge(parameter).node  # adds to it
+        # A node that is held stays the parameter's until that is of another kind; to ask for it takes microseconds.
+        kind = parameter.device, parameter.dtype
         if id(parameter) in self._watched:
-            known, handle = self._watched[id(parameter)]
-            if known is node:
+            watch = self._watched[id(parameter)]
+            if watch.kind == kind:
                 return
-            handle.remove()
+            watch.handle.remove()
+        node = get_gradient_edge(parameter).node  # adds to it
         # The node holds what is called.
         guard, watched = weakref.ref(self), weakref.ref(parameter)
 
@@ -109,7 +126,7 @@ class GradientGuard:
                 me._task_elsewhere = _whole_task()
                 me._check_complete()
 
-        self._watched[id(parameter)] = node, node.register_prehook(refuse)
+        self._watched[id(parameter)] = _Watch(kind, node, node.register_prehook(refuse))
 
     def _check_complete(self) -> None:
         if self._task_in_units == self._task_elsewhere is not None:
@@ -121,8 +138,8 @@ class GradientGuard:
 
     def release(self) -> None:
         """Refuse nothing any more."""
-        for _, handle in self._watched.values():
-            handle.remove()
+        for watch in self._watched.values():
+            watch.handle.remove()
         self._watched.clear()
 
     def check_backward(self, states: UnitStates, *, is_under_ddp: bool) -> None:

@@ -44,9 +44,9 @@ def train(case: str, folder: Path) -> None:
             "data": {"name": "synthetic"},
             "train": train_section,
             "engine": {**ENGINES[engine_name], "sync_batch_norm": extra.startswith("sync")},
-            "optim": {"clip_grad_norm": 0.5 if extra == "clip" else None, "nesterov": True},
+            "optim": {"clip_grad_norm": 0.5 if extra.endswith("clip") else None, "nesterov": True},
             "precision": {
-                "compute": "bf16" if extra == "bf16" else "fp32",
+                "compute": extra.removesuffix("-clip") if extra[:4] in ("bf16", "fp16") else "fp32",
                 "channels_last": extra == "channels_last",
             },
         }

@@ -35,6 +35,8 @@ def outcomes(tmp_path_factory):
         ),
         *(f"{engine}:1:bf16" for engine in ("plain", "zero1", "zero3", "fairscale")),
         *(f"{engine}:1:channels_last" for engine in ("plain", "zero1", "zero2", "zero3", "fairscale")),
+        # Last: with it DeepSpeed sends gradients in fp16, in all that follows in the process.
+        *(f"{engine}:1:fp16-clip" for engine in ("plain", "fairscale", "zero1", "zero2", "zero3")),
     ]
     done = torchrun(Path(__file__).with_name("contract.py"), folder, *cases)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,10 +72,14 @@ def test_accumulated_micro_batches_give_plain_ddps_losses(outcomes, engine):
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "fairscale"])
-def test_clipping_is_by_the_norm_of_the_whole_gradient(outcomes, engine):
-    plain = outcomes("plain", extra="clip")
+@pytest.mark.parametrize(("extra", "tolerance"), [("clip", 1e-4), ("fp16-clip", 1e-3)])
+def test_clipping_is_by_the_norm_of_the_whole_gradient(outcomes, engine, extra, tolerance):
+    plain = outcomes("plain", extra=extra)
     assert not torch.equal(plain["losses"], outcomes("plain")["losses"][:4])
-    torch.testing.assert_close(outcomes(engine, extra="clip")["losses"], plain["losses"], rtol=1e-4, atol=0)
+    found = outcomes(engine, extra=extra)
+    torch.testing.assert_close(found["losses"], plain["losses"], rtol=tolerance, atol=0)
+    weight = "head.linear.weight"
+    assert_same({weight: found[weight]}, {weight: plain[weight]}, tolerance)
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero3", "fairscale"])

@@ -143,6 +143,7 @@ def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, to
             "this host's CPU", memory_bytes or psutil.virtual_memory().available, None
         ), torch.device("cpu")
     device = torch.device("cuda", 0)
+    torch.backends.cudnn.benchmark = not config.train.deterministic  # as training does
     if memory_bytes is not None:
         limit_device_memory(device, memory_bytes)
     return card_at_hand(device, memory_bytes), device

@@ -48,7 +48,7 @@ def _report(options: argparse.Namespace) -> Report:
         f"a ratio is of blocks of the same round, the median of {options.rounds}."
     )
     return Report(
-        name=f"training_{options.depth}",
+        name=f"training_{options.depth}x{options.batch}",
         title=f"Images a second: ResNet-{options.depth}, batch {options.batch}",
         columns={
             "name": "",

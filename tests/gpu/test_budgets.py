@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepres import apply_plan, build_resnet, make_plan, measure_chain, predict_chain
+from deepres.gradients import backward_in_this_thread
 from deepres.memory import measure_activation_peak
 from deepres.memory.gpus import GPUS
 from deepres.models import BatchNorm2d
@@ -78,12 +79,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("compute", DTYPES)
-@pytest.mark.parametrize("variant", NETS)
-def test_plans_change_no_bit(variant, compute, layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("variant", "compute", "layout", "in_benchmark"),
+    [
+        *((variant, compute, layout, False) for variant in NETS for compute in DTYPES for layout in LAYOUTS),
+        *(("cifar", compute, layout, True) for compute in DTYPES for layout in LAYOUTS),
+    ],
+)
+def test_plans_change_no_bit(variant, compute, layout, in_benchmark, monkeypatch):
+    """In benchmark, too, where each thread times cuDNN's (deterministic) algorithms and chooses for itself."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = in_benchmark
     try:
         net = build_resnet(**NETS[variant]).cuda().to(memory_format=LAYOUTS[layout])
         for module in net.modules():
@@ -110,7 +117,8 @@ def test_plans_change_no_bit(variant, compute, layout, monkeypatch):
             with torch.autocast("cuda", DTYPES[compute], enabled=compute != "fp32"):
                 logits = own(images)
             loss = F.cross_entropy(logits.float(), labels)
-            loss.backward()
+            with backward_in_this_thread():
+                loss.backward()
             state = [
                 loss.detach(),
                 *(p.grad for p in own.parameters()),
@@ -122,6 +130,7 @@ def test_plans_change_no_bit(variant, compute, layout, monkeypatch):
             assert all(map(torch.equal, state, found[0]))
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
 
 
 class _LSTM(nn.LSTM):

@@ -19,7 +19,7 @@ def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
         "--processor-time", "--out", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    document = json.loads((tmp_path / "training_11.json").read_text(encoding="utf-8"))
+    document = json.loads((tmp_path / "training_11x8.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == [
         "bare PyTorch loop", "whole trainer", "trainer's step", "fused SGD", "channels_last", "bf16",
@@ -37,7 +37,7 @@ def test_the_trainer_and_a_steps_options_stand_beside_a_bare_loop(tmp_path):
     )
     assert rounds[0] <= 1 <= rounds[-1]
     assert trainer["note"] == f"bare loop beside it: {trainer['bare_images_per_s']:.4g} images/s"
-    markdown = (tmp_path / "training_11.md").read_text(encoding="utf-8")
+    markdown = (tmp_path / "training_11x8.md").read_text(encoding="utf-8")
     assert done.stdout.partition("\n\n")[0] in markdown
     assert f"| {trainer['note']} |" in markdown
     assert document["command"].startswith("python tools/benchmark.py --depth 11")
@@ -67,7 +67,7 @@ def test_a_compiler_that_fails_leaves_the_other_rows(tmp_path):
         CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "training_11.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((tmp_path / "training_11x8.json").read_text(encoding="utf-8"))["rows"]
     failed = [row["name"] for row in rows if row.get("note", "").startswith("failed: ")]
     assert failed == ["compiled units, channels_last", "bf16, compiled units, channels_last"]
     assert all("ratio" in row for row in rows if row["name"] not in failed)

@@ -222,7 +222,7 @@ class EngineConfig(Section):
     offload_parameters: bool = False
     """DeepSpeed, stage 3: parameters on the CPU."""
     bucket_mb: Annotated[float, Field(gt=0, le=1_000_000)] = 25.0
-    """Gradients communicated at once, at most; never more than the model has."""
+    """Gradients communicated at once, at most; never more than the model has. ZeRO 0 communicates all at once."""
     sync_batch_norm: bool = False
     """Batch statistics over all processes. It takes no memory of its own in fp32; in bf16 and fp16 a batch norm's
     backward pass holds the gradient of its input in fp32 beside it, which is in no prediction."""

@@ -62,6 +62,7 @@ def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
         raise ConfigError(f"{checkpoint.path} cannot be read: {error}") from None
     if engine.loss_scaler is not None and progress.loss_scaler is not None:
         engine.loss_scaler.load_state_dict(progress.loss_scaler)
+        engine.num_skipped = progress.num_skipped
     engine.has_averaged_buffers = progress.has_averaged_buffers or not _has_same_processes(
         checkpoint, process
     )

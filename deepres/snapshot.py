@@ -53,6 +53,7 @@ class Progress:
         has_averaged_buffers: whether the processes' buffers were the same.
         num_processes: how many there were.
         loss_scaler: state of fp16's loss scaler.
+        num_skipped: steps in a row that it has skipped.
         identity: what must be the same in a run that goes on from here.
     """
 
@@ -66,6 +67,7 @@ class Progress:
     has_averaged_buffers: bool
     num_processes: int
     loss_scaler: dict[str, float] | None
+    num_skipped: int
     identity: dict[str, Any]
 
 

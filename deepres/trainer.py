@@ -262,6 +262,7 @@ class Trainer:
             has_averaged_buffers=self._engine.has_averaged_buffers,
             num_processes=self._process.world_size,
             loss_scaler=scaler.state_dict() if scaler is not None else None,
+            num_skipped=self._engine.num_skipped,
             identity=self._identity,
         )
         self._saver.save(take_snapshot(self._engine, self._config, self._planned.plan, progress))

@@ -52,6 +52,9 @@ class Engine:
         config: the run's configuration.
         process: this process.
         sizes: how the global batch is divided.
+
+    Attributes:
+        num_skipped: steps in a row, the last one among them, that fp16's loss scaler has skipped.
     """
 
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
@@ -64,7 +67,7 @@ class Engine:
         self.module: nn.Module = ComputeIn(net, config.precision.dtype, process.device.type)
         self.has_averaged_buffers = False
         self._has_momentum = False
-        self._num_skipped = 0
+        self.num_skipped = 0
         self._optimizer: Any = None
         self._scaler: torch.amp.GradScaler | None = None
 
@@ -100,9 +103,9 @@ class Engine:
         if not math.isfinite(loss) or is_bad:
             raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
         is_updated = self._update()
-        self._num_skipped = 0 if is_updated else self._num_skipped + 1
+        self.num_skipped = 0 if is_updated else self.num_skipped + 1
         self._has_momentum |= is_updated
-        if self._num_skipped and (self.loss_scaler is None or self._num_skipped > MAX_SKIPPED_STEPS):
+        if self.num_skipped and (self.loss_scaler is None or self.num_skipped > MAX_SKIPPED_STEPS):
             raise NonFiniteError("gradient")
         return sums, [flag > 0 for flag in of_all or own]
 
@@ -171,8 +174,8 @@ class Engine:
 
     @property
     def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """What scales fp16's losses."""
-        return self._scaler
+        """What scales fp16's losses; fairscale's does not on a CPU."""
+        return self._scaler if self._scaler is not None and self._scaler.is_enabled() else None
 
     def state(self) -> dict[str, Tensor]:
         """The net's parameters and buffers by name, whole and on the CPU; collective."""

@@ -94,8 +94,9 @@ class DeepSpeedEngine(Engine):
         is_updated: bool = self._engine.was_step_applied()
         if scaler is None:
             return is_updated
-        if not is_updated and scaler.get_scale() == before:  # ZeRO skips, but leaves the scale as it was
-            scaler.update(before * scaler.get_backoff_factor())
+        if not is_updated and scaler.get_scale() == before:  # ZeRO skips, but leaves the scaler as it was
+            lowered = {"scale": before * scaler.get_backoff_factor(), "_growth_tracker": 0}
+            scaler.load_state_dict(scaler.state_dict() | lowered)
         return scaler.get_scale() >= before
 
     def _make_momentum(self) -> None:

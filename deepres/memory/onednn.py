@@ -3,14 +3,20 @@
 NOTE [ oneDNN's copies ]
 For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into its own, computes into Y
 there, frees the copies, and then copies Y into the result y. The backward pass does the same for the gradient of the
-input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). Tensors that are channels_last are not copied. So,
-each letter a tensor's bytes, and K the kernel's scratch:
+input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). So, each letter a tensor's bytes, and K the
+kernel's scratch:
 
     forward   max(X + W + Y + K, Y + y)
     backward  max(G + W + DX + K, DX + dx, dx + G + X + DW + K, dx + dw + DW)
 
 Its own layout is one of blocks of channels, for which images (3 channels) are not copied. With AMX and values of 16
 bits, and in the backward pass of a stride, channels are innermost instead, and one more copy is made of y or dx.
+
+Images, results and gradients that are channels_last are not copied. The weight is, into oneDNN's layout, if it is
+neither channels_last nor 1 x 1 into that one first; and so is its gradient, back. With V for the copies, W or 2 W:
+
+    forward   y + V + K
+    backward  max(dx + V + K, dx + dw + V + DW + K), in bf16 dx + V + K for dw, too
 
 NOTE [ without oneDNN ]
 In fp32, one thread computes kernels of 1 x 1 for less than 16 images without oneDNN, and so does any number of them
@@ -35,14 +41,17 @@ image, X+ and G+ those with the padding, X/s what is left of X where a stride s 
       1 x 1, bf16, no AMX, to  T times 128 channels of X/s and
         14 pixels a side       256 of G                          jit_avx512_core_bf16_1x1_conv_kernel.cpp
 
+Of channels_last without AMX, Y has none, DX with a stride T times G+, and DW of 1 x 1 in bf16 the last line's for any
+number of pixels.
+
 The weight's gradient is added up in P parts: T where threads share out the images, 1 where they share out channels;
 `balance` in each of these files takes what should read less memory. Kernels for AMX fill rows of X+ up to 32 pixels in
 DW, and copy no more of an image than has its place in the second cache (the bounds below).
 
 This agrees with the allocations of PyTorch 2.13 for the convolutions of ResNets in one and two threads: to some 100 KiB
 a thread without AMX (as by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; of 7 x 7 pixels, threads take half of Y), and with it
-up to 0.5 MiB a thread too much. Left out are what kernels take, and copies of W, with channels_last; groups; and other
-shapes that oneDNN is not asked for.
+up to 0.5 MiB a thread too much (of channels_last with AMX, nobody has looked). Left out are groups, and other shapes
+that oneDNN is not asked for.
 """
 
 from __future__ import annotations
@@ -76,9 +85,9 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         y_bytes = int(x.element_size()) * math.prod(shape)
         if not _is_onednns(x, weight, stride, dilation):
             return y_bytes + _columns(x, weight, shape, stride, padding)
-        if _is_channels_last(x):
-            return y_bytes
         scratch = _scratch(x, weight, shape, stride, padding)
+        if _is_channels_last(x):
+            return y_bytes + _weight_copies(weight) + (scratch if _has_channels_innermost(x) else 0)
         num_ys = 3 if _has_channels_innermost(x) else 2
         return max(_copied(x) + _bytes(weight) + y_bytes + scratch, num_ys * y_bytes)
     if func is _BACKWARD:
@@ -87,11 +96,21 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         dx, dw = _bytes(x) * needs_dx, _bytes(weight) * needs_dw
         if not _is_onednns(x, weight, stride, dilation):
             return int(dx + dw + needs_dw * _columns(x, weight, gradient.shape, stride, padding))
-        if _is_channels_last(x) or _is_channels_last(gradient):
-            return int(dx + dw)
+        is_strided = max(stride) > 1
         peaks = [dx + dw]
+        if _is_channels_last(x) or _is_channels_last(gradient):
+            copies = _weight_copies(weight)
+            if needs_dx and _has_channels_innermost(x):
+                peaks.append(dx + copies + _scratch(gradient, weight, x.shape, stride, padding))
+            elif needs_dx:
+                skipped = torch.get_num_threads() * _padded_bytes(gradient, padding) if is_strided else 0
+                peaks.append(dx + copies + skipped)
+            if needs_dw:
+                scratch = _weight_scratch(gradient, x, weight, stride, padding, is_channels_last=True)
+                copies += dw if x.element_size() == 4 else -dw
+                peaks.append(dx + dw + copies + scratch)
+            return int(max(peaks))
         if needs_dx:
-            is_strided = max(stride) > 1
             scratch = 0 if is_strided else _scratch(gradient, weight, x.shape, stride, padding)
             num_dxs = 3 if is_strided or _has_channels_innermost(x) else 2
             peaks += [_bytes(gradient) + _bytes(weight) + dx + scratch, num_dxs * dx]
@@ -119,8 +138,20 @@ def _scratch(
     return torch.get_num_threads() * num_bytes
 
 
+def _weight_copies(weight: Tensor) -> int:
+    """Of a weight, where images are channels_last."""
+    is_as_they_are = _is_pointwise(weight) or _is_channels_last(weight)
+    return _bytes(weight) * (1 if is_as_they_are else 2)
+
+
 def _weight_scratch(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *,
+    is_channels_last: bool = False,
 ) -> int:
     """Of the kernel that makes the weight's gradient."""
     num_threads = torch.get_num_threads()
@@ -134,7 +165,7 @@ def _weight_scratch(
         num_x, num_gradient = min(x.shape[1], 128), min(gradient.shape[1], 256)
         if max(stride) > 1:
             scratch += num_threads * math.prod(gradient.shape[2:]) * num_x * x.element_size()
-        if x.element_size() == 2 and min(gradient.shape[2:]) <= 14:
+        if x.element_size() == 2 and (is_channels_last or min(gradient.shape[2:]) <= 14):
             scratch += num_threads * math.prod(gradient.shape[2:]) * (num_x + num_gradient) * 2
     elif x.element_size() == 2:
         scratch += num_parts * (_padded_bytes(x, padding) + gradient_bytes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deepres.known_sets import KNOWN_SETS
+
 if TYPE_CHECKING:
     from deepres.config import Config
 
@@ -12,7 +14,15 @@ def first_conflict(config: Config) -> str | None:
     """What to tell of the first settings that do not go together; None if all do."""
     train, engine, recompute = config.train, config.engine, config.recompute
     is_auto, is_compiled = train.micro_batch_size == "auto", engine.compile == "units"
+    own_size = KNOWN_SETS[config.data.name].image_size
     conflicts = (
+        (
+            config.data.name in ("cifar10", "cifar100") and config.data.image_size not in (None, own_size),
+            (
+                f"images of {config.data.name} are {own_size}×{own_size}: leave data.image_size unset, got "
+                f"{config.data.image_size}"
+            ),
+        ),
         (
             is_auto and (train.global_batch_size is None or train.accumulation is not None),
             "train.micro_batch_size auto needs train.global_batch_size, and no accumulation",

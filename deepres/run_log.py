@@ -21,6 +21,8 @@ from deepres.provenance import provenance
 from deepres.run_folder import CURVES, MADE_BY, METRICS, PLAN, RunFolder
 from deepres.screen import say
 
+_TOLERANCE = 1.02
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -95,10 +97,15 @@ class RunLog:
             disable=not (self._process.is_first and sys.stderr is not None and sys.stderr.isatty()),
         )
 
-    def begin(self, planned: PlannedRun) -> None:
-        """What was planned; the plan, and what trains the run, go to its folder."""
+    def begin(self, planned: PlannedRun, peak_bytes: int) -> None:
+        """What was planned, and if a micro batch was measured to take more; plan and provenance go to the folder."""
         plan = planned.plan
         self.say(str(planned))
+        if planned.budget_bytes is not None and peak_bytes > _TOLERANCE * planned.budget_bytes:
+            self.say(
+                f"WARNING: a micro batch was measured to take {format_bytes(peak_bytes)} of activations, more than the "
+                f"budget of {format_bytes(planned.budget_bytes)}: the prediction is wrong here; lower the budget"
+            )
         if self._folder is not None:
             replace_text(self._folder.path / PLAN, plan.to_json() + "\n")
             made_by = provenance(self._process.device.type)

@@ -123,7 +123,7 @@ class Trainer:
         try:
             if with_history:
                 start_memory_history(self._process.device)
-            self._log.begin(self._planned)
+            self._log.begin(self._planned, self._activation_peak_bytes)
             saves = self._config.train.save_every is not None
             if saves and any_process([self._is_branch], self._process.device)[0]:
                 self._saved_step = None  # in another folder: train.resume=auto would begin anew in this one

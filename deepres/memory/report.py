@@ -143,14 +143,17 @@ def largest_batch_of(profiled: ProfiledNet, plan: Plan) -> int:
 
 
 def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
-    """Model states under plain PyTorch and each ZeRO stage, with offload and without."""
+    """Model states under plain PyTorch and each ZeRO stage, with offload and without, and those of the run."""
     settings = [EngineConfig(), EngineConfig(name="deepspeed")]
     for stage in (1, 2, 3):
         settings.append(EngineConfig(name="deepspeed", zero_stage=stage))
         settings.append(
             settings[-1].model_copy(update={"offload_optimizer": True, "offload_parameters": stage == 3})
         )
-    bucket = {"bucket_mb": profiled.config.engine.bucket_mb}
+    own = profiled.config.engine
+    if _engine_name(own) not in map(_engine_name, settings):
+        settings.append(own)
+    bucket = {"bucket_mb": own.bucket_mb}
     rows = []
     for engine in (setting.model_copy(update=bucket) for setting in settings):
         states = model_states(
@@ -178,7 +181,9 @@ def stage_rows(profiled: ProfiledNet) -> tuple[StageRow, ...]:
 
 def _engine_name(engine: EngineConfig) -> str:
     name = f"ZeRO {engine.zero_stage}" if engine.name == "deepspeed" else engine.name
-    return f"{name}, offload" if engine.offload_optimizer or engine.offload_parameters else name
+    if engine.zero_stage == 3 and engine.offload_optimizer != engine.offload_parameters:
+        return f"{name}, {'optimizer' if engine.offload_optimizer else 'parameter'} offload"
+    return f"{name}, offload" if engine.offload_optimizer else name
 
 
 def _numbers_up_to(num: int) -> list[int]:

@@ -129,7 +129,8 @@ def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor)
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
     with backward_in_this_thread():
-        F.cross_entropy(compute(images), labels).backward()
+        logits = compute(images)
+        F.cross_entropy(logits, labels).backward()
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     return 1000 * (time.perf_counter() - start)

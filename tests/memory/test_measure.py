@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deepres import ResNet, apply_plan, build_resnet
+from deepres import ResNet, apply_plan, build_resnet, predict_chain
 from deepres.memory import measure_activation_peak
-from deepres.recompute import Plan, keep_all_plan, per_unit_plan, sqrt_plan
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, simulate, sqrt_plan
 
 
 def _batch(size: int, side: int = 8) -> tuple[Tensor, Tensor]:
@@ -24,13 +24,20 @@ def _state(net: nn.Module) -> list[Tensor]:
 
 @given(batch=st.integers(10, 200), num_classes=st.integers(2, 20))
 def test_the_peak_of_a_linear_classifier_follows_by_hand(batch, num_classes):
-    """In the backward of log-softmax: what it kept, and the gradients of its output and of its input.
+    """In the backward of log-softmax: the answer, what it kept, and the gradients of its output and of its input.
 
     Beside these, two numbers: the loss and its gradient.
     """
     net = nn.Linear(1, num_classes)
     images, labels = torch.randn(batch, 1), torch.arange(batch) % num_classes
-    assert measure_activation_peak(net, net, images, labels) == 4 * (3 * batch * num_classes + 2)
+    assert measure_activation_peak(net, net, images, labels) == 4 * (4 * batch * num_classes + 2)
+
+
+def test_the_answers_of_many_classes_are_held_as_predicted():
+    net, shape = build_resnet(8, num_classes=20_000), (8, 3, 8, 8)
+    images, labels = _batch(8)
+    predicted = simulate(predict_chain(net, shape), keep_all_plan(3)).peak_bytes
+    assert measure_activation_peak(net, net, images, labels) == pytest.approx(predicted, rel=0.01)
 
 
 def test_parameters_buffers_images_and_gradients_that_were_added_up_do_not_count():
@@ -51,7 +58,7 @@ def _bytes_per_image(net: nn.Module, run: Callable[[Tensor], Tensor], tolerance:
 
 
 def test_the_bytes_of_an_image_are_those_that_can_be_counted_by_hand():
-    """Everything that autograd keeps of ResNet-29, and two gradients as large as the last unit's output."""
+    """All that autograd keeps of ResNet-29, its answer, and two gradients as large as the last unit's output."""
     first, second, third = 64, 16, 4  # pixels of each stage
     floats = 16 * first  # the stem's output
     # In the first unit of a stage: the shared activation, two convolutions' outputs activated, the unit's output.
@@ -60,9 +67,9 @@ def test_the_bytes_of_an_image_are_those_that_can_be_counted_by_hand():
     floats += 128 * second + 4 * 64 * third + 256 * third
     # In the others 12w, the output included; then the head's activation, and in its backward the two gradients.
     floats += 2 * (12 * 16 * first + 12 * 32 * second + 12 * 64 * third)
-    floats += 256 * third + 2 * 256 * third
+    floats += 256 * third + 2 * 256 * third + 10
     net = build_resnet(29)
-    assert _bytes_per_image(net, net) == 4 * floats == 274_432
+    assert _bytes_per_image(net, net) == 4 * floats == 274_472
 
 
 @pytest.mark.parametrize("plan", [sqrt_plan(9), keep_all_plan(9, "conv_outputs"), per_unit_plan(9)])

@@ -207,6 +207,10 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         (("--depths", "20,y"), "--depths must be numbers with commas (110,164,1001), got '20,y'"),
         (("--depth", "20", "--depths", "20"), "give --depth or --depths, not both"),
         (("--depth", "20", "model.depth=110"), "give --depth or model.depth, not both"),
+        ((*SMALL, "train.micro_batch_size=8"), "give --batch-size or train.micro_batch_size, not both"),
+        ((*SMALL, "data.image_size=64"), "images of cifar10 are 32×32: leave data.image_size unset, got 64"),
+        ((*SMALL, "model.dataset=imagnet"), "model.dataset must be cifar or imagenet, got 'imagnet'"),
+        ((*SMALL, "recompute.plan=/nowhere"), "recompute.plan /nowhere cannot be read: No such file"),
         ((*SMALL, "model.shortcutt=conv1x1"), "unknown key model.shortcutt; did you mean model.shortcut?"),
         ((*SMALL, "conv1x1"), "expected section.key=value (e.g. train.epochs=3), got 'conv1x1'"),
         ((*SMALL, "--gpu", "RTX 3060"), "unknown GPU 'RTX 3060'; nearest: RTX 3060 12GB"),
@@ -244,6 +248,13 @@ def test_settings_of_a_configuration_may_stand_anywhere(capsys):
     told = capsys.readouterr().out
     assert "shortcut conv1x1\n" in told
     assert ", fp32, channels_last\n" in told
+
+
+def test_a_data_set_may_be_a_setting_and_the_run_s_engine_is_among_the_states(capsys):
+    assert run("--depth", "50", "--batch-size", "2", "model.dataset=imagenet", "engine.name=fairscale") == 0
+    told = capsys.readouterr().out
+    assert "an image of 224 × 224\n" in told
+    assert "\n  fairscale  " in told
 
 
 def test_a_broken_configuration_is_told_in_one_line(capsys, tmp_path):

@@ -21,6 +21,20 @@ DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
 _RECIPE_BATCHES = {"cifar": 128, "imagenet": 256}
 _MOST_LAYERS = 30_000
+_KEYS = {
+    "depth": "model.depth",
+    "depths": "model.depth",
+    "dataset": "model.dataset",
+    "activation": "model.activation",
+    "batch_size": "train.micro_batch_size",
+    "image_size": "data.image_size",
+    "precision": "precision.compute",
+    "optimizer": "optim.momentum",
+    "zero_stage": "engine.zero_stage",
+    "budget": "recompute.budget",
+    "device_memory": "recompute.device_memory",
+}
+"""What options set, of a configuration."""
 
 
 def read_configs(options: argparse.Namespace) -> list[Config]:
@@ -30,22 +44,31 @@ def read_configs(options: argparse.Namespace) -> list[Config]:
         ValueError, ConfigError: there is none, or one is wrong.
     """
     depths = read_depths(options)
-    if depths and any(override.startswith("model.depth=") for override in options.overrides):
-        raise ValueError("give --depth or model.depth, not both")
+    for name, key in _KEYS.items():
+        if getattr(options, name) is not None and key in _given(options):
+            raise ValueError(f"give --{name.replace('_', '-')} or {key}, not both")
     if options.config is None and not depths:
         raise ValueError("give --depth, --depths or --config")
     return [_read_config(options, depth) for depth in tuple(depths) or (None,)]
 
 
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """The values of `section.key=value`."""
+    return {key: value for key, _, value in (each.partition("=") for each in options.overrides)}
+
+
 def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
     """The configuration of the net of that depth, or of the one that the file has."""
-    dataset = options.dataset
+    dataset = options.dataset or _given(options).get("model.dataset")
     start: list[tuple[str, object]] = [("model.dataset", dataset), ("model.depth", depth)]
     if options.config is None:
         dataset = dataset or ("imagenet" if depth in _IMAGENET_DEPTHS else "cifar")
+        if dataset not in _RECIPE_BATCHES:
+            raise ValueError(f"model.dataset must be {' or '.join(_RECIPE_BATCHES)}, got {dataset!r}")
+        of_cifar = "synthetic" if options.image_size else "cifar10"  # whose images are of one size
         start += [
             ("model.dataset", dataset),
-            ("data.name", "imagenet" if dataset == "imagenet" else "cifar10"),
+            ("data.name", "imagenet" if dataset == "imagenet" else of_cifar),
             ("train.max_steps", 1),
             ("train.global_batch_size", _RECIPE_BATCHES[dataset]),
         ]
@@ -98,7 +121,7 @@ def own_plan(profiled: ProfiledNet) -> PricedPlan | None:
     """The plan that a training configuration asks for by other means than a budget of activations.
 
     Raises:
-        ValueError, OSError: there is no such plan.
+        ValueError: there is no such plan.
     """
     recompute = profiled.config.recompute
     if recompute.budget is not None or recompute == RecomputeConfig():
@@ -106,6 +129,8 @@ def own_plan(profiled: ProfiledNet) -> PricedPlan | None:
     other_bytes = profiled.memory(profiled.batch).without_activations_bytes
     try:
         return plan_for(recompute, profiled.chain, other_bytes, profiled.target.memory_bytes)
+    except OSError as error:
+        raise ValueError(f"recompute.plan {recompute.plan} cannot be read: {error.strerror}") from None
     except InfeasibleBudgetError as error:
         raise ValueError(
             f"recompute.device_memory: nothing fits {format_bytes(profiled.target.memory_bytes)}: at batch "

@@ -10,7 +10,7 @@ from torch import nn
 
 from deepres import build_resnet, measure_chain, predict_chain
 from deepres.memory.onednn import _has_amx, convolution_peak_bytes
-from deepres.recompute import keep_all_plan, simulate
+from deepres.recompute import keep_all_plan, per_unit_plan, simulate
 from deepres.recompute.executor import planned_units
 from tests.memory.operator_bytes import allocated_bytes
 
@@ -101,6 +101,20 @@ def test_a_net_of_one_image_takes_what_is_predicted(side):
     assert simulate(predicted, keep_all_plan(3)).peak_bytes == pytest.approx(
         simulate(measured, keep_all_plan(3)).peak_bytes, rel=0.005
     )
+
+
+@pytest.mark.parametrize("weights_too", [True, False])
+def test_a_net_in_channels_last_takes_what_is_predicted(weights_too):
+    """Of few and small images, so that copies of weights are much of it."""
+    net, shape = build_resnet(18, dataset="imagenet"), (4, 3, 64, 64)
+    if weights_too:
+        net.to(memory_format=torch.channels_last)
+    predicted = predict_chain(net, shape, channels_last=True)
+    measured = measure_chain(net, shape, channels_last=True, repeats=0)
+    for plan in (keep_all_plan(8), per_unit_plan(8)):
+        assert simulate(predicted, plan).peak_bytes == pytest.approx(
+            simulate(measured, plan).peak_bytes, rel=0.01
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -77,6 +77,15 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
 
 
+def share_cores(process: Process) -> None:
+    """Divide a host's cores among its processes that compute on them, unless OMP_NUM_THREADS says how.
+
+    torchrun says so, deepspeed does not: its processes would each take all cores.
+    """
+    if process.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // process.local_world_size))
+
+
 def start_process_group(process: Process, store: Store | None = None) -> None:
     """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own.
 

@@ -17,7 +17,7 @@ from deepres.commit import SaveError
 from deepres.config import Config, ConfigError
 from deepres.data import DataError, FoundData, find_data
 from deepres.deterministic import use_deterministic_algorithms
-from deepres.distributed import Process, any_process, start_process_group, this_process
+from deepres.distributed import Process, any_process, share_cores, start_process_group, this_process
 from deepres.engines import make_engine
 from deepres.exit_status import ExitStatus, RunError
 from deepres.load_config import load_config
@@ -66,6 +66,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     """
     config = load_config(config_path, overrides)
     process = this_process(config.engine.device, local_rank)
+    share_cores(process)  # before predictions, which are of a number of threads
     sizes = batch_sizes(config.train, process.world_size)
     if config.precision.compute == "fp16" and process.device.type == "cpu":
         raise ConfigError("precision.compute fp16 needs a GPU: use bf16 or fp32 on a CPU")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from deepres.batch_sizes import smaller_micro_batches
 from deepres.config import ConfigError
+from deepres.distributed import Process, share_cores
 from deepres.job import prepare, run_job
 from deepres.models import build_resnet
 from deepres.recompute import Plan, keep_all_plan
@@ -25,6 +26,22 @@ def test_a_net_of_another_seed_begins_with_other_weights():
         for seed in (0, 1)
     ]
     assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("variable", "num_processes", "expected"), [(None, 2, 2), (None, 8, 1), ("4", 2, 4)])
+def test_processes_share_the_cores_unless_the_environment_says_how(
+    monkeypatch, variable, num_processes, expected
+):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    try:
+        torch.set_num_threads(4)
+        share_cores(Process(0, 0, num_processes, num_processes, torch.device("cpu")))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def _one_step(run_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:

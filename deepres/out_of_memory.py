@@ -35,9 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES):
         return True
-    before = (
-        error.__cause__ or error.__context__
-    )  # of a CUDA graph's recording, which then could not be ended
+    # Of a CUDA graph's recording, which then could not be ended.
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return before is not None and is_out_of_memory(before)
 
 

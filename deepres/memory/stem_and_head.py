@@ -82,7 +82,7 @@ class StemAndHead:
                 output = self._model(self._images)
             value = self._loss(output)
             value.backward()
-        # To the step's end: the answer, the loss.
+        # To the step's end: the answer, the loss, and a gradient of `first` that comes from the head.
         held_bytes = max(0, meter.live_bytes - last.num_bytes)
         return Chain(
             input_bytes=self.first.num_bytes,

@@ -101,9 +101,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
-        if (
-            self.running_mean is not None and self.running_var is not None
-        ):  # a replay without a memo hides them
+        # A replay without a memo hides them.
+        if self.running_mean is not None and self.running_var is not None:
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (total / (total - 1)), momentum)
         return mean, torch.rsqrt(variance + self.eps)

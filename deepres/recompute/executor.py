@@ -36,7 +36,7 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         plan: a plan for that number of units.
 
     Raises:
-        TypeError: there is no sequence of units, or it has a `forward` of its own.
+        TypeError: there is no sequence of units, it has a `forward` of its own, or FSDP shards a unit.
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
     """
     units = planned_units(model)

@@ -47,9 +47,8 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._now = RandomState.read(device)
-        self._states: dict[
-            int, RandomState
-        ] = {}  # before each unit's first run; one object while nothing is drawn
+        # Before each unit's first run; one object while nothing is drawn.
+        self._states: dict[int, RandomState] = {}
         self._are_moved = set[int]()  # units that left another state
 
     def __bool__(self) -> bool:

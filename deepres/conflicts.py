@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepres.known_sets import KNOWN_SETS
+from deepres.known_sets import size_mistake
 
 if TYPE_CHECKING:
     from deepres.config import Config
@@ -14,15 +14,7 @@ def first_conflict(config: Config) -> str | None:
     """What to tell of the first settings that do not go together; None if all do."""
     train, engine, recompute = config.train, config.engine, config.recompute
     is_auto, is_compiled = train.micro_batch_size == "auto", engine.compile == "units"
-    own_size = KNOWN_SETS[config.data.name].image_size
     conflicts = (
-        (
-            config.data.name in ("cifar10", "cifar100") and config.data.image_size not in (None, own_size),
-            (
-                f"images of {config.data.name} are {own_size}×{own_size}: leave data.image_size unset, got "
-                f"{config.data.image_size}"
-            ),
-        ),
         (
             is_auto and (train.global_batch_size is None or train.accumulation is not None),
             "train.micro_batch_size auto needs train.global_batch_size, and no accumulation",
@@ -68,4 +60,5 @@ def first_conflict(config: Config) -> str | None:
             ),
         ),
     )
-    return next((text for is_so, text in conflicts if is_so), None)
+    mistake = size_mistake(config.data.name, config.data.image_size)
+    return mistake or next((text for is_so, text in conflicts if is_so), None)

@@ -33,6 +33,11 @@ class KnownSet:
     has_root: bool = True
     is_files: bool = False
 
+    @property
+    def has_one_size(self) -> bool:
+        """Whether its images are files' pixels as they are, which nothing scales."""
+        return self.has_root and not self.is_files
+
 
 KNOWN_SETS: dict[str, KnownSet] = {
     "cifar10": KnownSet(10, 32, "crop_flip", 50_000, 10_000),
@@ -43,3 +48,12 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "synthetic": KnownSet(10, 32, "none", has_root=False),
 }
 """By each `SetName`."""
+
+
+def size_mistake(name: str, image_size: int | None) -> str | None:
+    """What to tell of a size that is asked for and that the set's images have not; None if there is no mistake."""
+    known = KNOWN_SETS[name]
+    if not known.has_one_size or image_size in (None, known.image_size):
+        return None
+    own = f"{known.image_size}×{known.image_size}"
+    return f"images of {name} are {own}: leave data.image_size unset, got {image_size}"

@@ -14,7 +14,7 @@ from deepres.data.sampling import Schedule
 from deepres.data.source import DataSource
 from deepres.data.supply import ResidentSupply, Supply
 from deepres.data.synthetic import SyntheticImages
-from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize
+from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize, size_mistake
 
 _CIFARS = {"cifar10": cifar_layout.CIFAR10, "cifar100": cifar_layout.CIFAR100}
 _CifarFiles = tuple[cifar_layout.Layout, Path]
@@ -218,8 +218,9 @@ def _locate(
     elif root is None:
         raise DataError(f"data set {name!r} needs data.root, the place of its files")
     elif name in _CIFARS:
-        if image_size not in (None, known.image_size):
-            raise DataError(f"images of {name} are 32×32: leave data.image_size unset, got {image_size}")
+        mistake = size_mistake(name, image_size)
+        if mistake is not None:
+            raise DataError(mistake)
         found = cifar.find_cifar(
             _CIFARS[name], Path(root), download=download, base_url=base_url, verify=verify
         )

@@ -34,8 +34,7 @@ class SyntheticImages:
         noise = uniforms(seed, 2**32, 0, -(-noise_bytes // 4), 4).reshape(-1) * 128
         pictures = uniforms(seed, 2**32 + 1, 0, num_classes * 3, _GRID * _GRID) * 128
         self._noise = torch.from_numpy(noise.astype(np.uint8)).to(device)
-        coarse = torch.from_numpy(pictures.astype(np.uint8)).view(-1, 3, _GRID, _GRID)
-        self._coarse = coarse.to(device)
+        self._pictures = torch.from_numpy(pictures.astype(np.uint8)).to(device).view(-1, 3, _GRID, _GRID)
         self._cell = (torch.arange(image_size) * _GRID // image_size).to(device)
 
     @staticmethod
@@ -57,5 +56,5 @@ class SyntheticImages:
         windows = indices * 40503 % _NUM_WINDOWS  # an odd factor: neighbours get windows far apart
         views = self._noise.as_strided((_NUM_WINDOWS, self._num_bytes), (_WINDOW_STRIDE, 1))
         images = views.index_select(0, windows).view(-1, 3, self._image_size, self._image_size)
-        images += self._coarse[labels].index_select(2, self._cell).index_select(3, self._cell)
+        images += self._pictures[labels].index_select(2, self._cell).index_select(3, self._cell)
         return images, labels

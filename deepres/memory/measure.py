@@ -161,19 +161,23 @@ def measure_activation_peak(
         images: (N, 3, H, W).
         labels: (N,); -100 does not count.
     """
-
-    def step() -> None:
-        logits = run(images)  # held during the backward pass, as a step does
-        F.cross_entropy(logits, labels).backward()
-
     meter = AllocatedBytes(images.device)
-    with _as_if_not_run(net), backward_in_this_thread():
+    with _as_if_not_run(net):
         allocate_gradients(net)
         if images.device.type == "cuda":
-            step()  # libraries try their algorithms out, which takes more than any of them
+            run_pass(
+                run, images, labels
+            )  # libraries try their algorithms out, which takes more than any of them
         with meter:
-            step()
+            run_pass(run, images, labels)
     return meter.peak_bytes
+
+
+def run_pass(run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+    """A forward and backward pass, which holds the logits meanwhile, as a step does."""
+    with backward_in_this_thread():
+        logits = run(images)
+        F.cross_entropy(logits, labels).backward()
 
 
 @contextmanager

@@ -100,11 +100,11 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
         peaks = [dx + dw]
         if _is_channels_last(x) or _is_channels_last(gradient):
             copies = _weight_copies(weight)
-            if needs_dx and _has_channels_innermost(x):
-                peaks.append(dx + copies + _scratch(gradient, weight, x.shape, stride, padding))
-            elif needs_dx:
-                skipped = torch.get_num_threads() * _padded_bytes(gradient, padding) if is_strided else 0
-                peaks.append(dx + copies + skipped)
+            if needs_dx:
+                scratch = torch.get_num_threads() * _padded_bytes(gradient, padding) if is_strided else 0
+                if _has_channels_innermost(x):
+                    scratch = _scratch(gradient, weight, x.shape, stride, padding)
+                peaks.append(dx + copies + scratch)
             if needs_dw:
                 scratch = _weight_scratch(gradient, x, weight, stride, padding, is_channels_last=True)
                 copies += dw if x.element_size() == 4 else -dw

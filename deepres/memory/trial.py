@@ -8,13 +8,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.autocast import ComputeIn
-from deepres.gradients import backward_in_this_thread
 from deepres.memory.gpus import GPUS
-from deepres.memory.measure import measure_activation_peak, measure_chain
+from deepres.memory.measure import measure_activation_peak, measure_chain, run_pass
 from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report_rows import StrategyRow
 from deepres.memory.scaling import ScalingChain
@@ -128,9 +126,7 @@ def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    with backward_in_this_thread():
-        logits = compute(images)
-        F.cross_entropy(logits, labels).backward()
+    run_pass(compute, images, labels)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     return 1000 * (time.perf_counter() - start)

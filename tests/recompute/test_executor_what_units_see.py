@@ -392,36 +392,38 @@ def test_threads_train_nets_with_hooks_of_their_own():
     SEQUENCES(nets[0]).backward()
 
 
+class _Noisy(nn.Module):
+    """Draws, and leaves the generators where they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x) * self.draw())
+
+    def draw(self) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            return torch.rand(32)
+
+
+class _Seeding(_Noisy):
+    def draw(self) -> Tensor:
+        torch.manual_seed(7)
+        return torch.rand(32)
+
+
 @pytest.mark.parametrize("plan", PLANS.values())
 def test_draws_that_leave_the_generators_where_they_were_are_drawn_again(plan):
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.random.fork_rng(devices=[]):
-                noise = torch.rand(32)
-            return torch.tanh(self.linear(x) * noise)
-
     def loss(net: nn.Module) -> Tensor:
         return F.dropout(net(torch.ones(3, 32)), 0.5).square().mean()
 
-    assert_exact(_four(Noisy), plan, loss=loss)
+    assert_exact(_four(_Noisy), plan, loss=loss)
 
 
 @pytest.mark.parametrize("plan", PLANS.values())
 def test_units_may_seed_the_generators(plan):
-    class Seeding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            torch.manual_seed(7)
-            return torch.tanh(self.linear(x) * torch.rand(32))
-
-    assert_exact(_four(Seeding), plan, loss=lambda net: net(torch.ones(3, 32)).square().mean())
+    assert_exact(_four(_Seeding), plan, loss=lambda net: net(torch.ones(3, 32)).square().mean())
 
 
 def test_units_may_come_to_share_a_parameter_under_a_plan():

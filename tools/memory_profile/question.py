@@ -44,8 +44,9 @@ def read_configs(options: argparse.Namespace) -> list[Config]:
         ValueError, ConfigError: there is none, or one is wrong.
     """
     depths = read_depths(options)
+    given = _given(options)
     for name, key in _KEYS.items():
-        if getattr(options, name) is not None and key in _given(options):
+        if getattr(options, name) is not None and key in given:
             raise ValueError(f"give --{name.replace('_', '-')} or {key}, not both")
     if options.config is None and not depths:
         raise ValueError("give --depth, --depths or --config")

@@ -97,6 +97,20 @@ def test_numbers_tell_the_command_that_makes_them_again(capsys, tmp_path):
     )
 
 
+def test_what_cards_train_is_among_the_numbers(capsys, tmp_path):
+    out = tmp_path / "a.json"
+    assert run(*SMALL, "--capacity", "--json", out) == 0
+    capacity = json.loads(out.read_text(encoding="utf-8"))["capacity"]
+    (cards,) = capacity["nets"]
+    (printed,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("24.0 GiB")
+    )
+    batches = [cards[-1]["keep_all_batch"], *cards[-1]["plan_batches"]]
+    assert cards[-1]["memory_bytes"] == 24 * 2**30
+    assert len(batches) == 1 + len(capacity["extra_shares"])
+    assert printed.split()[2:] == [f"{batch:,}" for batch in batches]
+
+
 def test_a_page_alone_draws_each_net_once(capsys, tmp_path, monkeypatch):
     drawn = []
     draw = outputs.draw

@@ -8,12 +8,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from command_line import writable_file, writable_folder
-from deepres.memory.capacity import capacity, capacity_table
+from deepres.memory.capacity import EXTRA_SHARES, capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
@@ -71,7 +71,12 @@ def write_outputs(
     """
     command = shlex.join(["tools/profile_memory.py", *arguments])
     if options.json is not None:
-        more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))} if rows else {}
+        more: dict[str, Any] = {}
+        if rows:
+            more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))}
+        if options.capacity:
+            cards = [list(map(asdict, capacity(profiled))) for profiled in profiled_nets]
+            more["capacity"] = {"extra_shares": EXTRA_SHARES, "nets": cards}
         text = report_json(reports, command=command, torch=torch.__version__, **more)
         options.json.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.json}")

@@ -44,8 +44,9 @@ def _report(options: argparse.Namespace) -> Report:
         "Whole trainer: deepres/train.py in one process with CIFAR's augmentation, metrics, checks and log, without "
         "its first step and evaluation, and in a process of its own: its ratio is to the bare loop beside it there. "
         "The others are the trainer's step alone, with its check that all gradients are finite. "
-        f"Time is {clock}, in alternating blocks of {options.steps} steps after one that is not timed; "
-        f"a ratio is of blocks of the same round, the median of {options.rounds}."
+        f"Time is {clock}, in alternating blocks of {options.steps} steps after one that is not timed; a "
+        "device is waited for after a block's last step; a ratio is of blocks of the same round, the median of "
+        f"{options.rounds}."
     )
     return Report(
         name=f"training_{options.depth}x{options.batch}",

@@ -23,7 +23,7 @@ from deepres.engines.cuda_graph import NUM_EAGER
 from deepres.job import prepare, run_job
 from deepres.optim import sgd_settings
 from deepres.stopping import StopRequest
-from measuring.timing import times_in_turns
+from measuring.timing import block_s, times_in_turns
 from recompute_benchmark.nets import make_batch
 
 BARE = "bare PyTorch loop"
@@ -90,11 +90,7 @@ def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, devic
     with _config(depth, batch, steps + 1, device) as path:
         bare = _bare_loop(depth, batch, device)
         for _ in range(rounds):
-            bare()
-            start = time.perf_counter()
-            for _ in range(steps):
-                bare()
-            bare_rates.append(steps * batch / (time.perf_counter() - start))
+            bare_rates.append(steps * batch / block_s(bare, steps))
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 summary = run_job(prepare(path, [f"train.run_dir={folder}/run"]), StopRequest())
             rates.append(summary.images_per_s)
@@ -124,7 +120,6 @@ def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
-        _finish(device)
 
     return step
 
@@ -135,11 +130,7 @@ def _engine_step(path: Path, overrides: tuple[str, ...], batch: int) -> Callable
     images, labels = make_batch(batch, job.process.device.type)
     batches = [Batch(images, labels, torch.arange(batch))]
 
-    def step() -> None:
-        engine.step(batches, _RATE)
-        _finish(job.process.device.type)
-
-    return step
+    return lambda: engine.step(batches, _RATE)
 
 
 @contextlib.contextmanager
@@ -162,8 +153,3 @@ def _config(depth: int, batch: int, steps: int, device: str) -> Iterator[Path]:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         yield path
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -98,11 +98,12 @@ class Engine:
         if self.process.world_size > 1:
             # Created on the device: a copy from the CPU would wait for the passes.
             found += [sums.new_full((), float(flag)) for flag in own]
-        # The only wait for the device.
-        loss, is_bad, *of_all = sum_over_processes(torch.stack(found)).tolist()
+        told = sum_over_processes(torch.stack(found))
+        is_launched = self._update_unless_bad(told[0], told[1])
+        loss, is_bad, *of_all = told.tolist()  # the only wait for the device
         if not math.isfinite(loss) or is_bad:
             raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
-        is_updated = self._update()
+        is_updated = is_launched or self._update()
         self.num_skipped = 0 if is_updated else self.num_skipped + 1
         self._has_momentum |= is_updated
         if self.num_skipped and (self.loss_scaler is None or self.num_skipped > MAX_SKIPPED_STEPS):
@@ -210,6 +211,16 @@ class Engine:
 
     def _backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def _update_unless_bad(self, loss: Tensor, num_bad: Tensor) -> bool:  # noqa: ARG002
+        """Launch the update if the device can skip it by itself: where the loss or a gradient is not finite.
+
+        Saves that the device has nothing to do from the wait until the update's launch.
+
+        Returns:
+            Whether it was launched.
+        """
+        return False
 
     def _update(self) -> bool:
         """Change the parameters, and forget the gradients; False if that was skipped because these are not finite."""

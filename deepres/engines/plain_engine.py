@@ -59,6 +59,13 @@ class PlainEngine(Engine):
             return self._recorded(images, labels)
         return super()._pass(images, labels, is_last=is_last)
 
+    def _update_unless_bad(self, loss: Tensor, num_bad: Tensor) -> bool:
+        if not self.config.optim.fused:
+            return False
+        # What a loss scaler tells fused optimizers.
+        self._optimizer.found_inf = 1 - (loss.isfinite() & (num_bad == 0)).float()
+        return self._update()
+
     def _forget_gradients(self) -> None:
         if self._recorded is None:
             super()._forget_gradients()

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from measuring.child import call_in_child
 
 
@@ -60,6 +62,22 @@ class Times:
     ratios: tuple[float, ...]
 
 
+def block_s(step: Callable[[], object], num_steps: int) -> float:
+    """Seconds that so many steps take, after one that is not timed. Only after the last is a device waited for."""
+    step()
+    _wait_for_device()
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        step()
+    _wait_for_device()
+    return time.perf_counter() - start
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def times_in_turns(
     steps: Mapping[str, Callable[[], object]], reference: str, rounds: int, steps_per_block: int
 ) -> dict[str, Times]:
@@ -68,11 +86,7 @@ def times_in_turns(
     for turn in range(rounds):
         names = list(steps)[:: -1 if turn % 2 else 1]  # no kind always follows the same one
         for name in names:
-            steps[name]()
-            start = time.perf_counter()
-            for _ in range(steps_per_block):
-                steps[name]()
-            blocks[name].append((time.perf_counter() - start) * 1000 / steps_per_block)
+            blocks[name].append(block_s(steps[name], steps_per_block) * 1000 / steps_per_block)
     times = {}
     for name, block_ms in blocks.items():
         ratios = tuple(ms / ref for ms, ref in zip(block_ms, blocks[reference], strict=True))

@@ -34,6 +34,10 @@ class DamagedError(ValueError):
     """A folder whose files are not those that were committed; the message names the file."""
 
 
+class NewerError(DamagedError):
+    """A folder that a newer deepres wrote; it may well be whole."""
+
+
 class SaveError(RuntimeError):
     """Something could not be written; the message has the path and, if the disk is full, the bytes."""
 
@@ -87,7 +91,9 @@ def verify_folder(folder: Path, names: frozenset[str]) -> None:
         names: what its files may be called; others in a manifest are refused.
 
     Raises:
-        DamagedError: the manifest or a file is missing, is a link, has changed, or is newer than this deepres.
+        DamagedError: the manifest or a file is missing, is a link, or has changed.
+        NewerError: the manifest is newer than this deepres.
+        OSError: one cannot be read.
     """
     for name, (num_bytes, sha256) in sorted(_read_manifest(folder, names).items()):
         _verify(folder / name, num_bytes, sha256)
@@ -172,17 +178,18 @@ def _read_manifest(folder: Path, names: frozenset[str]) -> dict[str, tuple[int, 
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise DamagedError(f"{path} is missing: this is no checkpoint, or one whose saving never ended")
+    content_bytes = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content_bytes.decode()
         content = json.loads(text)
         version = content["version"] if content["format"] == _FORMAT else None
         if isinstance(version, int) and version > _VERSION:
-            raise DamagedError(
+            raise NewerError(
                 f"{path} is of version {version}, and this deepres reads up to {_VERSION}: update deepres"
             )
         files = {str(name): (int(size), str(sha256)) for name, (size, sha256) in content["files"].items()}
         is_intact = text == _manifest_text(content["files"])
-    except (OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f"{path} is damaged") from None

@@ -40,6 +40,11 @@ class Process:
         """Whether this is rank 0, which logs and writes."""
         return self.rank == 0
 
+    @property
+    def num_threads(self) -> int | None:
+        """How many threads add up what it computes, in parts that their number decides; None on a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else None
+
 
 def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: int | None = None) -> Process:
     """Read what the launcher (deepspeed, torchrun or none) set in the environment; starts nothing.
@@ -49,8 +54,9 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
         local_rank: from `--local_rank`, which the deepspeed launcher appends, if the environment has none.
 
     Raises:
-        ConfigError: the environment is no launcher's, or there are fewer GPUs than processes on this host.
+        ConfigError: the environment is no launcher's, or another's, or this host has fewer GPUs than processes.
     """
+    _refuse_other_launchers()
     try:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
@@ -75,6 +81,22 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
             f"{num_gpus}, or set engine.device=cpu"
         )
     return Process(rank, local, world_size, local_world_size, torch.device("cuda", local))
+
+
+_SIZES_OF_OTHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+"""Where launchers that do not set WORLD_SIZE say how many processes they have started."""
+
+
+def _refuse_other_launchers() -> None:
+    if "WORLD_SIZE" in os.environ:
+        return
+    for launcher, name in _SIZES_OF_OTHERS.items():
+        if os.environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(
+                f"{launcher} started {os.environ[name]} processes ({name}), which would each train alone: let it start "
+                f"torchrun once on each host, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each "
+                "(WORLD_SIZE=1 if they are to train alone)"
+            )
 
 
 def share_cores(process: Process) -> None:

@@ -19,7 +19,8 @@ from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.snapshot import CONFIG
+from deepres.snapshot import CLASSES, CONFIG
+from deepres.tensor_files import TensorFile
 from deepres.trained_net import check_net
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
@@ -60,7 +61,10 @@ def load_net(path: Path, config: Config) -> ResNet:
     Raises:
         ConfigError: there are no weights, or they are another net's.
     """
-    weights = load_weights(path)
+    return _net_with(load_weights(path), config)
+
+
+def _net_with(weights: TensorFile, config: Config) -> ResNet:
     num_classes = num_classes_of(weights)
     try:
         net = build_resnet(**config.model.building(num_classes))
@@ -68,27 +72,30 @@ def load_net(path: Path, config: Config) -> ResNet:
         net.load_state_dict(weights.tensors)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the weights at {path} are not of the configuration's net: {error!s:.300}"
+            f"the weights at {weights.path} are not of the configuration's net: {error!s:.300}"
         ) from None
     return net.eval()
 
 
 @torch.no_grad()
-def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> Metrics:
-    """Test a net on the test images of a configuration's data set.
+def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Metrics:
+    """Test the net whose weights are at `path` on the test images of its configuration's data set.
 
     Args:
-        net: in evaluation mode.
-        config: names the data and the precision.
+        path: as of `load_net`.
+        config: names the net, the data and the precision.
         crop: `config`: as in the run's own evaluation. Of image files also `224` (of 256), `320` (of 320) and `ten`:
             the centre, the corners, and the mirror images of all five, of 224² in the central 256² (Krizhevsky et
             al. 2012, Section 4.1); probabilities are averaged.
         device: where to compute.
 
     Raises:
-        ConfigError: the crop is for image files only, or the data has another number of classes than the net.
+        ConfigError: there are no such weights, or the crop is for image files only, or the data has other classes than
+            the net tells apart.
         deepres.data.DataError: the data cannot be used.
     """
+    weights = load_weights(path)
+    net = _net_with(weights, config)
     settings = config.data.finding()
     if crop != "config":
         if not KNOWN_SETS[config.data.name].is_files:
@@ -111,6 +118,12 @@ def evaluate(net: ResNet, config: Config, crop: Crop, device: torch.device) -> M
         if data.info.num_classes != num_classes:
             raise ConfigError(
                 f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
+            )
+        classes = weights.metadata.get(CLASSES, "")
+        if classes and data.info.classes_sha256 and classes != data.info.classes_sha256:
+            raise ConfigError(
+                f"the classes of {config.data.root} have other names than those that {weights.path} was trained on, "
+                "and names decide labels: test it on the same classes"
             )
         precision = config.precision
         module = ComputeIn(net.to(device), precision.dtype, device.type)

@@ -8,9 +8,11 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from deepres import __version__
 from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.commit import SaveError
@@ -36,12 +38,22 @@ from deepres.out_of_memory import (
 )
 from deepres.recompute import apply_plan
 from deepres.restoring import restore_engine, restore_net
-from deepres.resuming import Checkpoint, choose_start, run_identity, share_start
-from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, run_folder_path
+from deepres.resuming import Checkpoint, choose_start, run_identity, share_start, test_identity
+from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_inside, run_folder_path
 from deepres.run_log import Summary
 from deepres.screen import say
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer
+
+_OF_A_HOST = (
+    "data.root",
+    "data.num_workers",
+    "train.run_dir",
+    "train.output",
+    "train.resume",
+    "recompute.plan",
+)
+"""Settings that may differ between the processes of a run: where files lie, and how many read them."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +136,19 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
     path = run_folder_path(job.config, job.config_path)
     with hold_run_folder(path):
         start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
+        if start is not None:
+            _tell_other_threads(start, job.process)
         check_run_folder(job.config, path)
         return _run_together(job, path, start, stop)
+
+
+def _tell_other_threads(start: Checkpoint, process: Process) -> None:
+    before, now = start.progress.num_threads, process.num_threads
+    if before is not None and now is not None and before != now:
+        say(
+            f"WARNING: the checkpoint's run computed with OMP_NUM_THREADS={before}, this one with {now}: from here on "
+            "sums are rounded in another order"
+        )
 
 
 def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
@@ -138,7 +161,9 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
         stop: what may end it before its end.
     """
     process = job.process
-    meeting = meet(process, job.config.engine.meeting_timeout_s, stop) if process.world_size > 1 else None
+    meeting = None
+    if process.world_size > 1:
+        meeting = meet(process, job.config.engine.meeting_timeout_s, stop, _terms(job))
     with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
         try:
             if meeting is not None:
@@ -155,6 +180,22 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
             message = f"{dead}: the run stops, and train.resume=auto resumes from its last checkpoint"
             raise RunError(message, ExitStatus.PROCESS_DIED) from error
     return summary
+
+
+def _terms(job: Job) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    config = job.config.model_dump(mode="json")
+    settings = {
+        f"{section}.{key}": value for section, values in config.items() for key, value in values.items()
+    }
+    return {
+        **{name: value for name, value in settings.items() if name not in _OF_A_HOST},
+        **run_identity(job.config, job.sizes, job.data.info),
+        **test_identity(job.config, job.data.info),
+        "the number of processes": job.process.world_size,
+        "the device": job.process.device.type,
+        "the version of deepres": __version__,
+    }
 
 
 def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
@@ -200,9 +241,8 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
         stack.callback(data.close)
         folder = None
         if path is not None:
-            folder = RunFolder(
-                path, config, start.progress.metrics_bytes if start and start.is_in(path) else 0
-            )
+            goes_on = start is not None and (start.is_in(path) or is_inside(start.path, path))
+            folder = RunFolder(path, config, start.progress.metrics_bytes if start and goes_on else 0)
             stack.callback(folder.metrics.close)
         trainer = Trainer(
             config,

@@ -6,10 +6,12 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public all the same
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -20,6 +22,8 @@ from deepres.exit_status import ExitStatus, RunError
 _POLL_S = 0.05
 _TRY_S = 5.0
 _PROBE_S = 1.0
+_num_meetings: Counter[tuple[str | None, str, int]] = Counter()
+"""Of one rank at one place, by this process: in the next run, nobody is taken for what he was in the one before."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Peer:
         rank: its number among all.
         host: the host and the namespace of process numbers in which `pid` is its.
         pid: the operating system's number of it.
+        terms: what must be the same in all processes, by name.
     """
 
     rank: int
     host: str
     pid: int
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class _Stop(Protocol):
         """Why this process should stop, or None."""
 
 
-def meet(process: Process, limit_s: float, stop: _Stop) -> Meeting:
+def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any] | None = None) -> Meeting:
     """Wait until all processes have announced themselves; collective.
 
     The limit is this meeting's alone: the group's own is made for slow collectives, and a process that died before
@@ -60,10 +66,11 @@ def meet(process: Process, limit_s: float, stop: _Stop) -> Meeting:
     Args:
         limit_s: seconds to wait for the last.
         stop: what may end the waiting.
+        terms: what must be the same in all processes, by name; JSON.
 
     Raises:
-        RunError: a process did not come (`PROCESS_DIED`), there is no place to meet at (`REFUSED`), or this one is to
-            stop (`STOPPED`).
+        RunError: a process did not come (`PROCESS_DIED`), there is no place to meet at or another one has other terms
+            (`REFUSED`), or this one is to stop (`STOPPED`).
     """
     port = os.environ.get("MASTER_PORT", "")
     if not port.isdecimal() or not 1 <= int(port) <= 65535:
@@ -73,10 +80,11 @@ def meet(process: Process, limit_s: float, stop: _Stop) -> Meeting:
             ExitStatus.REFUSED,
         )
     wait = _Wait(limit_s, stop)
-    store = PrefixStore(
-        f"deepres/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _connect(process, wait)
-    )
-    me = Peer(process.rank, _this_host(), os.getpid())
+    place = (os.environ.get("MASTER_ADDR"), port, process.rank)
+    _num_meetings[place] += 1
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"deepres/{restart}/{_num_meetings[place]}", _connect(process, wait))
+    me = Peer(process.rank, _this_host(), os.getpid(), terms or {})
     missing = list(range(process.world_size))
     try:
         store.set(str(me.rank), json.dumps(asdict(me)))
@@ -89,8 +97,25 @@ def meet(process: Process, limit_s: float, stop: _Stop) -> Meeting:
             raise
         message = "process 0 of the run has ended before all had met: see what it printed"
         raise RunError(message, ExitStatus.PROCESS_DIED) from error
+    _check_terms(peers)
     store.set_timeout(timedelta(minutes=30))
     return Meeting(peers, PrefixStore("group", store))
+
+
+def _check_terms(peers: tuple[Peer, ...]) -> None:
+    first = peers[0].terms
+    for peer in peers[1:]:
+        differences = [
+            f"{name} is {peer.terms.get(name)} there, {first.get(name)} in process 0"
+            for name in sorted(first.keys() | peer.terms.keys())
+            if peer.terms.get(name) != first.get(name)
+        ]
+        if differences:
+            raise RunError(
+                f"process {peer.rank} of the run was started for another one: {'; '.join(differences)}: start all "
+                "processes with the same files and command, and runs of one host at ports of their own",
+                ExitStatus.REFUSED,
+            )
 
 
 def _connect(process: Process, wait: _Wait) -> Store:
@@ -151,7 +176,9 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
 
 
 def _this_host() -> str:
+    """Of machines that have one name, as copies of an image do, each has its own."""
     try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return socket.gethostname()

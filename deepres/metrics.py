@@ -31,6 +31,8 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
     """Sums over a batch, (4,) float64: cross entropy, right answers, right among the best five, images.
 
+    Logits that are not finite are no answer.
+
     Args:
         logits: (N, num_classes).
         labels: (N,); rows labelled -100 do not count.
@@ -38,7 +40,9 @@ def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> T
     """
     logits = logits.float()
     best = logits.topk(min(5, logits.size(1)), dim=1).indices
-    hits = best == labels[:, None]  # no class has the ignored label
+    hits = (best == labels[:, None]) & logits.isfinite().all(
+        1, keepdim=True
+    )  # no class has the ignored label
     if loss is None:
         loss = summed_loss(logits, labels)
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels != IGNORED_LABEL).sum()]).double()

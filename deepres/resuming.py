@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deepres.batch_sizes import BatchSizes
-from deepres.commit import DamagedError, verify_folder
+from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
-from deepres.distributed import Process, sum_over_processes
-from deepres.known_sets import KNOWN_SETS
+from deepres.distributed import Process, from_any_process
 from deepres.recompute.document import read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
 from deepres.saving import PREFIX, checkpoints_in
@@ -26,14 +21,15 @@ from deepres.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk: its folder and how far its run was."""
+    """A checkpoint on the disk: its folder, how far its run was, and the SHA-256 of its manifest."""
 
     path: Path
     progress: Progress
+    sha256: str
 
     def is_in(self, run_dir: Path) -> bool:
-        """Whether it is one of that run folder's own."""
-        return self.path.resolve().parent.parent == run_dir.resolve()
+        """Whether it is one that a run in that folder would find."""
+        return self.path.parent.resolve() == (run_dir / CHECKPOINTS).resolve()
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
@@ -45,18 +41,20 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
     Raises:
         DamagedError: it is no checkpoint, or not whole, or written by a newer deepres; the message names the file.
+        OSError: it cannot be read at the moment, which says nothing of whether it is whole.
     """
     if not path.is_dir():
         raise DamagedError(f"there is no checkpoint {path}")
     if verify:
         verify_folder(path, FILES)
+    text = (path / TRAINING).read_bytes()
     try:
-        content = read_document((path / TRAINING).read_text(encoding="utf-8"), FORMAT, VERSION)
+        content = read_document(text.decode(), FORMAT, VERSION)
         known = {field.name: content[field.name] for field in fields(Progress)}
         known["sums"] = tuple(tuple(row) for row in known["sums"])
         known["test"] = tuple(known["test"]) if known["test"] is not None else None
-        return Checkpoint(path, Progress(**known))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Checkpoint(path, Progress(**known), file_sha256(path / MANIFEST))
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
 
 
@@ -127,20 +125,31 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
     Raises:
         ConfigError: this process does not see it.
     """
-    mine = found.progress.step + 1 if found is not None else 0
-    step = int(sum_over_processes(torch.tensor(mine, device=process.device))) - 1
-    if step < 0 or process.is_first:
+    chosen = from_any_process((found.progress.step, found.sha256) if found is not None else None)
+    if chosen is None or process.is_first:
         return found
+    step, sha256 = chosen
     resume, run_dir = config.train.resume, config.train.run_dir
     path = run_dir if resume == "auto" else resume
-    assert isinstance(path, Path)
+    if not isinstance(path, Path):
+        raise ConfigError(
+            f"process {process.rank} was started with train.resume={resume}, process 0 resumes from step {step}: start "
+            "all processes with the same command"
+        )
     path = _folder_of_run(path)
     if (path / CHECKPOINTS).is_dir():
         path = path / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
-        return read_checkpoint(path, verify=False)
-    except DamagedError as error:
+        own = read_checkpoint(
+            path, verify=process.local_rank == 0
+        )  # once a host: the others read what it reads
+    except (DamagedError, OSError) as error:
         raise ConfigError(f"process {process.rank} does not see the run's folder: {error}") from None
+    if own.sha256 != sha256:
+        raise ConfigError(
+            f"process {process.rank} sees another checkpoint at {path} than process 0: share the folder"
+        )
+    return own
 
 
 def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
@@ -175,18 +184,27 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
         say: told which checkpoints are skipped, and why.
 
     Raises:
-        ConfigError: there are checkpoints, but none is whole: to begin anew then is for a person to decide.
+        ConfigError: there are checkpoints, but none is whole, or the newest is of a newer deepres, or their folder is a
+            link that leads nowhere: to begin anew then is for a person to decide.
+        OSError: one cannot be read at the moment.
     """
+    folder = run_dir / CHECKPOINTS
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(
+            f"{folder} is a link to {folder.readlink()}, which is not there: mount it, or remove the link"
+        )
     skipped = []
-    for path in checkpoints_in(run_dir / CHECKPOINTS):
+    for path in checkpoints_in(folder):
         try:
             return read_checkpoint(path)
+        except NewerError as error:
+            raise ConfigError(f"{path} is not skipped: {error}") from None
         except DamagedError as error:
             skipped.append(str(error))
             say(f"WARNING: skipped checkpoint {path.name}: {error}")
     if skipped:
         raise ConfigError(
-            f"none of the {len(skipped)} checkpoints in {run_dir / CHECKPOINTS} is whole (the newest: {skipped[0]}): "
+            f"none of the {len(skipped)} checkpoints in {folder} is whole (the newest: {skipped[0]}): "
             "put a good copy back, or start over with train.overwrite=true"
         )
     return None
@@ -194,8 +212,6 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
 
 def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
     """What must be the same in two runs of which one goes on where the other was."""
-    # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
-    names = "/".join(info.class_names) if KNOWN_SETS[config.data.name].is_files else ""
     return {
         **{f"model.{name}": value for name, value in config.model.resolved().items()},
         "model.num_classes": info.num_classes,
@@ -204,9 +220,21 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
         "data.normalize": config.data.normalize,
         "data.image_size": info.image_size,
         "the number of training images": info.num_train,
-        "the SHA-256 of the classes' names": hashlib.sha256(os.fsencode(names)).hexdigest()[:12],
+        # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
+        "the SHA-256 of the classes' names": info.classes_sha256,
         "train.seed": config.train.seed,
         "the global batch size": sizes.global_size,
+    }
+
+
+def test_identity(config: Config, info: DataInfo) -> dict[str, Any]:
+    """What must be the same in two tests of a net for the second to be needless."""
+    return {
+        "data.eval_image_size": config.data.eval_image_size,
+        "data.eval_shorter_side": config.data.eval_shorter_side,
+        "precision.compute": config.precision.compute,
+        "the number of test images": info.num_test,
+        "the SHA-256 of the images' names": info.files_sha256,
     }
 
 

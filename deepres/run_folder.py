@@ -23,7 +23,7 @@ from deepres.metrics import MetricsFile
 
 CONFIG, METRICS, WEIGHTS, FINISHED = "config.yaml", "metrics.jsonl", "model.safetensors", "finished.json"
 PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 MADE_BY = "made_by"
 """The kind of the line of metrics that tells when, where and with which versions a run began or was resumed."""
 NOT_FINITE = "not_finite"
@@ -53,39 +53,56 @@ def run_folder_path(config: Config, config_path: Path) -> Path:
 def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
     """Make a folder and keep other runs out of it; if it is still empty in the end, it goes, with what was made for it.
 
-    The lock is the system's (flock): it ends with the process, however that ends, and with the processes that decode
-    its images, which notice a few seconds later; hence the wait. Where a file system has no such lock, there is none.
+    The lock is the system's (flock, of a file in the folder): it ends with the process, however that ends, and with the
+    processes that decode its images, which notice a few seconds later; hence the wait. Where a file system has no such
+    lock, there is none.
 
     Raises:
         ConfigError: another run holds it, or it cannot be made.
     """
     made = [path for path in folder.parents if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = _hold(folder, wait_s)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
+    if descriptor is None:
+        raise ConfigError(
+            f"another process is writing a run to {folder}: wait for its end, stop it, or choose another train.run_dir"
+        )
     try:
-        if not _lock(descriptor, wait_s):
-            raise ConfigError(
-                f"another process is writing a run to {folder}: wait for its end, stop it, or choose another "
-                "train.run_dir"
-            )
-        try:
-            yield
-        finally:
-            with suppress(OSError):
+        yield
+    finally:
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
                 for path in (folder, *made):
                     path.rmdir()
-    finally:
         os.close(descriptor)
+
+
+def _hold(folder: Path, wait_s: float) -> int | None:
+    """Make a folder and lock it; the descriptor that holds the lock, or None if another process does."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT, 0o666
+        )  # on NFS, what is locked must be open for writing
+        if not _lock(descriptor, wait_s):
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # of a folder that another run has found empty and removed
 
 
 def is_held(folder: Path) -> bool:
     """Whether a run is being written to a folder."""
-    if not folder.is_dir():
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
         return False
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         return not _lock(descriptor, wait_s=0)
     finally:
@@ -119,7 +136,7 @@ def check_run_folder(config: Config, folder: Path) -> None:
             written.
     """
     resume = config.train.resume
-    is_resumed = resume == "auto" or (isinstance(resume, Path) and _is_inside(resume, folder))
+    is_resumed = resume == "auto" or (isinstance(resume, Path) and is_inside(resume, folder))
     try:
         if _holds_run(folder) and not is_resumed and not config.train.overwrite:
             raise ConfigError(
@@ -152,8 +169,8 @@ class RunFolder:
         self.path = path
         try:
             metrics = path / METRICS
-            if metrics.exists() and metrics.stat().st_size > metrics_bytes:
-                os.truncate(metrics, metrics_bytes)
+            if metrics.exists():
+                _cut_lines(metrics, metrics_bytes)
             if config.train.overwrite and _holds_run(path):
                 _remove_run(path)
             for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
@@ -185,7 +202,14 @@ class RunFolder:
         replace_text(self.path / FINISHED, json.dumps(what) + "\n")
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
+def _cut_lines(path: Path, num_bytes: int) -> None:
+    """Keep the lines that end within the first `num_bytes`: a file that was edited may have other lines there."""
+    with path.open("r+b") as file:
+        file.truncate(file.read(num_bytes).rfind(b"\n") + 1)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` lies in a folder, or is it; links are followed."""
     return path.resolve().is_relative_to(folder.resolve())
 
 

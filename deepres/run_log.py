@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 from tqdm import tqdm
 
@@ -20,6 +22,9 @@ from deepres.metrics import Metrics
 from deepres.provenance import provenance
 from deepres.run_folder import CURVES, MADE_BY, METRICS, PLAN, RunFolder
 from deepres.screen import say
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter  # of an extra
 
 _TOLERANCE = 1.02
 
@@ -81,11 +86,12 @@ class RunLog:
         self._config, self._process, self._folder = config, process, folder
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         self._num_epochs = -(-num_steps // steps_per_epoch)
-        self._tensorboard = None
+        self._tensorboard: SummaryWriter | None = None
         if folder is not None and config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder.path), purge_step=first_step + 1)
+            with self._losing_tensorboard():
+                self._tensorboard = SummaryWriter(str(folder.path), purge_step=first_step + 1)
 
     def bar(self, epoch: int, num_steps: int) -> tqdm[Never]:
         """A bar for the steps of an epoch, on a terminal."""
@@ -160,13 +166,14 @@ class RunLog:
         )
         self._folder.metrics.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._losing_tensorboard():
+                self._tensorboard.close()
         self._folder.mark_finished(step=step, top1=summary.test.top1, top5=summary.test.top5)
         if self._config.plots:
             try:
                 plot_curves(self._folder.path / METRICS, self._folder.path / CURVES)
-            except OSError as error:
-                self.say(f"{CURVES} could not be drawn: {error.strerror}")
+            except (OSError, ValueError) as error:  # ValueError: somebody has edited the metrics
+                self.say(f"{CURVES} could not be drawn: {getattr(error, 'strerror', None) or error}")
         if num_bad_images:
             self.say(f"{num_bad_images} images could not be read and were skipped")
         self.say(f"{summary}   run folder {self._folder.path}")
@@ -183,8 +190,20 @@ class RunLog:
         epoch = round(step / self._steps_per_epoch, 4)
         self._folder.metrics.write(kind, step=step, epoch=epoch, **measured, **values)
         if self._tensorboard is not None:
-            for name, value in measured.items():
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+            with self._losing_tensorboard():
+                for name, value in measured.items():
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextmanager
+    def _losing_tensorboard(self) -> Iterator[None]:
+        """What cannot be written for TensorBoard is given up, once for all; it is in `metrics.jsonl`, too."""
+        try:
+            yield
+        except OSError as error:
+            self._tensorboard = None
+            self.say(
+                f"WARNING: TensorBoard's file cannot be written: {error.strerror}; it gets no more of this run"
+            )
 
 
 class Rate:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from deepres.config import Config
+from deepres.data import DataInfo
 from deepres.distributed import to_first_process
 from deepres.engines import Engine
 from deepres.recompute import Plan
@@ -35,6 +36,8 @@ MODEL, MOMENTUM, PROCESSES = "model.safetensors", "momentum.safetensors", "proce
 TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
 FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
+CLASSES = "deepres.classes_sha256"
+"""Where a file of weights says which classes its net tells apart."""
 _PACKAGES = ("deepres", "torch", "deepspeed", "fairscale", "numpy", "safetensors")
 
 
@@ -52,9 +55,11 @@ class Progress:
         learning_rate: of the last step; the schedule is a function of `step`.
         has_averaged_buffers: whether the processes' buffers were the same.
         num_processes: how many there were.
+        num_threads: that the first of them computed with on a CPU; None on a card.
         loss_scaler: state of fp16's loss scaler.
         num_skipped: steps in a row that it has skipped.
         identity: what must be the same in a run that goes on from here.
+        tested_on: what must be the same for `test` to be its, too.
     """
 
     step: int
@@ -66,9 +71,11 @@ class Progress:
     learning_rate: float
     has_averaged_buffers: bool
     num_processes: int
+    num_threads: int | None
     loss_scaler: dict[str, float] | None
     num_skipped: int
     identity: dict[str, Any]
+    tested_on: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ class Snapshot:
         return tensors + sum(len(text) for text in self.documents.values()) + 4096
 
 
-def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress) -> Snapshot | None:
+def take_snapshot(
+    engine: Engine, config: Config, info: DataInfo, plan: Plan, progress: Progress
+) -> Snapshot | None:
     """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective."""
     is_first = engine.process.is_first
     averaged = engine.averaged_buffers()
@@ -121,13 +130,14 @@ def take_snapshot(engine: Engine, config: Config, plan: Plan, progress: Progress
             CONFIG: json.dumps(config.model_dump(mode="json")),
             PLAN: plan.to_json(),
         },
-        weights_metadata(config, model),
+        weights_metadata(config, info, model),
     )
 
 
-def weights_metadata(config: Config, weights: dict[str, Tensor]) -> dict[str, str]:
-    """What a file of a run's weights tells beside them."""
-    return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"])))
+def weights_metadata(config: Config, info: DataInfo, weights: dict[str, Tensor]) -> dict[str, str]:
+    """What a file of weights tells beside them: of which net they are and, for image files, of which classes."""
+    classes = {CLASSES: info.classes_sha256} if info.classes_sha256 else {}
+    return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"]))) | classes
 
 
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:

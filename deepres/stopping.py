@@ -16,14 +16,16 @@ from deepres.exit_status import ExitStatus
 from deepres.meeting import Peer
 from deepres.screen import complain
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Requests to stop; schedulers send the last two ahead of a job's end."""
+
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 _POLL_S = 0.5
 _GRACE_S = 10.0
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGHUP instead of dying of them, and whether a launcher above this process is gone.
+    """Notes `SIGNALS` instead of dying of them, and whether a launcher above this process is gone.
 
     Launchers pass signals on in their own ways: deepspeed's to one process after the other, each when the last has
     ended, and not at all if it is its outer process that is signalled. So a process that is asked to stop must tell
@@ -49,7 +51,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for each in _SIGNALS:
+            for each in SIGNALS:
                 if each is signal.SIGHUP and signal.getsignal(each) is signal.SIG_IGN:
                     continue
                 self._before[each] = signal.signal(each, self._note)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deepres.config import Config
-from deepres.data import DataSource, Prefetch
+from deepres.data import DataError, DataSource, Prefetch
 from deepres.distributed import (
     Process,
     any_process,
@@ -30,7 +30,7 @@ from deepres.out_of_memory import (
 )
 from deepres.recompute.random_state import RandomState
 from deepres.restoring import own_sums
-from deepres.resuming import Checkpoint
+from deepres.resuming import Checkpoint, test_identity
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Saver, SaveSchedule
@@ -46,12 +46,14 @@ class _StepFlags(NamedTuple):
         to_save: as a checkpoint is due.
         in_background: to save while the training goes on.
         has_failed: to end, as a checkpoint could not be written.
+        lacks_data: to end after a checkpoint, as the next step's first batch could not be made.
     """
 
     to_stop: bool
     to_save: bool
     in_background: bool
     has_failed: bool
+    lacks_data: bool
 
 
 class Trainer:
@@ -103,10 +105,13 @@ class Trainer:
         self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch, self._step)
         self._saved_step = self._step if start else None
         self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
-        self._is_evaluated = start.progress.is_evaluated if start else False
-        self._test = Metrics.of_nothing() if self._is_evaluated else None
-        if start and start.progress.test:
-            self._test = Metrics(*start.progress.test)
+        self._tested_on = test_identity(config, data.info)
+        self._is_evaluated = False
+        self._test: Metrics | None = None
+        if start is not None and start.progress.tested_on == self._tested_on:
+            self._is_evaluated = start.progress.is_evaluated
+            self._test = Metrics(*start.progress.test) if start.progress.test else Metrics.of_nothing()
+        self._batches: Prefetch | None = None
         self._sums = torch.zeros(4, dtype=torch.float64, device=process.device)
         if start is not None:
             self._sums += own_sums(start, process)
@@ -155,6 +160,9 @@ class Trainer:
         epoch, done = divmod(self._step, self._steps_per_epoch)
         num_micro = self._engine.sizes.accumulation
         batches = Prefetch(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
+        self._batches = batches
+        batches.make_ahead()
+        self._save_or_stop()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
@@ -220,7 +228,10 @@ class Trainer:
         in_background = mode == "always" or (
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
-        return _StepFlags(self._stop.reason is not None, is_due, in_background, self._saver.has_failed)
+        lacks_data = self._batches is not None and self._batches.error is not None and step < self._num_steps
+        return _StepFlags(
+            self._stop.reason is not None, is_due, in_background, self._saver.has_failed, lacks_data
+        )
 
     def _save_or_stop(self, wishes: _StepFlags | None = None) -> None:
         """Between steps: save if that is due, and end the run if a process is asked to; collective.
@@ -233,18 +244,23 @@ class Trainer:
         self._saver.check(wishes.has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due
         saves = self._config.train.save_every is not None
-        if saves and (wishes.to_save or wishes.to_stop or is_at_end):
+        is_last_save = wishes.to_stop or wishes.lacks_data or is_at_end
+        if saves and (wishes.to_save or is_last_save):
             self._save()
-            if wishes.to_stop or is_at_end or not wishes.in_background:
+            if is_last_save or not wishes.in_background:
                 self._saver.finish(self._process.device)
+        saved = (
+            "train.resume=auto resumes from there"
+            if saves
+            else "nothing is saved, as train.save_every is null"
+        )
         if wishes.to_stop and not is_at_end:
             reason = self._stop.reason or "a signal to another process"
-            saved = (
-                "train.resume=auto resumes from there"
-                if saves
-                else "nothing is saved, as train.save_every is null"
-            )
             raise RunError(f"stopped by {reason} after step {self._step}; {saved}", ExitStatus.STOPPED)
+        if wishes.lacks_data:
+            error = self._batches.error if self._batches is not None else None
+            reason = str(error or "another process cannot read its images: see what it printed")
+            raise DataError(f"{reason}; the run stops after step {self._step}; {saved}")
 
     def _save(self) -> None:
         if self._saved_step == self._step:
@@ -261,11 +277,14 @@ class Trainer:
             learning_rate=self._schedule(max(0, self._step - 1)),
             has_averaged_buffers=self._engine.has_averaged_buffers,
             num_processes=self._process.world_size,
+            num_threads=self._process.num_threads,
             loss_scaler=scaler.state_dict() if scaler is not None else None,
             num_skipped=self._engine.num_skipped,
             identity=self._identity,
+            tested_on=self._tested_on,
         )
-        self._saver.save(take_snapshot(self._engine, self._config, self._planned.plan, progress))
+        snapshot = take_snapshot(self._engine, self._config, self._data.info, self._planned.plan, progress)
+        self._saver.save(snapshot)
         self._saved_step = self._step
         self._save_schedule.restart()
 
@@ -296,5 +315,5 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            self._folder.save_weights(state, weights_metadata(self._config, state))
+            self._folder.save_weights(state, weights_metadata(self._config, self._data.info, state))
         self._log.end(self._step, summary, num_bad)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepres.batch_sizes import batch_sizes
+from deepres.data import find_data
 from deepres.distributed import start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.job import prepare, run_job
@@ -68,7 +69,8 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
     restore_engine(found, engine)
     progress = replace(found.progress, num_processes=process.world_size)
-    snapshot = take_snapshot(engine, config, keep_all_plan(len(net.units)), progress)
+    info = find_data(**config.data.finding()).info
+    snapshot = take_snapshot(engine, config, info, keep_all_plan(len(net.units)), progress)
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)
 

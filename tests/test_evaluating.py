@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import evaluate
 import export
@@ -207,15 +208,18 @@ def test_crops_of_224_are_of_a_side_of_256_and_those_of_320_of_320(run_dir, tmp_
             Image.fromarray(ramp).save(tmp_path / split / str(label) / "0.png")
     overrides = ["data.name=image_folder", f"data.root={tmp_path}", "data.num_images=null"]
     config = find_config(run_dir, None, overrides)
-    net, seen = load_net(run_dir, config), []
+    seen = []
 
     def look(_net, inputs):
         seen.append(inputs[0])
         raise _SeenError
 
-    net.register_forward_pre_hook(look)
-    with pytest.raises(_SeenError):
-        evaluating.evaluate(net, config, crop, torch.device("cpu"))
+    hook = register_module_forward_pre_hook(look)
+    try:
+        with pytest.raises(_SeenError):
+            evaluating.evaluate(run_dir, config, crop, torch.device("cpu"))
+    finally:
+        hook.remove()
     red = seen[0][:, 0] * 255 * 0.229 + 255 * 0.485
     assert red.shape[1:] == (side, side)
     assert (float(red.min()), float(red.max())) == pytest.approx(edges, abs=1)

@@ -180,7 +180,7 @@ def test_a_plan_at_a_smaller_micro_batch_keeps_its_share_of_extra_time():
 
 @pytest.mark.multi_process
 def test_all_processes_run_the_plan_that_the_first_one_measured(tmp_path, forked):
-    for name, overrides in {"kept": (), "planned": ("recompute.budget=600KiB",)}.items():
+    for name, overrides in {"kept": (), "planned": ("recompute.budget=800KiB",)}.items():
         forked.train(
             *(tmp_path, "--config", QUICKSTART, *SMALL, f"train.run_dir={tmp_path / name}"),
             *(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deepres.evaluating import evaluate, find_config, load_net
+from deepres.evaluating import evaluate, find_config
 from tests.processes import metrics, run, torchrun
 from tests.resume_cases import CONFIG, overrides
 
@@ -114,7 +114,7 @@ def test_two_processes_test_the_net_that_they_leave_on_each_image_once(folder, e
     """Whose statistics are the mean of theirs, and whose images do not divide by the batch."""
     run_dir = folder / f"{engine}-plan"
     config = find_config(run_dir)
-    alone = evaluate(load_net(run_dir, config), config, "config", torch.device("cpu"))
+    alone = evaluate(run_dir, config, "config", torch.device("cpu"))
     told = metrics(run_dir, "test")[-1]
     assert (alone.num_images, alone.top1, alone.top5) == (told["num_images"], told["top1"], told["top5"])
     assert told["loss"] == pytest.approx(alone.loss, rel=1e-5)

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from deepres.stopping import StopRequest
+from deepres.stopping import SIGNALS, StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_request_and_no_end(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:

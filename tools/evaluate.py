@@ -16,7 +16,7 @@ from command_line import Parser, run_program
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process
-from deepres.evaluating import Crop, evaluate, find_config, load_net
+from deepres.evaluating import Crop, evaluate, find_config
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = find_config(options.weights, options.config, options.overrides)
         device = this_process(config.engine.device).device
-        found = evaluate(load_net(options.weights, config), config, options.crop, device)
+        found = evaluate(options.weights, config, options.crop, device)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

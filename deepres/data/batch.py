@@ -1,10 +1,12 @@
 """What the data floor hands upwards: batches, facts about a data set, and its one kind of error."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from deepres.known_sets import KNOWN_SETS
 from deepres.metrics import IGNORED_LABEL as IGNORED_LABEL  # whoever reads data has it from here
 
 
@@ -26,6 +28,7 @@ class DataInfo:
         num_train: training images.
         num_test: test (or validation) images.
         class_names: one name a label, in the order of the labels; empty where the set has none.
+        files_sha256: of the names of a set of image files, in their order; empty for other sets.
     """
 
     name: str
@@ -34,6 +37,14 @@ class DataInfo:
     num_train: int
     num_test: int
     class_names: tuple[str, ...] = field(default=(), repr=False)
+    files_sha256: str = field(default="", repr=False)
+
+    @property
+    def classes_sha256(self) -> str:
+        """Of the names of a set of image files' classes, whose order decides the labels; empty for other sets."""
+        if not KNOWN_SETS[self.name].is_files:
+            return ""
+        return hashlib.sha256("/".join(self.class_names).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would start Ghostscript
 _MODES_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -60,9 +62,7 @@ def decode_rgb(content: bytes) -> Image.Image:
             with contextlib.suppress(*_PILLOW_ERRORS):  # EXIF data that are damaged leave the pixels whole
                 ImageOps.exif_transpose(image, in_place=True)
             if image.mode in _MODES_16_BITS:
-                values = np.asarray(image).clip(0, 65535)
-                has_8_bits = image.mode == "I" and image.format == "TIFF" and values.max() <= 255
-                return Image.fromarray((values >> (0 if has_8_bits else 8)).astype(np.uint8)).convert("RGB")
+                return Image.fromarray(_grey_of_8_bits(image)).convert("RGB")
             if image.mode == "F":
                 raise BadImageError("pixels are floating-point numbers of unknown range")
             if image.mode == "P":
@@ -72,6 +72,16 @@ def decode_rgb(content: bytes) -> Image.Image:
             raise BadImageError(f"none of {', '.join(_FORMATS)}") from None
         except _PILLOW_ERRORS as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _grey_of_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    values = np.asarray(image).clip(0, 65535)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    num_bits = min(16, tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    if image.mode == "I" and tags and values.max() <= 255:
+        num_bits = 8
+    grey: npt.NDArray[np.uint8] = (values >> (num_bits - 8)).astype(np.uint8)
+    return ~grey if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: white is 0
 
 
 @dataclass(frozen=True)

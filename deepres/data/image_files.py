@@ -1,5 +1,6 @@
 """Reads the files of an image folder, lying in a directory or in an archive that stays packed; see `image_search`."""
 
+import hashlib
 import os
 import struct
 import zipfile
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+_CODING = ("utf-8", "surrogatepass")  # every name comes back as it was, whatever the file system's encoding
 _MAX_FILE_BYTES = 2**28  # of one deflated image
 _ZIP_HEADER = struct.Struct("<4s5H3L2H")
 
@@ -37,9 +39,13 @@ class ImageFiles(ABC):
     def __init__(self, root: Path, entries: list[Entry]) -> None:
         self._root = root
         # Two arrays, not a million objects: processes share their pages for good.
-        names = [os.fsencode(f"{e.split}/{e.class_name}/{e.file_name}") for e in entries]
+        names = [f"{e.split}/{e.class_name}/{e.file_name}".encode(*_CODING) for e in entries]
         self._names = np.array(names, dtype=np.bytes_)
         self._extents = np.array([(e.offset, e.num_bytes, e.crc) for e in entries], dtype=np.int64)
+
+    def names_sha256(self) -> str:
+        """Of the files' names, in their order."""
+        return hashlib.sha256(self._names.data).hexdigest()[:12]
 
     def path(self, index: int) -> str:
         """Where the image is, for a message."""
@@ -54,7 +60,7 @@ class ImageFiles(ABC):
         return
 
     def _name(self, index: int) -> str:
-        return os.fsdecode(self._names[index])
+        return bytes(self._names[index]).decode(*_CODING)
 
     def _extent(self, index: int) -> tuple[int, int]:
         return int(self._extents[index, 0]), int(self._extents[index, 1])

@@ -1,8 +1,10 @@
 """Sets of image files, one folder a class, and the workers that decode them."""
 
+import errno
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from deepres.data.image_files import ImageFiles
 from deepres.data.image_search import find_image_files
 from deepres.data.sampling import Request, uniforms
 from deepres.data.supply import Failure, Fetched
+from deepres.stopping import SIGNALS
 from deepres.wording import listed
 
 
@@ -83,6 +86,9 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
     return ImageFolder(files, class_names, (train, labels[train]), (test, labels[test]))
 
 
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a network's file system that another attempt may not meet."""
+_WAITS_S = (0.1, 1.0)
 _Decoded = tuple[Request, Tensor, Tensor, tuple[Failure, ...]]
 
 
@@ -112,7 +118,7 @@ class _Decoder(Dataset[Any]):
                 continue
             number = int(self._numbers[index])
             try:
-                pixels[row] = self._crop(decode_rgb(self._files.read(number)), draws[row])
+                pixels[row] = self._crop(decode_rgb(self._read(number)), draws[row])
                 labels[row] = int(self._labels[index])
             except (BadImageError, OSError) as error:
                 failures.append(Failure(index, self._files.path(number), str(error)))
@@ -120,6 +126,16 @@ class _Decoder(Dataset[Any]):
             # Otherwise a thread of the worker does it later, and if there is no room drops the batch without a word.
             images.share_memory_()
         return request, images, labels, tuple(failures)
+
+    def _read(self, number: int) -> bytes:
+        for wait_s in _WAITS_S:
+            try:
+                return self._files.read(number)
+            except OSError as error:
+                if error.errno not in _MAY_PASS:
+                    raise
+            time.sleep(wait_s)
+        return self._files.read(number)
 
 
 @dataclass
@@ -145,7 +161,7 @@ def _tell_unless_the_parent_is_gone(
 
 def _leave_signals_to_the_parent(_: int) -> None:
     # Launchers signal a process's children first; the parent needs them for the step that it still ends.
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     # Where another worker has died, the parent leaves in the middle of taking this one's batch.
     sys.excepthook = _tell_unless_the_parent_is_gone

@@ -22,17 +22,30 @@ from deepres.data.batch import DataError
 from deepres.data.image_files import Entry, FolderFiles, ImageFiles, TarFiles, UnpackedFiles, ZipFiles
 
 SPLITS = ("train", "val", "test")
+"""The last is for sets without the one before."""
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
 _NESTED = "a folder inside a class's; images must lie in their class's folder itself"
 _CHUNK_BYTES = 2**20
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    ArithmeticError,
+    NotImplementedError,
+)
+"""What Python's readers raise for archives that are damaged or of a kind that they do not know."""
 
 
 def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
     """Lists `train/<class>/*` and `val/<class>/*` or `test/<class>/*`.
 
-    In an archive these may lie in one common folder. Hidden files and whatever lies elsewhere do not count.
+    In an archive these may lie in one common folder. Hidden files and whatever lies elsewhere do not count, nor does
+    `test` where there is `val`.
 
     Args:
         root: a directory, or an archive with one of `ARCHIVE_SUFFIXES`.
@@ -57,15 +70,17 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
                 f"{root} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}) of images"
             )
         if root.name.endswith(".zip"):
-            entries = sorted(_one_prefix(root, _in_zip(root)))
+            entries = _sorted_files(root, _in_zip(root))
             files = ZipFiles(root, entries)
         elif root.name.endswith(".tar"):
-            entries = sorted(_one_prefix(root, _in_tar(root)))
+            entries = _sorted_files(root, _in_tar(root))
             files = TarFiles(root, entries)
         else:
             content = bytearray()
-            entries = sorted(_one_prefix(root, _in_compressed_tar(root, content)))
+            entries = _sorted_files(root, _in_compressed_tar(root, content))
             files = UnpackedFiles(root, entries, np.frombuffer(content, np.uint8))
+    except DataError:
+        raise
     except _BROKEN as error:
         raise DataError(f"{root}: cannot be read: {str(error) or type(error).__name__}") from error
     for first, second in itertools.pairwise(entries):
@@ -75,7 +90,8 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
 
 
 def _in_folder(root: Path) -> Iterator[Entry]:
-    for split in SPLITS:
+    has_val = _is_folder(root / "val") and bool(_visible(root / "val"))
+    for split in SPLITS[:2] if has_val else SPLITS:
         if not _is_folder(root / split):
             continue
         for class_folder in map(Path, _visible(root / split)):
@@ -104,18 +120,30 @@ def _visible(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 _Placed = tuple[tuple[str, ...], Entry]
+"""A folder of the archive, and an entry in it; the entry of a class's folder has no file's name."""
 
 
-def _one_prefix(root: Path, placed: Iterator[_Placed]) -> Iterator[Entry]:
-    """Passes the entries on, which must all lie in the same folder of the archive."""
+def _sorted_files(root: Path, placed: Iterator[_Placed]) -> list[Entry]:
+    """The entries of files, sorted; they must all lie in the same folder of the archive, and each class have some."""
+    files: list[Entry] = []
+    folders: list[_Placed] = []
     common: tuple[str, ...] | None = None
     for prefix, entry in placed:
+        if not entry.file_name:
+            folders.append((prefix, entry))
+            continue
         common = prefix if common is None else common
         if prefix != common:
             raise DataError(
                 f"{root}: holds more than one image folder: {'/'.join(common) or '.'} and {'/'.join(prefix) or '.'}"
             )
-        yield entry
+        files.append(entry)
+    used = SPLITS[:2] if any(entry.split == "val" for entry in files) else SPLITS
+    classes = {(entry.split, entry.class_name) for entry in files}
+    for prefix, (split, class_name, *_) in folders:
+        if prefix == common and split in used and (split, class_name) not in classes:
+            raise DataError(f"{root}: {split}/{class_name}: a class without images")
+    return sorted(entry for entry in files if entry.split in used)
 
 
 def _place(
@@ -138,13 +166,33 @@ def _place(
     return tuple(part for part in prefix if part), Entry(split, class_name, file_name, offset, num_bytes, crc)
 
 
+def _class_folders(name: str) -> Iterator[_Placed]:
+    """The place of a class's folder, if that is what an archive's folder is."""
+    *prefix, split, class_name = ("", "", *PurePosixPath(name).parts)
+    if split in SPLITS and not class_name.startswith("."):
+        yield tuple(part for part in prefix if part), Entry(split, class_name, "")
+
+
 class _Member(tarfile.TarInfo):
-    """A member of an archive that must end with its end mark: to tarfile, a broken header is an end, too."""
+    """A member of an archive that must end with its end mark: to tarfile, a broken header is an end, too.
+
+    And one of negative size is a way back, on which some versions of Python go round for ever.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:
+            raise tarfile.InvalidHeaderError("a negative size")  # type: ignore[attr-defined]
+        return member
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(tar)
+            member = super().fromtarfile(tar)
+            if member.size < 0:  # as an extended header may say
+                raise tarfile.InvalidHeaderError("a negative size")  # type: ignore[attr-defined]
+            return member
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
             raise
         except tarfile.HeaderError as error:
@@ -165,6 +213,7 @@ def _in_tar(root: Path) -> Iterator[_Placed]:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # a million of them would take a gigabyte
             if member.isdir():
+                yield from _class_folders(member.name)
                 continue
             placed = _place(
                 root,
@@ -185,6 +234,7 @@ def _in_compressed_tar(root: Path, content: bytearray) -> Iterator[_Placed]:
     with tarfile.open(root, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if member.isdir():
+                yield from _class_folders(member.name)
                 continue
             placed = _place(
                 root, member.name, is_regular=member.isreg(), offset=len(content), num_bytes=member.size
@@ -207,6 +257,7 @@ def _in_zip(root: Path) -> Iterator[_Placed]:
     with zipfile.ZipFile(root) as archive:
         for member in archive.infolist():
             if member.is_dir():
+                yield from _class_folders(member.filename)
                 continue
             placed = _place(
                 root,

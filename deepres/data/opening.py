@@ -234,6 +234,7 @@ def _locate(
             num_train=len(found.train[0]),
             num_test=len(found.test[0]),
             class_names=found.class_names,
+            files_sha256=found.files.names_sha256(),
         )
     if num_classes not in (None, info.num_classes):
         raise DataError(f"{name} has {info.num_classes} classes, got data.num_classes={num_classes}")

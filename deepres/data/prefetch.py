@@ -18,12 +18,15 @@ class Prefetch:
     Args:
         batches: where they come from.
         device: where the steps are computed.
+
+    Attributes:
+        error: why the batch that is due next cannot be made.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device
         self._next: Batch | None = None
-        self._error: DataError | None = None
+        self.error: DataError | None = None
         self._waited_s = 0.0
 
     def take(self, num: int) -> Iterator[Batch]:
@@ -33,22 +36,18 @@ class Prefetch:
             DataError: of the batch that is due, never of one made ahead.
         """
         for _ in range(num):
-            self._make()
-            if self._error is not None:
-                raise self._error
+            self.make_ahead()
+            if self.error is not None:
+                raise self.error
             batch, self._next = self._next, None
             assert batch is not None
             yield batch
             del batch
-        self._make()
+        self.make_ahead()
 
-    def waited_s(self) -> float:
-        """Seconds since the last call in which a batch was made and the device had nothing to do."""
-        waited, self._waited_s = self._waited_s, 0.0
-        return waited
-
-    def _make(self) -> None:
-        if self._next is not None or self._error is not None:
+    def make_ahead(self) -> None:
+        """Make the batch that is due next, unless it is there."""
+        if self._next is not None or self.error is not None:
             return
         begin = time.perf_counter()
         # Of the work that is there by now: making the batch launches more.
@@ -58,7 +57,12 @@ class Prefetch:
         try:
             self._next = next(self._batches, None)
         except DataError as error:
-            self._error = error
+            self.error = error
         # If there is still work from before, the device has not noticed.
         if before is None or before.query():
             self._waited_s += time.perf_counter() - begin
+
+    def waited_s(self) -> float:
+        """Seconds since the last call in which a batch was made and the device had nothing to do."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited

@@ -511,7 +511,6 @@ def test_a_test_s_file_is_named_after_its_crop_and_what_that_is_of(crop, name):
 def test_a_result_at_another_shorter_side_is_not_the_row_s(tmp_path, monkeypatch, capsys):
     at_320 = "table5/resnet152_original"
     _leave_run(tmp_path, "table5/resnet152_original_at224", 1, 0.7)
-    monkeypatch.setattr(paper_reproduction.launch, "load_net", lambda *_: None)
     monkeypatch.setattr(paper_reproduction.launch, "evaluate", lambda *_: SimpleNamespace(top1=0.6, top5=0.8))
 
     def here():

@@ -17,7 +17,7 @@ from types import FrameType
 from deepres.commit import replace_text
 from deepres.config import Config
 from deepres.distributed import this_process
-from deepres.evaluating import evaluate, load_net
+from deepres.evaluating import evaluate
 from deepres.load_config import load_config
 from deepres.run_folder import CHECKPOINTS, CONFIG, is_held
 from paper_reproduction.length import Length
@@ -152,7 +152,7 @@ def _test(run: _Run) -> None:
     _say(f"{run}: is tested at this row's crop, in {run.folder}")
     trained, config = read_run(run.row, run.asked, run.folder, run.seed), run.asked
     device = this_process(config.engine.device).device
-    found = evaluate(load_net(run.folder, config), config, "config", device)
+    found = evaluate(run.folder, config, "config", device)
     outcome = {"step": trained.step, "top1": found.top1, "top5": found.top5}
     replace_text(run.folder / outcome_file(config, trained.config), json.dumps(outcome) + "\n")
 

@@ -321,3 +321,24 @@ def test_weights_of_no_net_are_refused(run_dir, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"head\.linear\.weight is missing"):
         load_net(tmp_path / "other.safetensors", find_config(run_dir))
+
+
+def test_a_net_is_not_tested_on_classes_of_other_names(tmp_path, capsys):
+    data = ("data.name=image_folder", f"data.root={tmp_path / 'images'}", "data.num_images=null")
+    for split in ("train", "val"):
+        for label in "ab":
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for k in range(4):
+                Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / label / f"{k}.png")
+    run_dir = tmp_path / "run"
+    arguments = (*SMALL, "engine.name=plain", "engine.zero_stage=0", f"train.run_dir={run_dir}", *data)
+    assert main(["--config", str(CONFIG), *arguments]) == 0
+    assert evaluate.main([str(run_dir)]) == 0
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "a").rename(tmp_path / "images" / split / "c")
+    for weights in (run_dir, run_dir / "checkpoints" / "step-00000001"):
+        capsys.readouterr()
+        assert evaluate.main([str(weights)]) == 2
+        error = capsys.readouterr().err
+        assert "have other names than those that" in error
+        assert error.count("\n") == 1

@@ -1,16 +1,22 @@
 """A run's folder that is trained in again: what goes on, what is refused, what is kept."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from deepres import saving
 from deepres.commit import SaveError
+from deepres.data.image_files import FolderFiles
+from deepres.data.sampling import shuffled
 from deepres.engines import Engine
 from deepres.exit_status import ExitStatus
 from deepres.train import main
@@ -189,3 +195,166 @@ def test_a_run_whose_test_images_cannot_be_read_may_be_resumed_at_its_end(tmp_pa
         assert main(["--config", QUICKSTART, *arguments]) == 0
         assert "test accuracy nan %" in capsys.readouterr().out
     assert [row["num_images"] for row in metrics(tmp_path / "run", "test")] == [0]
+
+
+def _weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model.safetensors")
+
+
+def _are_same(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return ones.keys() == others.keys() and all(torch.equal(ones[name], others[name]) for name in ones)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run of 6 steps that ended after 4, with a checkpoint there; what it takes to go on."""
+    run_dir = tmp_path / "run"
+    arguments = (*SMALL, *PLAIN, "log.every=1", f"train.run_dir={run_dir}")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=4"]) == 0
+    return run_dir, (*arguments, "train.resume=auto", "train.max_steps=6")
+
+
+def test_checkpoints_that_lie_elsewhere_by_a_link_are_the_run_s_own(stopped, tmp_path, capsys):
+    run_dir, again = stopped
+    (run_dir / "checkpoints").rename(tmp_path / "scratch")
+    (run_dir / "checkpoints").symlink_to(tmp_path / "scratch")
+    assert main(["--config", QUICKSTART, *again]) == 0
+    assert [row["step"] for row in metrics(run_dir, "train")] == [1, 2, 3, 4, 5, 6]
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    (tmp_path / "scratch").rename(tmp_path / "unmounted")
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *again, "train.max_steps=8"]) == 2
+    assert "scratch, which is not there: mount it, or remove the link" in capsys.readouterr().err
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_copy_of_a_run_s_checkpoint_in_its_folder_keeps_its_metrics(stopped):
+    run_dir, again = stopped
+    (run_dir / "checkpoints" / "step-00000004").rename(run_dir / "backup")
+    assert main(["--config", QUICKSTART, *again, f"train.resume={run_dir / 'backup'}"]) == 0
+    assert [row["step"] for row in metrics(run_dir, "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_metrics_that_somebody_edited_stay_whole_lines(stopped):
+    run_dir, again = stopped
+    path = run_dir / "metrics.jsonl"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"note": ""', '"note": "here"'), encoding="utf-8"
+    )
+    assert main(["--config", QUICKSTART, *again]) == 0
+    steps = [row["step"] for row in metrics(run_dir, "train")]
+    assert steps[:3] + steps[-2:] == [1, 2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "training.json"])
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_put_aside(stopped, capsys, monkeypatch, name):
+    run_dir, again = stopped
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        assert main(["--config", QUICKSTART, *again]) == 2
+    assert f"{name} cannot be read: Stale file handle" in capsys.readouterr().err
+    assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-00000004"]
+    assert main(["--config", QUICKSTART, *again]) == 0
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_skipped(stopped, capsys):
+    run_dir, again = stopped
+    newest = run_dir / "checkpoints" / "step-00000005"
+    shutil.copytree(run_dir / "checkpoints" / "step-00000004", newest)
+    manifest = newest / "manifest.json"
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace('"version": 1', '"version": 2'), encoding="utf-8"
+    )
+    assert main(["--config", QUICKSTART, *again]) == 2
+    assert "reads up to 1: update deepres" in capsys.readouterr().err
+    assert newest.exists()
+
+
+def test_another_number_of_threads_is_told(stopped, capsys, monkeypatch):
+    _, again = stopped
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before + 1))
+    torch.set_num_threads(before + 1)
+    try:
+        assert main(["--config", QUICKSTART, *again]) == 0
+    finally:
+        torch.set_num_threads(before)
+    told = f"WARNING: the checkpoint's run computed with OMP_NUM_THREADS={before}, this one with {before + 1}"
+    assert told in capsys.readouterr().out
+
+
+def _folder_of_images(root: Path, num_train: int, num_test: int) -> tuple[str, ...]:
+    random = np.random.default_rng(0)
+    for split, count in (("train", num_train), ("val", num_test)):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{k}.png")
+    data = (f"data.root={root}", "data.name=image_folder", "data.num_images=null")
+    return (*SMALL, *PLAIN, *data, "train.global_batch_size=4", "train.epochs=2", "log.every=1")
+
+
+@pytest.mark.multi_process
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, forked, step, num_processes):
+    """It is mended, and the run ends as if nothing had been: in every process, in the first batch or a later one."""
+    settings = _folder_of_images(tmp_path / "images", 8, 2)
+    position = 4 * step + 3  # the last process's
+    files = sorted((tmp_path / "images" / "train").rglob("*.png"))
+    broken = files[shuffled(len(files), 0, 0)[position]]
+    whole, out = broken.read_bytes(), tmp_path / "out"
+    out.mkdir()
+
+    def train(name: str, *more: str) -> str:
+        run_dir = f"train.run_dir={tmp_path / name}"
+        return forked.train(
+            out, "--config", QUICKSTART, *settings, run_dir, *more, num_processes=num_processes
+        )
+
+    train("whole")
+    broken.write_bytes(b"no image")
+    with pytest.raises(
+        AssertionError, match=rf"{broken.name} .*the run stops after step {step}; train.resume=auto"
+    ):
+        train("again")
+    assert [p.name for p in (tmp_path / "again" / "checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+    broken.write_bytes(whole)
+    train("again", "train.resume=auto")
+    assert _are_same(_weights(tmp_path / "again"), _weights(tmp_path / "whole"))
+    assert [row["step"] for row in metrics(tmp_path / "again", "train")] == list(range(1, 9))
+
+
+def test_a_network_that_fails_for_a_moment_costs_no_image(tmp_path, monkeypatch):
+    settings = _folder_of_images(tmp_path / "images", 4, 2)
+    read, failures = FolderFiles.read, [errno.ESTALE, errno.EIO]
+
+    def fail(files: FolderFiles, index: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "for a moment")
+        return read(files, index)
+
+    monkeypatch.setattr(FolderFiles, "read", fail)
+    assert main(["--config", QUICKSTART, *settings, f"train.run_dir={tmp_path / 'run'}"]) == 0
+    assert not failures
+
+
+def test_a_tested_net_is_tested_anew_where_the_test_is_another(tmp_path):
+    settings = _folder_of_images(tmp_path / "images", 4, 2)
+    assert main(["--config", QUICKSTART, *settings, f"train.run_dir={tmp_path / 'run'}"]) == 0
+    again = (*settings, f"train.run_dir={tmp_path / 'run'}", "train.resume=auto")
+    assert main(["--config", QUICKSTART, *again]) == 0
+    assert len(metrics(tmp_path / "run", "test")) == 2  # of two epochs
+    other = (*settings, f"train.run_dir={tmp_path / 'other'}", f"train.resume={tmp_path / 'run'}")
+    assert main(["--config", QUICKSTART, *other, "data.eval_image_size=12", "data.eval_shorter_side=12"]) == 0
+    assert len(metrics(tmp_path / "other", "test")) == 1
+    loss = metrics(tmp_path / "other", "test")[0]["loss"]
+    assert loss != metrics(tmp_path / "run", "test")[-1]["loss"]

@@ -129,3 +129,42 @@ def test_a_signal_ends_the_waiting(rank):
         timer.join()
     assert raised.value.exit_status is ExitStatus.STOPPED
     assert time.monotonic() - begin < 5
+
+
+def test_processes_that_were_started_for_other_runs_are_refused_by_each_with_what_differs():
+    told = {}
+
+    def come(rank: int, rate: float) -> None:
+        try:
+            meet(process(rank, 2), 30.0, StopRequest(), {"optim.learning_rate": rate, "train.seed": 0})
+        except RunError as error:
+            told[rank] = error
+
+    threads = [threading.Thread(target=come, args=(rank, rate)) for rank, rate in ((0, 0.1), (1, 0.2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in (0, 1):
+        assert (
+            "process 1 of the run was started for another one: optim.learning_rate is 0.2 there, 0.1 in"
+            in str(told[rank])
+        )
+        assert "train.seed" not in str(told[rank])
+        assert told[rank].exit_status is ExitStatus.REFUSED
+
+
+def test_who_meets_again_at_the_same_place_is_not_taken_for_who_he_was(place):
+    agent = TCPStore("127.0.0.1", place, is_master=True, wait_for_workers=False)
+
+    def come(rank: int, seed: int) -> None:
+        meet(process(rank, 2), 30.0, StopRequest(), {"train.seed": seed})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        for seed in (0, 1):
+            other = threading.Timer(0.3, come, (1, seed))
+            other.start()
+            come(0, seed)
+            other.join()
+    assert agent.num_keys() >= 4

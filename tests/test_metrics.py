@@ -40,3 +40,9 @@ def test_metrics_are_on_disk_line_by_line_as_json(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     file.close()
     assert rows == [{"kind": "train", "step": 1, "loss": None}, {"kind": "test", "step": 2, "loss": 0.5}]
+
+
+def test_logits_that_are_not_finite_are_no_answer():
+    logits = torch.full((6, 6), math.nan)
+    logits[0] = torch.arange(6.0).flip(0)
+    assert answer_sums(logits, torch.arange(6)).tolist()[1:] == [1, 1, 6]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,20 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, 
     config = _config(output=tmp_path)
     names = [run_folder_path(config, Path("net.yaml")).name for _ in range(3)]
     assert names == ["net-20260102-030405", "net-20260102-030405-2", "net-20260102-030405-3"]
+
+
+def test_a_lock_is_not_one_of_a_folder_that_was_removed_meanwhile(tmp_path):
+    """As it is by a run that ends and has found nothing to leave."""
+    folder = tmp_path / "run"
+    held: list[bool] = []
+    waiting = threading.Thread(target=lambda: held.append(_held(folder)))
+    with hold_run_folder(folder):
+        waiting.start()
+        time.sleep(0.3)
+    waiting.join()
+    assert held == [True]
+
+
+def _held(folder: Path) -> bool:
+    with hold_run_folder(folder, wait_s=10):
+        return is_held(folder)

@@ -1,5 +1,7 @@
 """The command line, as a user types it and launchers start it: what it trains, what it leaves, what it tells."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from deepres import trainer
 from deepres.load_config import load_config
@@ -231,3 +234,69 @@ def test_the_first_process_speaks_before_another_ends(monkeypatch, capsys):
     assert main(["--config", QUICKSTART, "optim.learning_rate=.nan"]) == 2
     assert printed_before == [""]
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.multi_process
+def test_processes_of_different_settings_do_not_train_together(tmp_path):
+    port, common = (
+        str(free_port()),
+        ("--config", QUICKSTART, *SMALL, *PLAIN, f"train.run_dir={tmp_path / 'run'}"),
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, TRAIN, *common, f"optim.learning_rate={rate}"],
+            cwd=ROOT,
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, rate in enumerate((0.1, 0.2))
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in started]
+    assert started[0].returncode == 2
+    assert (
+        "optim.learning_rate is 0.2 there, 0.1 in process 0: start all processes with the same" in errors[0]
+    )
+    assert started[1].returncode in (2, 5)  # the first, which keeps the place to meet at, may be gone
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE"), ("mpiexec", "PMI_SIZE")],
+)
+def test_launchers_whose_processes_would_each_train_alone_are_refused(
+    monkeypatch, tmp_path, capsys, launcher, name
+):
+    monkeypatch.setenv(name, "2")
+    arguments = [
+        "--config",
+        QUICKSTART,
+        *SMALL,
+        *PLAIN,
+        "train.max_steps=1",
+        f"train.run_dir={tmp_path / 'run'}",
+    ]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {launcher} started 2 processes ({name}), which would each train alone: ")
+    assert error.count("\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(arguments) == 0
+
+
+def test_a_file_for_tensorboard_that_cannot_be_written_is_given_up_with_a_word(tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    arguments = (*SMALL, *PLAIN, "log.tensorboard=true", f"train.run_dir={tmp_path}")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    assert capsys.readouterr().out.count("WARNING: TensorBoard's file cannot be written: No space left") == 1
+    assert len(metrics(tmp_path, "train")) == 4

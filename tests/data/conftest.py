@@ -127,7 +127,7 @@ def pack(tmp_path: Path) -> Callable[..., Path]:
     def packed(folder: Path, name: str, prefix: str = "") -> Path:
         archive = tmp_path / name
         # Not in order: an archive promises none.
-        files = sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True)
+        files = sorted(folder.rglob("*"), reverse=True)
         if name.endswith(".zip"):
             with zipfile.ZipFile(archive, "w") as out:
                 for i, path in enumerate(files):
@@ -137,7 +137,7 @@ def pack(tmp_path: Path) -> Callable[..., Path]:
             mode = {"tar": "w", "xz": "w:xz", "gz": "w:gz", "bz2": "w:bz2"}[name.rsplit(".", 1)[-1]]
             with tarfile.open(archive, mode) as out:  # type: ignore[call-overload]
                 for path in files:
-                    out.add(path, prefix + str(path.relative_to(folder)))
+                    out.add(path, prefix + str(path.relative_to(folder)), recursive=False)
         return archive
 
     return packed

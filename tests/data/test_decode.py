@@ -97,6 +97,27 @@ def test_integers_of_32_bits_are_of_8_if_none_is_larger_and_else_of_16(values, e
     assert pixels[0, :, 0].tolist() == expected
 
 
+def tiff(values: np.ndarray, *, num_bits: int, photometric: int) -> bytes:
+    """Grey values in one strip, each so many bits wide."""
+    height, width = values.shape
+    data = values.astype("<u2").tobytes()
+    if num_bits == 12:  # two of them in three bytes
+        pairs = values.reshape(-1, 2).tolist()
+        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    tags = {256: width, 257: height, 258: num_bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in {**tags, 279: len(data)}.items()]
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return header + data + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+@pytest.mark.parametrize(("num_bits", "photometric"), [(12, 1), (16, 0), (16, 1)])
+def test_grey_tiffs_are_scaled_by_their_own_bits_and_inverted_where_white_is_0(num_bits, photometric):
+    values = np.arange(8).reshape(2, 4) * (2**num_bits // 8)
+    pixels = np.asarray(decode_rgb(tiff(values, num_bits=num_bits, photometric=photometric)))
+    expected = values >> (num_bits - 8)
+    assert (pixels == (expected if photometric else 255 - expected)[:, :, None]).all()
+
+
 def test_a_dark_file_of_16_bits_stays_dark():
     assert np.asarray(decode_rgb(b"P5 2 1 65535\n\x00\xff\x00\x80")).max() == 0
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deepres.data import DataError
+from deepres.data.image_files import Entry, FolderFiles
 from deepres.data.image_search import find_image_files
 
 ARCHIVES = ["set.tar", "set.tar.xz", "set.tar.gz", "set.tar.bz2", "set.zip"]
@@ -253,3 +254,57 @@ def test_a_link_that_leads_nowhere_counts_as_an_image_that_cannot_be_read(image_
     with pytest.raises(OSError, match=r"nowhere|7.png"):
         files.read(index)
     assert files.path(index) == str(image_folder / "train/cat/7.png")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", ["README", "train/a/0.png"])
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_member_of_negative_size_is_no_way_back(tmp_path, suffix, name, kind):
+    path = tmp_path / f"set.tar{suffix}"
+    with tarfile.open(path, f"w:{suffix[1:]}", format=kind) as tar:
+        tar.addfile(tarfile.TarInfo("first"))
+        member = tarfile.TarInfo(name)
+        if kind == tarfile.PAX_FORMAT:
+            member.pax_headers = {"size": "-512"}
+        else:
+            member.size = -512
+        tar.addfile(member)
+    with pytest.raises(DataError, match="a negative size"):
+        find_image_files(path)
+
+
+def _with_a_broken_name(content: bytes) -> bytes:
+    return content.replace("ä".encode(), b"\xff\xff")
+
+
+def _of_a_newer_zip(content: bytes) -> bytes:
+    place = content.index(b"PK\1\2") + 6
+    return content[:place] + bytes([148]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("change", [_with_a_broken_name, _of_a_newer_zip])
+def test_a_zip_archive_that_python_cannot_read_is_an_error_of_one_line(tmp_path, change):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split in ("train", "val"):
+            archive.writestr(f"{split}/ä/0.png", b"x")
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match="cannot be read") as raised:
+        find_image_files(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tar_member_too_large_for_a_number_is_an_error_of_one_line(tmp_path):
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo("train/a/0.png")
+        member.size = 2**70
+        tar.addfile(member)
+    with pytest.raises(DataError, match=r"cannot be read|cut off"):
+        find_image_files(path)
+
+
+@pytest.mark.parametrize("name", ["ä.png", "\udcc3\udca9.png"])
+def test_every_name_comes_back_as_it_was(tmp_path, name):
+    """The second is what a file system of ASCII makes of another one's."""
+    assert FolderFiles(tmp_path, [Entry("train", "a", name)]).path(0) == str(tmp_path / "train" / "a" / name)

@@ -268,3 +268,24 @@ def test_many_workers_for_few_batches_are_no_trouble(image_folder):
     source = opened(image_folder, num_workers=4, micro_batch_size=21)
     assert len(list(source.train_batches(0))) == 1
     source.close()
+
+
+def test_an_unused_test_split_is_not_looked_at(image_folder, pack):
+    (image_folder / "test").rename(image_folder / "val")
+    expected = find_image_folder(image_folder)
+    (image_folder / "test" / "cat" / "inner").mkdir(parents=True)
+    (image_folder / "test" / "dog").mkdir()
+    (image_folder / "test" / "dog" / "0.png").touch()
+    for root in (image_folder, pack(image_folder, "set.tar")):
+        found = find_image_folder(root)
+        assert found.class_names == expected.class_names
+        assert found.files.names_sha256() == expected.files.names_sha256()
+
+
+@pytest.mark.parametrize("name", ["", "set.tar", "set.tar.gz", "set.zip"])
+def test_a_class_without_images_is_told_in_archives_too(image_folder, pack, name):
+    for split in ("train", "test"):
+        (image_folder / split / "cow").mkdir()
+    root = pack(image_folder, name, prefix="set/") if name else image_folder
+    with pytest.raises(DataError, match="cow: a class without images"):
+        find_image_folder(root)

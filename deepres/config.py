@@ -106,6 +106,8 @@ class DataConfig(Section):
     """Crop size; by default the data set's own (32; ImageNet 224)."""
     augmentation: Augmentation | None = None
     """By default the data set's usual one."""
+    lighting: NonNegativeFloat = 0.0
+    """How much a training image's colour varies along the principal components of ImageNet's (0.1 in ResNet v1)."""
     eval_image_size: ImageSize | None = None
     """Centre crop of test images (image files only); by default `image_size`."""
     eval_shorter_side: ImageSize | None = None

@@ -53,6 +53,17 @@ def positive(text: str, most: int = 2**20) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A whole number that random numbers begin with.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none from 0 to 2⁶² − 1.
+    """
+    if not text.isdecimal() or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**62 - 1, got {text!r}")
+    return int(text)
+
+
 def image_size(text: str) -> int:
     """A number of pixels, high and wide.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import Parser, device, positive, run_program, writable_folder
+from command_line import Parser, device, positive, run_program, seed, writable_folder
 from deepres.analysis.measured_net import batch_of, checkpoint_nets, fresh_nets
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
@@ -47,7 +47,7 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         help="of weights, noise and dropout (a run's own data come in its own order)",
     )
@@ -111,7 +111,8 @@ def run(options: argparse.Namespace) -> None:
             net, images.to(options.device, dtype), labels.to(options.device), seed=options.seed
         )
     depth = nets[0].depth
-    title = f"ResNet-{depth}, batch {options.batch_size} of {data}, {options.dtype}"
+    kind = "" if nets[0].dataset == "cifar" else f" for {nets[0].dataset}"
+    title = f"ResNet-{depth}{kind}, batch {options.batch_size} of {data}, {options.dtype}"
     print(f"{title}\n\n{propagation_text(found)}\n\n{NOTES}")
     if len(found) <= 2:
         for name, propagation in found.items():
@@ -120,8 +121,9 @@ def run(options: argparse.Namespace) -> None:
         print()
     if options.json is not None:
         about = {
-            "depth": depth, "batch_size": options.batch_size, "data": data, "dtype": options.dtype,
-            "seed": options.seed, "torch": torch.__version__, "python": platform.python_version(),
+            "depth": depth, "dataset": nets[0].dataset, "batch_size": options.batch_size, "data": data,
+            "dtype": options.dtype, "seed": options.seed, "torch": torch.__version__,
+            "python": platform.python_version(),
         }  # fmt: skip
         options.json.write_text(json.dumps(propagation_json(found, about)) + "\n", encoding="utf-8")
         print(f"wrote {options.json}")

@@ -42,7 +42,7 @@ class Propagation:
         gradient_rms: the same per value.
         shortcut_gradient_norm: the norm of what reaches x_l through shortcuts alone, the residuals held constant.
         shortcut_term_norm, residual_term_norm: of the two summands of y_l, each with its factor.
-        lambdas: by which shortcuts multiply x_l; None if they are no constant.
+        lambdas: by which shortcuts multiply x_l; None if they are no constants, or an activation follows the addition.
         is_direct: whether the unit's shortcut takes x_l as it is: it keeps the shape, and nothing is activated
             before the split.
     """
@@ -181,7 +181,9 @@ class _Step:
 
 
 def _lambdas(units: Sequence[ResidualUnit]) -> tuple[float, ...] | None:
-    if any(unit.shortcut.name not in ("identity", "constant_scaling") for unit in units):
+    """Of each unit, for Equation 8; None where that does not speak of the net: f is another than the identity."""
+    is_scaled = all(unit.shortcut.name in ("identity", "constant_scaling") for unit in units)
+    if not is_scaled or any(unit.acts_after_addition for unit in units):
         return None
     return tuple(
         float(unit.shortcut.shortcut_scale) if unit.shortcut.name == "constant_scaling" else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deepres.models import ResNet, build_resnet
@@ -42,7 +42,7 @@ class Variant:
     """A net's shortcut and activation, with what differs from `build_resnet`'s defaults.
 
     Attributes:
-        name: as it was written.
+        name: as it was written, with its activation.
         shortcut, activation: as in `build_resnet`.
         settings: names (of `SETTINGS`) and values, which are `build_resnet`'s too.
     """
@@ -98,7 +98,14 @@ def parse_variants(text: str, activation: Activation | None = None) -> tuple[Var
         raise VariantError(
             f"activation {activation} has no effect: every variant names its own; leave it out"
         )
-    return tuple(variants)
+    return tuple(map(_named, variants))
+
+
+def _named(variant: Variant) -> Variant:
+    """With its activation in its name, unless that is the usual one."""
+    if variant.activation in ("full_preactivation", *variant.name.split("+")):
+        return variant
+    return replace(variant, name=f"{variant.name}+{variant.activation}")
 
 
 def _parse(name: str, activation: Activation) -> Variant:

@@ -19,6 +19,11 @@ _PART = 1000
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of RGB in 0 … 1, as in fb.resnet.torch: a component a column, and how far colours spread along it.
+_COLOUR_COMPONENTS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
+_COLOUR_DEVIATIONS = np.array([0.2175, 0.0188, 0.0045])
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,24 @@ class Normalization:
         """(N, 3, H, W) uint8, any strides → (N, 3, H, W) float32, contiguous."""
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.sub_(self.mean).mul_(self.scale)
+
+
+def add_lighting(
+    images: Tensor, normals: npt.NDArray[np.float64], deviation: float, normalization: Normalization
+) -> Tensor:
+    """Adds to each image a colour drawn along the principal components of ImageNet's colours, in place.
+
+    The "standard color augmentation" of ResNet v1, from Krizhevsky et al. 2012, section 4.1.
+
+    Args:
+        images: (N, 3, H, W), normalised.
+        normals: (N, 3) of the standard normal distribution.
+        deviation: of the factors of the components; 0.1 in both papers.
+        normalization: what the images went through.
+    """
+    colours = deviation * 255 * (normals * _COLOUR_DEVIATIONS) @ _COLOUR_COMPONENTS.T
+    shifts = on_device(colours.astype(np.float32), images.device).view(-1, 3, 1, 1)
+    return images.add_(shifts * normalization.scale)
 
 
 def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool) -> Tensor:

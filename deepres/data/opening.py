@@ -113,6 +113,7 @@ class FoundData:
             test=test,
             normalization=normalization.to(device),
             augmentation=self._pipeline.on_device,
+            lighting=self._pipeline.lighting,
             max_bad_images=max_bad_images,
         )
 
@@ -128,6 +129,7 @@ def find_data(
     num_classes: int | None = None,
     num_images: int | None = None,
     augmentation: Augmentation | None = None,
+    lighting: float = 0.0,
     normalize: Normalize = "mean_std",
     eval_image_size: int | None = None,
     eval_shorter_side: int | None = None,
@@ -150,6 +152,7 @@ def find_data(
             (of digits); `crop_flip`: and mirror every other one (of CIFAR); for image files also `scale` (their
             default) and `scale_and_aspect`, see `Crop`. Image files that are not scaled at random are scaled to
             `image_size` and cropped in the middle first.
+        lighting: how much the colour of a training image varies, see `add_lighting`; 0.1 in ResNet v1.
         normalize: `mean_std` by channel, or `per_pixel_mean` as in the paper; both of the training set. Image
             files take ImageNet's mean and deviation. `half`, of all: from −1 to 1, as `timm`'s nets want it.
         eval_image_size: of image files, the centre crop in tests; `image_size` if unset.
@@ -177,6 +180,7 @@ def find_data(
         name,
         image_size=info.image_size,
         augmentation=augmentation,
+        lighting=lighting,
         normalize=normalize,
         eval_image_size=eval_image_size,
         eval_shorter_side=eval_shorter_side,

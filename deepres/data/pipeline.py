@@ -15,10 +15,12 @@ class Pipeline:
     Attributes:
         crops: for training and test images, when they are decoded; None for sets that live on the device.
         on_device: for whole batches of training images.
+        lighting: for training images, too.
     """
 
     crops: tuple[Crop, Crop] | None
     on_device: DeviceAugmentation
+    lighting: float
 
 
 def make_pipeline(
@@ -26,6 +28,7 @@ def make_pipeline(
     *,
     image_size: int,
     augmentation: Augmentation | None,
+    lighting: float,
     normalize: Normalize,
     eval_image_size: int | None,
     eval_shorter_side: int | None,
@@ -42,7 +45,7 @@ def make_pipeline(
             raise DataError(
                 "data.normalize of image files must be mean_std (ImageNet's) or half, got per_pixel_mean"
             )
-        return _for_files(image_size, augmentation, eval_image_size, eval_shorter_side)
+        return _for_files(image_size, augmentation, lighting, eval_image_size, eval_shorter_side)
     if eval_image_size is not None or eval_shorter_side is not None:
         raise DataError(
             f"data.eval_image_size and data.eval_shorter_side are for image files, not for {name}"
@@ -51,11 +54,15 @@ def make_pipeline(
         raise DataError(
             f"data.augmentation={augmentation} is for image files; {name} takes none, crop or crop_flip"
         )
-    return Pipeline(None, augmentation)
+    return Pipeline(None, augmentation, lighting)
 
 
 def _for_files(
-    image_size: int, augmentation: Augmentation, eval_image_size: int | None, eval_shorter_side: int | None
+    image_size: int,
+    augmentation: Augmentation,
+    lighting: float,
+    eval_image_size: int | None,
+    eval_shorter_side: int | None,
 ) -> Pipeline:
     on_device: DeviceAugmentation
     test_size = eval_image_size or image_size
@@ -70,4 +77,4 @@ def _for_files(
         raise DataError(
             f"data.eval_shorter_side must be at least the test crop's {test_size}, got {shorter_side}"
         )
-    return Pipeline((train, Crop("centre", test_size, shorter_side)), on_device)
+    return Pipeline((train, Crop("centre", test_size, shorter_side)), on_device, lighting)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_ORDER, _AUGMENTATION = 0, 1  # purposes: streams that never meet
+_ORDER, _AUGMENTATION, _LIGHTING = 0, 1, 2  # purposes: streams that never meet
 _WORDS_PER_COUNT = 4
 
 
@@ -49,6 +49,17 @@ def uniforms(
     words = _words(seed, epoch, _AUGMENTATION, first_position * counts, num_positions * counts)
     rows = words.reshape(num_positions, counts * _WORDS_PER_COUNT)
     return (rows[:, :num_draws] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(seed: int, epoch: int, first_position: int, num_positions: int) -> npt.NDArray[np.float64]:
+    """Three numbers of the standard normal distribution for each of consecutive positions: (num_positions, 3).
+
+    By the transformation of Box and Muller (1958).
+    """
+    words = _words(seed, epoch, _LIGHTING, first_position, num_positions)
+    drawn = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log1p(-drawn[:, :2])), 2 * np.pi * drawn[:, 2:]
+    return np.concatenate([radius * np.cos(angle), radius[:, :1] * np.sin(angle[:, :1])], axis=1)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deepres.data.augment import NUM_CROP_DRAWS, Normalization, crop_and_flip
+from deepres.data.augment import NUM_CROP_DRAWS, Normalization, add_lighting, crop_and_flip
 from deepres.data.batch import IGNORED_LABEL, Batch, DataError, DataInfo
-from deepres.data.sampling import Schedule, uniforms
+from deepres.data.sampling import Schedule, normals, uniforms
 from deepres.data.supply import Failure, Fetched, Supply
 
 DeviceAugmentation = Literal["none", "crop", "crop_flip"]
@@ -31,6 +31,7 @@ class DataSource:
         test: the test split.
         normalization: on the same device as the pixels.
         augmentation: what happens to training images on the device.
+        lighting: see `add_lighting`; 0 for none.
         max_bad_images: how many unreadable images this rank puts up with.
     """
 
@@ -43,13 +44,14 @@ class DataSource:
         test: Supply,
         normalization: Normalization,
         augmentation: DeviceAugmentation,
+        lighting: float,
         max_bad_images: int,
     ) -> None:
         self.info = info
         self._schedule = schedule
         self._train, self._test = train, test
         self._normalization = normalization
-        self._augmentation = augmentation
+        self._augmentation, self._lighting = augmentation, lighting
         self._max_bad_images = max_bad_images
         self._bad_images: set[int] = set()
 
@@ -105,6 +107,9 @@ class DataSource:
             self._count_bad(first + failure.sample, failure)
         request, labels = fetched.request, fetched.labels
         images = self._normalization(fetched.images)
+        if augment and self._lighting:
+            colours = normals(self._schedule.seed, request.epoch, request.first_position, len(labels))
+            images = add_lighting(images, colours, self._lighting, self._normalization)
         if augment and self._augmentation != "none":
             draws = uniforms(
                 self._schedule.seed, request.epoch, request.first_position, len(labels), NUM_CROP_DRAWS

@@ -167,6 +167,11 @@ class ResidualUnit(nn.Module):
         """f(y_l) of Equation 2; `unit.activate(h + residual)` of its `terms` is what the unit computes."""
         return self._walk(self._after_addition, y, None, None)
 
+    @property
+    def acts_after_addition(self) -> bool:
+        """Whether f of Equation 2 is another function than the identity."""
+        return bool(self._after_addition)
+
     def extra_repr(self) -> str:
         """The order of convolutions, batch norms and ReLUs: before the split, in the branch, after the addition."""
         return ", ".join(

@@ -139,6 +139,8 @@ def build_resnet(
     ):
         if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{what} must be a finite number, got {number!r:.80}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     block = block or default_block(depth, dataset)

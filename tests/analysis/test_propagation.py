@@ -143,8 +143,13 @@ def test_through_identity_shortcuts_the_gradient_passes_a_stage_unchanged():
         assert len(set(shares)) == 1
 
 
-def test_the_equations_name_no_lambda_where_shortcuts_are_no_constant_factor():
-    found = _measure(_net(shortcut="shortcut_only_gating"))
+@pytest.mark.parametrize(
+    "net",
+    [{"shortcut": "shortcut_only_gating"}, {"activation": "original"}, {"activation": "bn_after_addition"}],
+    ids=str,
+)
+def test_the_equations_name_no_lambda_where_shortcuts_are_no_constant_factor_or_f_no_identity(net):
+    found = _measure(_net(**net))
     assert found.lambdas is found.lambda_product is found.direct_lambdas is None
 
 

@@ -16,7 +16,7 @@ def test_a_variant_is_a_shortcut_an_activation_and_settings_in_any_order():
         Variant(
             "gate_bias=-3+original+exclusive_gating", "exclusive_gating", "original", (("gate_bias", -3.0),)
         ),
-        Variant("identity", "identity", "relu_before_addition"),
+        Variant("identity+relu_before_addition", "identity", "relu_before_addition"),
     )
 
 

@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.data.augment import Normalization, crop_and_flip
-from deepres.data.sampling import uniforms
+from deepres.data.augment import IMAGENET_MEAN, IMAGENET_STD, Normalization, add_lighting, crop_and_flip
+from deepres.data.sampling import normals, uniforms
+from tests.data.opened import open_data
 
 
 def reference(images: torch.Tensor, draws: np.ndarray, flip: bool) -> torch.Tensor:
@@ -63,3 +64,44 @@ def test_decoded_images_come_out_contiguous_with_imagenets_statistics():
     assert normalized.is_contiguous()
     red = (images[..., 0].double() / 255 - 0.485) / 0.229
     torch.testing.assert_close(normalized[:, 0].double(), red, rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 1000), deviation=st.sampled_from([0.1, 1.0]))
+def test_lighting_adds_to_all_pixels_of_an_image_one_colour_along_the_principal_components(seed, deviation):
+    pixels = torch.randint(0, 256, (5, 3, 4, 6), generator=torch.Generator().manual_seed(seed))
+    normalization, drawn = Normalization.of_constants(), normals(seed, 0, 0, 5)
+    lit = add_lighting(normalization(pixels.to(torch.uint8)), drawn, deviation, normalization)
+    spread, components = (0.2175, 0.0188, 0.0045), _COMPONENTS
+    for image, of_image, numbers in zip(lit, pixels, drawn, strict=True):
+        colour = sum(deviation * numbers[k] * spread[k] * components[:, k] for k in range(3))
+        for channel in range(3):
+            value = of_image[channel] / 255 + colour[channel]
+            expected = (value - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+            assert torch.allclose(image[channel], expected.float(), atol=1e-5)
+
+
+_COMPONENTS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+
+def test_the_principal_components_are_orthonormal():
+    assert np.abs(_COMPONENTS.T @ _COMPONENTS - np.eye(3)).max() < 1e-3
+
+
+def test_a_source_lights_training_images_alone_and_whole_batches_as_parts():
+    options = {"num_images": 40, "image_size": 8, "augmentation": "none", "seed": 3}
+    plain, lit, halves = (
+        open_data("synthetic", **options, **more)
+        for more in (
+            {"micro_batch_size": 8},
+            {"micro_batch_size": 8, "lighting": 0.1},
+            {"micro_batch_size": 4, "lighting": 0.1},
+        )
+    )
+    for one, other in zip(plain.test_batches(), lit.test_batches(), strict=True):
+        assert torch.equal(one.images, other.images)
+    whole = torch.cat([batch.images for batch in lit.train_batches(1)])
+    assert torch.equal(whole, torch.cat([batch.images for batch in halves.train_batches(1)]))
+    unlit = torch.cat([batch.images for batch in plain.train_batches(1)])
+    shifts = (whole - unlit)[:, :, 4, 4]
+    assert len(shifts.round(decimals=4).unique(dim=0)) == len(shifts)
+    assert float(shifts.abs().max()) < 1

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.data.sampling import Request, Schedule, shuffled, uniforms
+from deepres.data.sampling import Request, Schedule, normals, shuffled, uniforms
 
 counts = st.integers(1, 6)
 seeds = st.integers(0, 2**64 - 1)
@@ -115,3 +115,14 @@ def test_a_seed_that_does_not_fit_64_bits_is_an_error():
 def assert_same(one: Request, other: Request) -> None:
     assert (one.epoch, one.first_position) == (other.epoch, other.first_position)
     assert np.array_equal(one.indices, other.indices)
+
+
+def test_normal_numbers_are_normal_independent_and_those_of_their_positions():
+    drawn = normals(7, 2, 0, 20_000)
+    assert np.array_equal(normals(7, 2, 500, 10), drawn[500:510])
+    assert np.abs(drawn.mean(0)).max() < 5 / 20_000**0.5
+    assert np.abs(np.cov(drawn.T) - np.eye(3)).max() < 5 * (2 / 20_000) ** 0.5
+    assert np.abs((drawn**4).mean(0) - 3).max() < 5 * (96 / 20_000) ** 0.5
+    others = uniforms(7, 2, 0, 20_000, 4)
+    correlations = np.corrcoef(drawn.T, others.T)[:3, 3:]
+    assert np.abs(correlations).max() < 5 / 20_000**0.5

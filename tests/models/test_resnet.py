@@ -240,6 +240,20 @@ def test_an_unknown_variant_is_refused_with_those_that_are_known(name, value, kn
         deepres.build_resnet(20, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dropout", 1.5, "dropout must be at least 0 and below 1, got 1.5"),
+        ("dropout", -1, "dropout must be at least 0 and below 1, got -1"),
+        ("gate_bias", math.inf, "gate_bias must be a finite number, got inf"),
+        ("shortcut_scale", "half", "shortcut_scale must be a finite number, got 'half'"),
+    ],
+)
+def test_a_number_that_a_shortcut_cannot_have_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        deepres.build_resnet(20, **{name: value})
+
+
 def test_a_net_without_classes_is_refused():
     with pytest.raises(ValueError, match=r"^num_classes must be at least 1, got 0$"):
         deepres.build_resnet(20, num_classes=0)

@@ -533,3 +533,24 @@ def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, mon
     assert reproduce_paper.main(["list"]) == 2
     error = capsys.readouterr().err
     assert "paper/table1/../cifar.yaml:6: unknown key optim.momentun; did you mean optim.momentum?" in error
+
+
+def test_a_run_that_another_process_ends_meanwhile_is_done(tmp_path, call, monkeypatch, capsys):
+    def refused(_):
+        return 2, False
+
+    def ended(_):
+        _leave_run(tmp_path, "resnet20/original", 1, 0.9)
+        return False
+
+    monkeypatch.setattr(paper_reproduction.launch, "_stays_held", ended)
+    call(refused)
+    arguments = ["run", "resnet20/original", "--seeds", "1", "--results", str(tmp_path)]
+    assert reproduce_paper.main(arguments) == 0
+    assert "resnet20/original, seed 1: finished, in" in capsys.readouterr().out
+
+
+def test_a_launcher_that_leaves_no_run_is_told(tmp_path, capsys):
+    arguments = ["run", "resnet20/original", "--seeds", "1", "--results", str(tmp_path), "--launcher", "true"]
+    assert reproduce_paper.main(arguments) == 1
+    assert "the launcher ended with status 0 and left no run in" in capsys.readouterr().out

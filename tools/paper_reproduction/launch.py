@@ -105,16 +105,19 @@ def train(order: Order) -> int:
         status, is_stopped = _call(command)
         # What a launcher makes of a status is its own; the folder tells. Another process may have begun the same run
         # while this one's was starting, which then was refused.
-        state = run.state()
+        if run.state() not in _ENDED and not is_stopped and _stays_held(run.folder):
+            _say(f"{run}: left to another process, which has begun it, in {run.folder}")
+            continue
+        state = run.state()  # another process may have ended it while this one waited
         if state in _ENDED:
             _say(f"{run}: {state}, in {run.folder}")
-        elif not is_stopped and _stays_held(run.folder):
-            _say(f"{run}: left to another process, which has begun it, in {run.folder}")
+            continue
+        if state:
+            goes_on = "goes on" if (run.folder / CHECKPOINTS).exists() else "begins anew"
+            _say(f"{run}: ended with status {status} before its end; the same command {goes_on}")
         else:
-            if state:
-                goes_on = "goes on" if (run.folder / CHECKPOINTS).exists() else "begins anew"
-                _say(f"{run}: ended with status {status} before its end; the same command {goes_on}")
-            return status or 1
+            _say(f"{run}: the launcher ended with status {status} and left no run in {run.folder}")
+        return status or 1
     return 0
 
 

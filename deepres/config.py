@@ -168,7 +168,8 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
     global_batch_size: PositiveInt | None = None
-    """Images an optimizer step sees: micro batch × accumulation × processes. Two of them give the third."""
+    """Images an optimizer step sees: micro batch × accumulation × processes. Give this, the micro batch, or
+    either with the accumulation; the rest follows."""
     micro_batch_size: Literal["auto"] | PositiveInt | None = None
     """`auto`: the largest that fits `recompute.device_memory` or `recompute.budget`."""
     accumulation: PositiveInt | None = None

@@ -6,7 +6,10 @@ import torch
 
 
 def use_deterministic_algorithms() -> None:
-    """In this process, from now on; on CUDA before anything has been computed there, for cuBLAS asks once."""
+    """Use them in this process from now on.
+
+    Call it before the first CUDA kernel: cuBLAS reads its variable once.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # It would also fill each new tensor with NaN, which only shows who reads what nobody wrote: a fifth of a step.

@@ -35,7 +35,7 @@ class KnownSet:
 
     @property
     def has_one_size(self) -> bool:
-        """Whether its images are files' pixels as they are, which nothing scales."""
+        """Whether all images have `image_size` and are never resized (CIFAR)."""
         return self.has_root and not self.is_files
 
 

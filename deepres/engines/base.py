@@ -248,7 +248,7 @@ class Engine:
     def _has_bad_gradient(self) -> Tensor:
         """On the device, 1 if one of this process's gradients is not finite, else 0.
 
-        Zero if `_update` or fp16's loss scaler finds out.
+        Always 0 where the update itself finds out: under ZeRO, and with fp16's loss scaler.
         """
         found = torch.zeros(1, device=self.process.device)
         gradients = [] if self.loss_scaler is not None else self._gradients()

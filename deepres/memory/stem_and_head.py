@@ -62,7 +62,7 @@ class StemAndHead:
             other_bytes: what they hold beside, to the end of a step.
         """
         x, meter = self._bench.tensor(last).requires_grad_(), self._bench.meter()
-        held = list[Tensor]()  # for the meter would see it go
+        held = list[Tensor]()  # made before the meter began, and so not to be freed while it counts
         with ExitStack() as stack:
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 

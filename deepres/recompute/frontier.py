@@ -53,7 +53,7 @@ class Frontier:
 
     @cached_property
     def floor(self) -> PricedPlan:
-        """A plan with the least peak; a fast one, but where units are planned in groups."""
+        """A plan with the least peak: the fastest, unless units are planned in groups."""
         return self.plan(self.floor_bytes)
 
     def plan(self, budget_bytes: int) -> PricedPlan:

@@ -20,7 +20,7 @@ _OR_OFF = "or take the plan off with deepres.apply_plan(model, None)"
 
 
 class _Running(threading.local):
-    """Of a thread, which runs a backward pass inside of another itself.
+    """State of a thread: a backward pass that starts inside another one runs in the same thread.
 
     Attributes:
         task: the backward pass in which some units' own backward passes run now.
@@ -33,12 +33,12 @@ _RUNNING = _Running()
 
 
 class _Watch(NamedTuple):
-    """Of the gradient of a parameter.
+    """A hook on a parameter's gradient accumulation.
 
     Args:
         kind: the parameter's device and dtype.
-        node: adds to its gradient.
-        handle: of what is called before.
+        node: the parameter's AccumulateGrad node.
+        handle: removes the hook.
     """
 
     kind: tuple[torch.device, torch.dtype]
@@ -107,15 +107,16 @@ class GradientGuard:
 
     def _watch(self, parameter: Tensor) -> None:
         """Refuse a gradient of the parameter that comes from elsewhere than the units."""
-        # A node that is held stays the parameter's until that is of another kind; to ask for it takes microseconds.
+        # As long as we hold its AccumulateGrad node, a parameter keeps that one, unless its device or dtype changes. To
+        # ask for it takes microseconds, for each parameter in each step.
         kind = parameter.device, parameter.dtype
         if id(parameter) in self._watched:
             watch = self._watched[id(parameter)]
             if watch.kind == kind:
                 return
             watch.handle.remove()
-        node = get_gradient_edge(parameter).node  # adds to it
-        # The node holds what is called.
+        node = get_gradient_edge(parameter).node
+        # The node owns the hook, so the hook must not keep guard or parameter alive.
         guard, watched = weakref.ref(self), weakref.ref(parameter)
 
         def refuse(gradients: tuple[Tensor | None, ...]) -> None:

@@ -34,7 +34,8 @@ class GradientHolder:
     def leaf_of(self, x: Tensor, needs_grad: bool) -> Tensor:
         """`x` as the beginning of a graph that does not hold it.
 
-        A leaf would, and its `grad` would be laid out like it, by which kernels round.
+        A plain leaf would be held by its AccumulateGrad node, and its `grad` would get its strides: those choose the
+        kernels of the next backward pass, and so how it rounds.
         """
         if not (needs_grad and can_need_grad(x)):
             return x.detach()

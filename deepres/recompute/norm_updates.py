@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from deepres.recompute.unit_states import version_of
 
 _HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
-"""Of norms that count no batch where there is no counter; others may need one."""
+"""Forwards that skip the batch count if `num_batches_tracked` is None; a subclass's own forward may need it."""
 
 
 @contextlib.contextmanager

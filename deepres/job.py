@@ -26,7 +26,6 @@ from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planned_run import PlannedRun
-from deepres.memory.run_memory import net_of
 from deepres.memory.run_planner import RunPlanner
 from deepres.models import ResNet, compile_units
 from deepres.out_of_memory import (
@@ -41,6 +40,7 @@ from deepres.restoring import restore_engine, restore_net
 from deepres.resuming import Checkpoint, choose_start, run_identity, share_start, test_identity
 from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_inside, run_folder_path
 from deepres.run_log import Summary
+from deepres.run_net import net_of
 from deepres.screen import say
 from deepres.stopping import PeerWatch, StopRequest
 from deepres.trainer import Trainer

@@ -17,8 +17,8 @@ from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
-from deepres.memory.run_memory import image_size_of
 from deepres.out_of_memory import UntilOutOfMemory
+from deepres.run_net import image_size_of
 
 
 def main(arguments: list[str]) -> int:

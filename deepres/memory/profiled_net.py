@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
 from deepres.memory.gpus import Gpu
-from deepres.memory.run_memory import RunMemory, image_size_of, net_of, predict_run_chain, run_memory
+from deepres.memory.run_memory import RunMemory, predict_run_chain, run_memory
 from deepres.memory.scaling import ScalingChain
 from deepres.recompute import Chain
+from deepres.run_net import image_size_of, net_of
 
 
 @dataclass(frozen=True)

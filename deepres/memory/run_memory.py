@@ -11,7 +11,6 @@ from deepres.known_sets import KNOWN_SETS
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import ModelStates, model_states
-from deepres.models import ResNet, build_resnet
 from deepres.recompute import (
     Chain,
     Plan,
@@ -100,37 +99,6 @@ def accumulates(train: TrainConfig, micro_size: int, world_size: int) -> bool:
     if train.global_batch_size is not None:
         return train.global_batch_size > micro_size * world_size
     return (train.accumulation or 1) > 1
-
-
-def image_size_of(config: Config) -> int:
-    """Height and width of a run's training images, as far as that is known without its data."""
-    return config.data.image_size or KNOWN_SETS[config.data.name].image_size
-
-
-def num_classes_of(config: Config) -> int:
-    """How many classes a run's net tells apart, as far as that is known without its data."""
-    return (
-        config.model.num_classes or config.data.num_classes or KNOWN_SETS[config.data.name].num_classes or 10
-    )
-
-
-def net_of(config: Config, num_classes: int | None = None) -> ResNet:
-    """A run's net, laid out as in training.
-
-    Args:
-        config: of the run.
-        num_classes: by default `num_classes_of` it.
-
-    Raises:
-        ValueError: there is no such net.
-    """
-    net = build_resnet(**config.model.building(num_classes or num_classes_of(config)))
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            # As `Module.to`, which would not take tensors without values, and unlike `contiguous`, which leaves 1x1
-            # weights with strides of their own, for which units would be compiled anew.
-            module.weight.data = module.weight.data.to(memory_format=config.parameters_format)
-    return net
 
 
 def predict_run_chain(

@@ -9,7 +9,8 @@ from deepres.config import Config, DataConfig, EngineConfig, ModelConfig, OptimC
 from deepres.data import Batch
 from deepres.distributed import any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
-from deepres.memory.run_memory import net_of, run_memory
+from deepres.memory.run_memory import run_memory
+from deepres.run_net import net_of
 
 process = this_process("cpu")
 start_process_group(process)

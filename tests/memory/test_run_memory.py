@@ -1,10 +1,9 @@
-"""A run's net, from its configuration alone."""
+"""What a run holds beside activations."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config, DataConfig, EngineConfig, ModelConfig, PrecisionConfig, TrainConfig
@@ -12,25 +11,8 @@ from deepres.data import Batch
 from deepres.distributed import this_process
 from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak
-from deepres.memory.run_memory import accumulates, net_of, run_memory
-from deepres.models import build_resnet
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_runs_net_is_laid_out_as_by_module_to_with_or_without_values(channels_last):
-    config = Config(
-        model=ModelConfig(depth=29),
-        data=DataConfig(name="cifar10"),
-        train=TrainConfig(max_steps=1),
-        precision=PrecisionConfig(channels_last=channels_last),
-    )
-    expected = build_resnet(29).to(memory_format=config.parameters_format)
-    strides = [p.stride() for p in expected.parameters()]
-    assert [p.stride() for p in net_of(config).parameters()] == strides
-    with FakeTensorMode():
-        assert [p.stride() for p in net_of(config).parameters()] == strides
-    with torch.device("meta"):
-        assert [p.stride() for p in net_of(config).parameters()] == strides
+from deepres.memory.run_memory import accumulates, run_memory
+from deepres.run_net import net_of
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from deepres import build_resnet
 from deepres.config import Config, ModelConfig
 from deepres.load_config import load_config
-from deepres.memory.run_memory import num_classes_of
 from deepres.net_options import LAYERS
+from deepres.run_net import expected_num_classes
 from deepres.wording import listed, nearest
 from paper_reproduction.claims import FAILED_ABOVE, TABLES, Claim, Table
 
@@ -74,7 +74,7 @@ class Row:
     @property
     def num_parameters(self) -> int:
         """Of the net, all trained."""
-        return _num_parameters(self.config.model, num_classes_of(self.config))
+        return _num_parameters(self.config.model, expected_num_classes(self.config))
 
 
 def all_rows() -> tuple[Row, ...]:

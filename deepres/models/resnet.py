@@ -120,95 +120,120 @@ def build_resnet(
     Raises:
         ValueError: no net has that depth (the message has the nearest that do), or an unknown variant or number.
     """
-    for what, value, known in (
-        ("dataset", dataset, FAMILIES),
-        ("block", block, (None, *BLOCKS)),
-        ("activation", activation, ACTIVATIONS),
-        ("shortcut", shortcut, SHORTCUTS),
-        ("matching", matching, (None, *MATCHINGS)),
-        ("stride_on", stride_on, STRIDES_ON),
-        ("preactivation", preactivation, PREACTIVATIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
-    for what, number in (
-        ("shortcut_scale", shortcut_scale),
-        ("residual_scale", residual_scale),
-        ("gate_bias", gate_bias),
-        ("dropout", dropout),
-    ):
-        if not isinstance(number, Real) or not math.isfinite(number):
-            raise ValueError(f"{what} must be a finite number, got {number!r:.80}")
+    _check_options(
+        {
+            "dataset": (dataset, FAMILIES),
+            "block": (block, (None, *BLOCKS)),
+            "activation": (activation, ACTIVATIONS),
+            "shortcut": (shortcut, SHORTCUTS),
+            "matching": (matching, (None, *MATCHINGS)),
+            "stride_on": (stride_on, STRIDES_ON),
+            "preactivation": (preactivation, PREACTIVATIONS),
+        }
+    )
+    _check_numbers(
+        {
+            "shortcut_scale": shortcut_scale,
+            "residual_scale": residual_scale,
+            "gate_bias": gate_bias,
+            "dropout": dropout,
+        }
+    )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     block = block or default_block(depth, dataset)
     layout = _layout(depth, dataset, block)
-    matching = matching or default_matching(dataset, block)
     leading = leading_activation(activation)
-    if not leading:
-        stem_activation = True
-    elif stem_activation is None:
+    if stem_activation is None:
         stem_activation = default_stem_activation(dataset)
+    stem_activation = stem_activation or not leading
+    shares = bool(leading) and preactivation == "shared"
 
-    stem: OrderedDict[str, nn.Module] = OrderedDict()
-    kernel, stride = (3, 1) if dataset == "cifar" else (7, 2)
-    stem["conv"] = nn.Conv2d(3, layout.stem_channels, kernel, stride, kernel // 2, bias=False)
-    if stem_activation and leading != "R":
-        stem["norm"] = BatchNorm2d(layout.stem_channels)
-    if stem_activation:
-        stem["relu"] = nn.ReLU(inplace=True)
-    if dataset == "imagenet":
-        stem["pool"] = nn.MaxPool2d(3, 2, 1)
-
-    units: list[nn.Module] = []
+    stem = _stem(layout.stem_channels, dataset, activates=stem_activation, leading=leading)
+    units = list[nn.Module]()
     channels = layout.stem_channels
     for stage, (num_units, width) in enumerate(zip(layout.units, layout.widths, strict=True)):
         out_channels = width * 4 if block == "bottleneck" else width
         for k in range(num_units):
             stride = 2 if stage > 0 and k == 0 else 1
             where: UnitPreactivation = "own"
-            if preactivation == "shared" and not units:
+            if shares and not units:
                 where = "none" if stem_activation else "shared"
-            elif preactivation == "shared" and (stride != 1 or channels != out_channels):
+            elif shares and (stride != 1 or channels != out_channels):
                 where = "shared"
-            units.append(
-                ResidualUnit(
-                    channels,
-                    width,
-                    out_channels,
-                    block=block,
-                    stride=stride,
-                    activation=activation,
-                    shortcut=shortcut,
-                    matching=matching,
-                    stride_on=stride_on,
-                    preactivation=where if leading else "own",
-                    normalise_projection=True if leading and preactivation == "own" else None,
-                    shortcut_scale=float(shortcut_scale),
-                    residual_scale=float(residual_scale),
-                    gate_bias=float(gate_bias),
-                    dropout=float(dropout),
-                )
+            unit = ResidualUnit(
+                channels,
+                width,
+                out_channels,
+                block=block,
+                stride=stride,
+                activation=activation,
+                shortcut=shortcut,
+                matching=matching or default_matching(dataset, block),
+                stride_on=stride_on,
+                preactivation=where,
+                normalise_projection=True if leading and preactivation == "own" else None,
+                shortcut_scale=float(shortcut_scale),
+                residual_scale=float(residual_scale),
+                gate_bias=float(gate_bias),
+                dropout=float(dropout),
             )
+            units.append(unit)
             channels = out_channels
-
-    head: OrderedDict[str, nn.Module] = OrderedDict()
-    if leading == "BR":
-        head["norm"] = BatchNorm2d(channels)
-    if leading:
-        head["relu"] = nn.ReLU(inplace=leading == "BR")
-    head["pool"] = nn.AdaptiveAvgPool2d(1)
-    head["flatten"] = nn.Flatten()
-    head["linear"] = nn.Linear(channels, num_classes)
-
-    net = ResNet(nn.Sequential(stem), nn.Sequential(*units), nn.Sequential(head), layout.units)
+    head = _head(channels, num_classes, leading)
+    net = ResNet(stem, nn.Sequential(*units), head, layout.units)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(head["linear"].bias)  # type: ignore[arg-type]  # a linear layer's bias is a tensor
+    nn.init.zeros_(net.get_parameter("head.linear.bias"))
     return net
+
+
+def _check_options(options: dict[str, tuple[object, tuple[object, ...]]]) -> None:
+    for name, (value, known) in options.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+def _check_numbers(numbers: dict[str, float]) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number!r:.80}")
+
+
+def _stem(channels: int, dataset: Family, *, activates: bool, leading: str) -> nn.Sequential:
+    """What comes before the units.
+
+    Args:
+        channels: it puts out.
+        dataset: the kind of net.
+        activates: whether its output is activated.
+        leading: see `leading_activation`.
+    """
+    kernel, stride = (3, 1) if dataset == "cifar" else (7, 2)
+    layers: dict[str, nn.Module] = {"conv": nn.Conv2d(3, channels, kernel, stride, kernel // 2, bias=False)}
+    if activates and leading != "R":
+        layers["norm"] = BatchNorm2d(channels)
+    if activates:
+        layers["relu"] = nn.ReLU(inplace=True)
+    if dataset == "imagenet":
+        layers["pool"] = nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _head(channels: int, num_classes: int, leading: str) -> nn.Sequential:
+    """What comes after the units: the activation that pre-activation units leave to it, pooling, the classifier."""
+    layers: dict[str, nn.Module] = {}
+    if leading == "BR":
+        layers["norm"] = BatchNorm2d(channels)
+    if leading:
+        layers["relu"] = nn.ReLU(inplace=leading == "BR")
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["linear"] = nn.Linear(channels, num_classes)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _layout(depth: int, dataset: Family, block: Block) -> _Layout:

@@ -67,7 +67,7 @@ def _report(options: argparse.Namespace) -> Report:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--depth", type=positive, default=110, help="of a CIFAR net (%(default)s)")
     parser.add_argument("--batch", type=positive, default=64, help="images in a batch (%(default)s)")
     add_timing_options(parser, steps=5)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,7 +17,11 @@ from deepres.config_fields import MOST_PIXELS
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
+    """Tells a mistake in one line, shows its description as it is written, and takes no abbreviated options."""
+
+    def __init__(self, **options: Any) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": layout, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""

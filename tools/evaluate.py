@@ -7,7 +7,6 @@ python tools/evaluate.py FILE --config configs/imagenet200.yaml data.root=DIR
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import get_args
@@ -37,9 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
     parser.add_argument("--crop", choices=get_args(Crop), default="config")

@@ -43,9 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
     parser.add_argument("--format", choices=list(SUFFIXES), required=True)
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")

@@ -70,7 +70,7 @@ class Result(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Run every case, print a line for each, and write the table; 1 if one is off by more than 3 %."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=writable_file, help="write the table here, worst case first")
     every = ",".join(str(case.depth) for case in CASES)
     parser.add_argument("--depths", dest="cases", type=_cases, default=CASES, help=f"only some of {every}")

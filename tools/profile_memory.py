@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, image_size, num_bytes, positive, run_program
+from command_line import Parser, image_size, num_bytes, positive, run_program, writable_file
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
@@ -31,9 +31,7 @@ from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_con
 
 def parser() -> Parser:
     """All options."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="of a training configuration"
     )
@@ -68,16 +66,20 @@ def parser() -> Parser:
     )
     where.add_argument("--measure", action="store_true", help="run every plan on the device at hand too")
     where.add_argument(
-        "--snapshot", type=Path, help="CUDA: --measure, and torch's memory history of a step, for memory_viz"
+        "--snapshot",
+        type=writable_file,
+        help="CUDA: --measure, and torch's memory history of a step, for memory_viz",
     )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--capacity", action="store_true", help="the largest batch on cards of 8, 12 and 24 GiB too"
     )
-    out.add_argument("--json", type=Path)
-    out.add_argument("--csv", type=Path)
+    out.add_argument("--json", type=writable_file)
+    out.add_argument("--csv", type=writable_file)
     out.add_argument(
-        "--plot", type=Path, help="FILE.png: the trade; FILE-step.png, FILE-units.png, FILE-depths.png"
+        "--plot",
+        type=writable_file,
+        help="FILE.png: the trade; FILE-step.png, FILE-units.png, FILE-depths.png",
     )
     out.add_argument("--html", type=Path, help="a folder for one page with everything")
     return parser

@@ -29,9 +29,7 @@ from deepres.net_options import ACTIVATIONS, FAMILIES
 
 def parser() -> Parser:
     """All options."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--depth", type=int, help="layers; taken from the run if --checkpoint names one")
     parser.add_argument("--variants", help="with commas (all shortcuts; for a checkpoint's file: identity)")
     parser.add_argument(

@@ -102,11 +102,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {"list": _list, "run": _run, 
 
 class _Parser(Parser):
     def __init__(self, command: str, description: str | None) -> None:
-        super().__init__(
-            prog=f"reproduce_paper.py {command}".rstrip(),
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        super().__init__(prog=f"reproduce_paper.py {command}".rstrip(), description=description)
         if command:
             self.add_argument(
                 "--results",

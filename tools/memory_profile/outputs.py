@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from command_line import writable_file, writable_folder
+from command_line import writable_folder
 from deepres.memory.capacity import EXTRA_SHARES, capacity, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.profiled_net import ProfiledNet
@@ -32,26 +31,19 @@ def check_outputs(options: argparse.Namespace) -> None:
     Raises:
         ValueError: it cannot.
     """
-    for name in ("json", "csv", "plot", "snapshot"):
-        _check(options, name, writable_file)
     wants_pictures = options.plot is not None or options.html is not None
     if wants_pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot and --html need matplotlib: pip install 'deepres[quickstart]'")
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot must be a .png file, got {options.plot}")
-    _check(options, "html", writable_folder)
     if options.html is not None:
+        try:
+            writable_folder(options.html)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--html {error}") from None
         page_path = options.html / "index.html"
         if page_path.exists() and MARK not in page_path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"--html {options.html} holds another index.html: give another folder")
-
-
-def _check(options: argparse.Namespace, name: str, check: Callable[[str], Path]) -> None:
-    try:
-        if getattr(options, name) is not None:
-            check(getattr(options, name))
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"--{name} {error}") from None
 
 
 def write_outputs(

@@ -71,11 +71,14 @@ class DynamicProgram:
     Args:
         chain: the chain.
         levels: of memory, beside x_0 and the chain's fixed bytes; ascending.
+        hopes: between two levels of which only the upper one has a plan, take what is enough for as good as that, and
+            not for nothing. Which of both estimates leads to the faster plan differs from chain to chain.
     """
 
-    def __init__(self, chain: Chain, levels: Ints) -> None:
-        self._chain, self._costs, self._levels = chain, costs_of(chain), levels
+    def __init__(self, chain: Chain, levels: Ints, *, hopes: bool = False) -> None:
+        self._chain, self._costs, self._levels, self._hopes = chain, costs_of(chain), levels, hopes
         self._needs = needs_of(chain)
+        self._first = np.searchsorted(levels, self._needs)
         num_kinds, num_parts, num_levels = self._costs.num_kinds, len(self._costs.forward_ms), len(levels)
         size = num_kinds * (num_parts + 1) * num_parts * num_levels * 8
         dtype: Any = np.float64 if size <= _EXACT_TABLE_BYTES else np.float32
@@ -106,8 +109,9 @@ class DynamicProgram:
     def _traced(self, num_bytes: int, looked_up_bytes: int) -> Plan:
         return traced_plan(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
 
-    def _after(self, row: NDArray[Any], size_bytes: int) -> tuple[int, NDArray[Any]]:
-        """The first level that can spare so many bytes, and the row at what is left of it and each higher one."""
+    def _after(self, kind: int, a: int, b: int, size_bytes: int) -> tuple[int, NDArray[Any]]:
+        """The first level that can spare so many bytes, and [a, b)'s row at what is left of it and each higher one."""
+        row = self._table[kind, a, b]
         if size_bytes not in self._shifts:
             start = int(np.searchsorted(self._levels, size_bytes + self._levels[0]))
             lower, upper, share = self._between(self._levels[start:] - size_bytes)
@@ -120,6 +124,11 @@ class DynamicProgram:
         rest = row.take(upper)
         rest *= upper_weight
         after += rest
+        first = self._first[kind, a, b]
+        if self._hopes and 0 < first < len(row):
+            enough = int(np.searchsorted(self._levels, self._needs[kind, a, b] + size_bytes)) - start
+            begin, end = np.searchsorted(lower, (first - 1, first))
+            after[max(enough, begin) : end] = row[first]
         return start, after
 
     def _between(self, num_bytes: Any) -> tuple[Any, Any, Any]:
@@ -144,7 +153,7 @@ class DynamicProgram:
     def _fill(self) -> None:
         costs, table, levels = self._costs, self._table, self._levels
         num_kinds, num_parts, _, num_levels = table.shape
-        first = np.searchsorted(levels, self._needs)
+        first = self._first
         full = np.searchsorted(levels, self._full_needs)
         replay_ms = costs.replay_ms[self._quickest, np.arange(num_parts)]
         replays = np.append(0.0, np.cumsum(replay_ms))
@@ -162,7 +171,7 @@ class DynamicProgram:
                         self._segment_first(kind, a, b, lo, hi, shifted)
                         for r in range(len(self._replay_ms)):
                             self._keep_first(kind, a, b, max(lo, first_to_keep[kind][r, a]), hi, r)
-                start, after = self._after(table[-1, a, b], int(costs.state_bytes[a]))
+                start, after = self._after(num_kinds - 1, a, b, int(costs.state_bytes[a]))
                 shifted[a, :start] = np.inf
                 np.add(after, self._elapsed_ms[a], out=shifted[a, start:])
 
@@ -186,8 +195,7 @@ class DynamicProgram:
         if b - a == 1:
             np.minimum(row[lo:hi], self._replay_ms[r, a], out=row[lo:hi])
             return
-        rest = self._table[costs.next_kind[r, a], a + 1, b]
-        start, after = self._after(rest, int(costs.added_bytes[kind, r, a]))
+        start, after = self._after(costs.next_kind[r, a], a + 1, b, int(costs.added_bytes[kind, r, a]))
         lo = max(lo, start)
         if lo < hi:
             extra = after[lo - start : hi - start]

@@ -33,7 +33,7 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
 
 
 def even_levels(room_bytes: int, num_slots: int) -> Ints:
-    """Levels one slot apart, from 0 to at least the room.
+    """Levels one slot apart, from 0 to one above the room, where `DynamicProgram.candidates` looks times up.
 
     Slots are one of eight sizes or fewer an octave, so that budgets close to each other have the same.
 
@@ -44,7 +44,7 @@ def even_levels(room_bytes: int, num_slots: int) -> Ints:
     slot = max(1, room_bytes // num_slots)
     step = 2 ** max(0, slot.bit_length() - 4)
     slot = slot // step * step
-    levels: Ints = slot * np.arange(-(-room_bytes // slot) + 1, dtype=np.int64)
+    levels: Ints = slot * np.arange(room_bytes // slot + 2, dtype=np.int64)
     return levels
 
 

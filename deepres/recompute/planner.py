@@ -10,6 +10,8 @@ from deepres.recompute.memory_levels import even_levels, exact_levels
 from deepres.recompute.plan import Plan, PricedPlan
 from deepres.recompute.simulate import price
 
+_FEW_UNITS = 200
+"""For which there is time to plan twice."""
 _SMALL_TABLE = 2**22
 """Entries for each of which there is always room: short chains get more levels than asked for."""
 
@@ -83,5 +85,9 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     if levels is not None:
         return price(chain, DynamicProgram(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
-    plans = DynamicProgram(chain, levels).candidates(room_bytes, distance_bytes=int(levels[1]))
+    plans = [
+        plan
+        for hopes in ((False, True) if len(chain.units) <= _FEW_UNITS else (False,))
+        for plan in DynamicProgram(chain, levels, hopes=hopes).candidates(room_bytes, int(levels[1]))
+    ]
     return min((price(chain, plan) for plan in plans), key=lambda plan: plan.total_ms)

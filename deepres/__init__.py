@@ -14,13 +14,14 @@ from deepres.models import (
     resnet1001,
 )
 from deepres.pretrained import PretrainedError, load_pretrained
-from deepres.recompute import InfeasibleBudgetError, apply_plan, make_plan
+from deepres.recompute import InfeasibleBudgetError, Plan, apply_plan, make_plan
 from deepres.trained_net import TrainedNetError, load_resnet
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InfeasibleBudgetError",
+    "Plan",
     "PretrainedError",
     "ResNet",
     "ResidualUnit",

@@ -13,6 +13,7 @@ import os
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from deepres.commit import SaveError
 from deepres.config import ConfigError
@@ -26,11 +27,15 @@ from deepres.stopping import StopRequest
 _FIRST_SPEAKS_S = 10.0  # a process of two may take seconds longer to import PyTorch
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Tell a mistake in one line."""
+        self.exit(ExitStatus.REFUSED, f"error: {message}\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; what it returns is an `ExitStatus`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="a YAML file such as those in configs/")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
     parser.add_argument(

@@ -218,6 +218,24 @@ def test_a_mistake_in_a_launched_run_is_told_once_and_ends_with_2(tmp_path):
     assert "Traceback" not in alone.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (
+            ["--config", QUICKSTART, "--local_rank", "first"],
+            "argument --local_rank: invalid int value: 'first'",
+        ),
+        (["--config", QUICKSTART, "--epochs", "3"], "unrecognized arguments: --epochs"),
+    ],
+)
+def test_a_mistake_in_the_command_is_told_in_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 @pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 def test_an_environment_of_no_launcher_is_told_in_one_line(monkeypatch, capsys, variable):
     monkeypatch.setenv(variable, "first")

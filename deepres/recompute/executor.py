@@ -36,7 +36,7 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         plan: a plan for that number of units.
 
     Raises:
-        TypeError: there is no sequence of units, it has a `forward` of its own, or FSDP shards a unit.
+        TypeError: there is no sequence of units, it has a `forward` of its own, FSDP shards a unit, or that is no plan.
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
     """
     units = planned_units(model)
@@ -45,6 +45,8 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         before.release()
     if plan is None:
         return
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan (of make_plan, Plan.load) or None, got {type(plan).__name__}")
     if plan.num_units != len(units):
         raise ValueError(
             f"this plan is for {plan.num_units} units, the model has {len(units)}: make one for this model"

@@ -111,6 +111,12 @@ def test_a_model_without_a_sequence_of_units_is_refused():
         apply_plan(nn.Linear(3, 3), per_unit_plan(1))
 
 
+def test_what_is_no_plan_is_refused():
+    message = "plan must be a Plan (of make_plan, Plan.load) or None, got str"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        apply_plan(copy.deepcopy(small_net(20)), "sqrt")
+
+
 class _Scaled(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)

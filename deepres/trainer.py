@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from deepres.config import Config
 from deepres.data import DataError, DataSource, Prefetch
-from deepres.distributed import (
-    Process,
-    any_process,
-    sum_over_processes,
-    to_first_process,
-)
+from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.evaluation_pass import run_evaluation
 from deepres.exit_status import ExitStatus, RunError
@@ -23,11 +18,7 @@ from deepres.memory.step_log import read_step_memory, start_memory_history, writ
 from deepres.metrics import Metrics
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
-from deepres.out_of_memory import (
-    UntilOutOfMemory,
-    free_device_bytes,
-    out_of_memory,
-)
+from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
 from deepres.restoring import own_sums
 from deepres.resuming import Checkpoint, test_identity
@@ -35,25 +26,8 @@ from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Saver, SaveSchedule
 from deepres.snapshot import Progress, take_snapshot, weights_metadata
+from deepres.step_flags import StepFlags
 from deepres.stopping import StopRequest
-
-
-class _StepFlags(NamedTuple):
-    """What a process, or some process, wants between two steps.
-
-    Attributes:
-        to_stop: after a checkpoint.
-        to_save: as a checkpoint is due.
-        in_background: to save while the training goes on.
-        has_failed: to end, as a checkpoint could not be written.
-        lacks_data: to end after a checkpoint, as the next step's first batch could not be made.
-    """
-
-    to_stop: bool
-    to_save: bool
-    in_background: bool
-    has_failed: bool
-    lacks_data: bool
 
 
 class Trainer:
@@ -166,7 +140,7 @@ class Trainer:
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
-                wishes: _StepFlags | None = self._run_step(batches)
+                wishes: StepFlags | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
                     self._rate.pause()
@@ -175,7 +149,7 @@ class Trainer:
                 self._save_or_stop(wishes)
         self._rate.pause()
 
-    def _run_step(self, batches: Prefetch) -> _StepFlags:
+    def _run_step(self, batches: Prefetch) -> StepFlags:
         """Train one step; what some process wishes after it."""
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
@@ -206,7 +180,7 @@ class Trainer:
             rate = self._rate.per_s * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
-        return _StepFlags(*wishes)
+        return StepFlags(*wishes)
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         before.restore()
@@ -221,7 +195,7 @@ class Trainer:
             ExitStatus.NOT_FINITE,
         )
 
-    def _wishes(self, step: int) -> _StepFlags:
+    def _wishes(self, step: int) -> StepFlags:
         """This process's, after so many steps."""
         is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
@@ -229,18 +203,18 @@ class Trainer:
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
         lacks_data = self._batches is not None and self._batches.error is not None and step < self._num_steps
-        return _StepFlags(
+        return StepFlags(
             self._stop.reason is not None, is_due, in_background, self._saver.has_failed, lacks_data
         )
 
-    def _save_or_stop(self, wishes: _StepFlags | None = None) -> None:
+    def _save_or_stop(self, wishes: StepFlags | None = None) -> None:
         """Between steps: save if that is due, and end the run if a process is asked to; collective.
 
         Args:
             wishes: of all processes; None: they are asked for now.
         """
         if wishes is None:
-            wishes = _StepFlags(*any_process(self._wishes(self._step), self._process.device))
+            wishes = StepFlags(*any_process(self._wishes(self._step), self._process.device))
         self._saver.check(wishes.has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due
         saves = self._config.train.save_every is not None

@@ -37,7 +37,7 @@ from deepres.out_of_memory import (
 )
 from deepres.recompute import apply_plan
 from deepres.restoring import restore_engine, restore_net
-from deepres.resuming import Checkpoint, choose_start, run_identity, share_start, test_identity
+from deepres.resuming import Checkpoint, choose_start, identity_of_test, run_identity, share_start
 from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_inside, run_folder_path
 from deepres.run_log import Summary
 from deepres.run_net import net_of
@@ -191,7 +191,7 @@ def _terms(job: Job) -> dict[str, Any]:
     return {
         **{name: value for name, value in settings.items() if name not in _OF_A_HOST},
         **run_identity(job.config, job.sizes, job.data.info),
-        **test_identity(job.config, job.data.info),
+        **identity_of_test(job.config, job.data.info),
         "the number of processes": job.process.world_size,
         "the device": job.process.device.type,
         "the version of deepres": __version__,

@@ -40,9 +40,8 @@ def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> T
     """
     logits = logits.float()
     best = logits.topk(min(5, logits.size(1)), dim=1).indices
-    hits = (best == labels[:, None]) & logits.isfinite().all(
-        1, keepdim=True
-    )  # no class has the ignored label
+    # No class has the ignored label.
+    hits = (best == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
     if loss is None:
         loss = summed_loss(logits, labels)
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels != IGNORED_LABEL).sum()]).double()

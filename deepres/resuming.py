@@ -140,9 +140,8 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
     if (path / CHECKPOINTS).is_dir():
         path = path / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
-        own = read_checkpoint(
-            path, verify=process.local_rank == 0
-        )  # once a host: the others read what it reads
+        # Once a host: the others read what it reads.
+        own = read_checkpoint(path, verify=process.local_rank == 0)
     except (DamagedError, OSError) as error:
         raise ConfigError(f"process {process.rank} does not see the run's folder: {error}") from None
     if own.sha256 != sha256:
@@ -228,7 +227,7 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
     }
 
 
-def test_identity(config: Config, info: DataInfo) -> dict[str, Any]:
+def identity_of_test(config: Config, info: DataInfo) -> dict[str, Any]:
     """What must be the same in two tests of a net for the second to be needless."""
     return {
         "data.eval_image_size": config.data.eval_image_size,

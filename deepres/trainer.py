@@ -21,7 +21,7 @@ from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
 from deepres.restoring import own_sums
-from deepres.resuming import Checkpoint, test_identity
+from deepres.resuming import Checkpoint, identity_of_test
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
 from deepres.saving import Saver, SaveSchedule
@@ -79,7 +79,7 @@ class Trainer:
         self._log = RunLog(config.log, process, folder, self._num_steps, self._steps_per_epoch, self._step)
         self._saved_step = self._step if start else None
         self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
-        self._tested_on = test_identity(config, data.info)
+        self._tested_on = identity_of_test(config, data.info)
         self._is_evaluated = False
         self._test: Metrics | None = None
         if start is not None and start.progress.tested_on == self._tested_on:

@@ -71,12 +71,13 @@ class DynamicProgram:
     Args:
         chain: the chain.
         levels: of memory, beside x_0 and the chain's fixed bytes; ascending.
-        hopes: between two levels of which only the upper one has a plan, take what is enough for as good as that, and
-            not for nothing. Which of both estimates leads to the faster plan differs from chain to chain.
+        is_optimistic: of two levels of which only the upper one has a plan, give its time to all between them that is
+            enough for one, instead of none. Which of both leads to the faster plan differs from chain to chain.
     """
 
-    def __init__(self, chain: Chain, levels: Ints, *, hopes: bool = False) -> None:
-        self._chain, self._costs, self._levels, self._hopes = chain, costs_of(chain), levels, hopes
+    def __init__(self, chain: Chain, levels: Ints, *, is_optimistic: bool = False) -> None:
+        self._chain, self._costs, self._levels = chain, costs_of(chain), levels
+        self._is_optimistic = is_optimistic
         self._needs = needs_of(chain)
         self._first = np.searchsorted(levels, self._needs)
         num_kinds, num_parts, num_levels = self._costs.num_kinds, len(self._costs.forward_ms), len(levels)
@@ -125,7 +126,7 @@ class DynamicProgram:
         rest *= upper_weight
         after += rest
         first = self._first[kind, a, b]
-        if self._hopes and 0 < first < len(row):
+        if self._is_optimistic and 0 < first < len(row):
             enough = int(np.searchsorted(self._levels, self._needs[kind, a, b] + size_bytes)) - start
             begin, end = np.searchsorted(lower, (first - 1, first))
             after[max(enough, begin) : end] = row[first]

@@ -85,9 +85,8 @@ def _make_plan(chain: Chain, budget_bytes: int, slots: int) -> PricedPlan:
     if levels is not None:
         return price(chain, DynamicProgram(chain, levels).plan(room_bytes))
     levels = even_levels(room_bytes, num_levels)
-    plans = [
-        plan
-        for hopes in ((False, True) if len(chain.units) <= _FEW_UNITS else (False,))
-        for plan in DynamicProgram(chain, levels, hopes=hopes).candidates(room_bytes, int(levels[1]))
-    ]
+    programs = [DynamicProgram(chain, levels)]
+    if len(chain.units) <= _FEW_UNITS:
+        programs.append(DynamicProgram(chain, levels, is_optimistic=True))
+    plans = (plan for program in programs for plan in program.candidates(room_bytes, int(levels[1])))
     return min((price(chain, plan) for plan in plans), key=lambda plan: plan.total_ms)

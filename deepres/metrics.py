@@ -31,7 +31,7 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
     """Sums over a batch, (4,) float64: cross entropy, right answers, right among the best five, images.
 
-    Logits that are not finite are no answer.
+    Logits of NaN or infinity are no answer (in training, where the loss is given, they end the step).
 
     Args:
         logits: (N, num_classes).
@@ -39,11 +39,11 @@ def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> T
         loss: `summed_loss`, where it is there already.
     """
     logits = logits.float()
-    best = logits.topk(min(5, logits.size(1)), dim=1).indices
-    # No class has the ignored label.
-    hits = (best == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
+    values, best = logits.topk(min(5, logits.size(1)), dim=1)
+    hits = best == labels[:, None]  # no class has the ignored label
     if loss is None:
         loss = summed_loss(logits, labels)
+        hits &= values < math.inf
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), (labels != IGNORED_LABEL).sum()]).double()
 
 

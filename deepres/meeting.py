@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -81,7 +82,6 @@ def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any]
         )
     wait = _Wait(limit_s, stop)
     place = (os.environ.get("MASTER_ADDR"), port, process.rank)
-    _num_meetings[place] += 1
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"deepres/{restart}/{_num_meetings[place]}", _connect(process, wait))
     me = Peer(process.rank, _this_host(), os.getpid(), terms or {})
@@ -97,6 +97,7 @@ def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any]
             raise
         message = "process 0 of the run has ended before all had met: see what it printed"
         raise RunError(message, ExitStatus.PROCESS_DIED) from error
+    _num_meetings[place] += 1
     _check_terms(peers)
     store.set_timeout(timedelta(minutes=30))
     return Meeting(peers, PrefixStore("group", store))
@@ -177,8 +178,9 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
 
 def _this_host() -> str:
     """Of machines that have one name, as copies of an image do, each has its own."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    return " ".join(parts)

@@ -13,7 +13,7 @@ from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, veri
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.distributed import Process, from_any_process
-from deepres.recompute.document import read_document
+from deepres.recompute.document import NewerDocumentError, read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
 from deepres.saving import PREFIX, checkpoints_in
 from deepres.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
@@ -49,11 +49,14 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         verify_folder(path, FILES)
     text = (path / TRAINING).read_bytes()
     try:
-        content = read_document(text.decode(), FORMAT, VERSION)
+        # Of an older deepres: nothing is known of its threads, and it is tested anew.
+        content = {"num_threads": None, "tested_on": {}} | read_document(text.decode(), FORMAT, VERSION)
         known = {field.name: content[field.name] for field in fields(Progress)}
         known["sums"] = tuple(tuple(row) for row in known["sums"])
         known["test"] = tuple(known["test"]) if known["test"] is not None else None
         return Checkpoint(path, Progress(**known), file_sha256(path / MANIFEST))
+    except NewerDocumentError as error:
+        raise NewerError(f"{path / TRAINING}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
 

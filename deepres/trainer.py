@@ -135,7 +135,10 @@ class Trainer:
         num_micro = self._engine.sizes.accumulation
         batches = Prefetch(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
         self._batches = batches
-        batches.make_ahead()
+        with UntilOutOfMemory() as attempt:
+            batches.make_ahead()
+        if attempt.ran_out:
+            raise self._out_of_memory()
         self._save_or_stop()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
@@ -162,12 +165,7 @@ class Trainer:
         except NonFiniteError as error:
             raise self._told_where(error, before) from None
         if attempt.ran_out:
-            if self._config.log.memory_history and self._folder is not None:
-                write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
-            self._engine.run_eagerly()  # a recorded pass would not give its activations back
-            free_bytes = free_device_bytes(self._process.device)
-            when = f"in step {self._step + 1}"
-            raise out_of_memory(when, sizes, self._activation_peak_bytes, free_bytes)
+            raise self._out_of_memory()
         self._sums += sums
         self._step += 1
         self._is_evaluated = False
@@ -181,6 +179,14 @@ class Trainer:
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
             self._sums.zero_()
         return StepFlags(*wishes)
+
+    def _out_of_memory(self) -> RunError:
+        if self._config.log.memory_history and self._folder is not None:
+            write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
+        self._engine.run_eagerly()  # a recorded pass would not give its activations back
+        free_bytes = free_device_bytes(self._process.device)
+        when = f"in step {self._step + 1}"
+        return out_of_memory(when, self._engine.sizes, self._activation_peak_bytes, free_bytes)
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         before.restore()
@@ -234,7 +240,7 @@ class Trainer:
         if wishes.lacks_data:
             error = self._batches.error if self._batches is not None else None
             reason = str(error or "another process cannot read its images: see what it printed")
-            raise DataError(f"{reason}; the run stops after step {self._step}; {saved}")
+            raise DataError(f"{reason}; the run stops after step {self._step}; {saved}") from error
 
     def _save(self) -> None:
         if self._saved_step == self._step:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepres import saving
-from deepres.commit import SaveError
+from deepres.commit import SaveError, commit_folder
 from deepres.data.image_files import FolderFiles
 from deepres.data.sampling import shuffled
 from deepres.engines import Engine
@@ -264,17 +265,44 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_put_aside(stopped
     assert main(["--config", QUICKSTART, *again]) == 0
 
 
-def test_a_checkpoint_of_a_newer_version_is_not_skipped(stopped, capsys):
+def _rewritten(checkpoint: Path, old: str, new: str) -> None:
+    """Change what a checkpoint tells of its training, and commit it anew."""
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    text = files["training.json"].decode()
+    assert old in text
+    files["training.json"] = text.replace(old, new).encode()
+    writers = {name: partial(Path.write_bytes, data=content) for name, content in files.items()}
+    commit_folder(checkpoint, writers, 0)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "training.json"])
+def test_a_checkpoint_of_a_newer_version_is_not_skipped(stopped, capsys, name):
     run_dir, again = stopped
     newest = run_dir / "checkpoints" / "step-00000005"
     shutil.copytree(run_dir / "checkpoints" / "step-00000004", newest)
-    manifest = newest / "manifest.json"
-    manifest.write_text(
-        manifest.read_text(encoding="utf-8").replace('"version": 1', '"version": 2'), encoding="utf-8"
-    )
+    if name == "manifest.json":
+        manifest = newest / name
+        text = manifest.read_text(encoding="utf-8")
+        manifest.write_text(text.replace('"version": 1', '"version": 2'), encoding="utf-8")
+    else:
+        _rewritten(newest, '"version":1', '"version":2')
     assert main(["--config", QUICKSTART, *again]) == 2
     assert "reads up to 1: update deepres" in capsys.readouterr().err
     assert newest.exists()
+
+
+def test_a_checkpoint_that_does_not_tell_its_threads_and_test_goes_on_and_is_tested(stopped, capsys):
+    """As those of an older deepres."""
+    run_dir, again = stopped
+    checkpoint = run_dir / "checkpoints" / "step-00000004"
+    before = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
+    for key in ("num_threads", "tested_on"):
+        _rewritten(checkpoint, f'"{key}":', f'"of_old_{key}":')
+    assert before["is_evaluated"]
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *again, "train.max_steps=4"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    assert [row["step"] for row in metrics(run_dir, "test")] == [4, 4]
 
 
 def test_another_number_of_threads_is_told(stopped, capsys, monkeypatch):

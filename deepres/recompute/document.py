@@ -4,6 +4,10 @@ import json
 from typing import Any
 
 
+class NewerDocumentError(ValueError):
+    """A document of a newer version than is read here."""
+
+
 def write_document(format_name: str, version: int, fields: dict[str, Any]) -> str:
     """The document as JSON text: the same fields always give the same text."""
     return json.dumps({"format": format_name, "version": version, **fields}, separators=(",", ":"))
@@ -13,7 +17,7 @@ def read_document(text: str, format_name: str, version: int) -> dict[str, Any]:
     """The document's fields, without its format and version.
 
     Raises:
-        ValueError: the text is not JSON, is another format, or is of a newer version.
+        ValueError: the text is not JSON, is another format, or is of a newer version (`NewerDocumentError`).
     """
     try:
         fields = json.loads(text)
@@ -30,7 +34,7 @@ def read_document(text: str, format_name: str, version: int) -> dict[str, Any]:
             f'"version" of a {format_name} must be a whole number from 1 to {version}, got {found!r}'
         )
     if found > version:
-        raise ValueError(
+        raise NewerDocumentError(
             f"this {format_name} has version {found}, and this deepres reads up to {version}: "
             "update deepres or write the document again"
         )

@@ -21,7 +21,6 @@ from deepres.config_fields import (
     AnyFloat,
     Bytes,
     HostPath,
-    ImageSize,
     NonNegativeFloat,
     NumClasses,
     PositiveFloat,
@@ -29,7 +28,7 @@ from deepres.config_fields import (
     Section,
 )
 from deepres.conflicts import first_conflict
-from deepres.known_sets import KNOWN_SETS, Augmentation, Normalize, SetName
+from deepres.data_config import DataConfig
 from deepres.net_options import (
     Activation,
     Block,
@@ -91,46 +90,6 @@ class ModelConfig(Section):
     def building(self, num_classes: int) -> dict[str, Any]:
         """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
         return self.model_dump() | {"num_classes": num_classes}
-
-
-class DataConfig(Section):
-    """The images; see `deepres.data`."""
-
-    name: SetName
-    root: HostPath = Path("data")
-    download: bool = False
-    """Fetch CIFAR into `root` if it is not there."""
-    verify: bool = False
-    """Compare CIFAR's files with the official checksums."""
-    image_size: ImageSize | None = None
-    """Crop size; by default the data set's own (32; ImageNet 224)."""
-    augmentation: Augmentation | None = None
-    """By default the data set's usual one."""
-    lighting: NonNegativeFloat = 0.0
-    """How much a training image's colour varies along the principal components of ImageNet's (0.1 in ResNet v1)."""
-    eval_image_size: ImageSize | None = None
-    """Centre crop of test images (image files only); by default `image_size`."""
-    eval_shorter_side: ImageSize | None = None
-    """What their shorter side is scaled to before that crop."""
-    normalize: Normalize = "mean_std"
-    """`half`: less 0.5, divided by 0.5, of pixels from 0 to 1."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    """Decoding processes a training process has (image folders only)."""
-    max_bad_images: Annotated[int, Field(ge=0)] = 0
-    """How many images that cannot be decoded are skipped before the run stops."""
-    num_classes: NumClasses | None = None
-    """Of `synthetic` (10 if unset); of others, what the data must have."""
-    num_images: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
-
-    @property
-    def chosen_augmentation(self) -> Augmentation:
-        """`augmentation`, or the data set's usual one."""
-        return self.augmentation or KNOWN_SETS[self.name].augmentation
-
-    def finding(self) -> dict[str, Any]:
-        """The arguments of `deepres.data.find_data`; the others are of `FoundData.open`."""
-        return self.model_dump(exclude={"num_workers", "max_bad_images"})
 
 
 class OptimConfig(Section):

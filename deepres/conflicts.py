@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepres.known_sets import size_mistake
-
 if TYPE_CHECKING:
     from deepres.config import Config
 
@@ -60,5 +58,4 @@ def first_conflict(config: Config) -> str | None:
             ),
         ),
     )
-    mistake = size_mistake(config.data.name, config.data.image_size)
-    return mistake or next((text for is_so, text in conflicts if is_so), None)
+    return next((text for is_so, text in conflicts if is_so), None)

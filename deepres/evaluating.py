@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from deepres.autocast import ComputeIn
 from deepres.config import Config, ConfigError
 from deepres.data import find_data
-from deepres.known_sets import KNOWN_SETS
 from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
@@ -96,21 +95,19 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
     """
     weights = load_weights(path)
     net = _net_with(weights, config)
-    settings = config.data.finding()
+    asked = config.data
     if crop != "config":
-        if not KNOWN_SETS[config.data.name].is_files:
+        if not asked.known.is_files:
             raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
         size, side = {"224": (224, 256), "320": (320, 320), "ten": (_TEN_CROP_SIDE, _TEN_CROP_SIDE)}[crop]
-        settings |= {"eval_image_size": size, "eval_shorter_side": side}
+        asked = asked.model_copy(update={"eval_image_size": size, "eval_shorter_side": side})
     micro_size = config.train.micro_batch_size
     batch_size = config.train.eval_batch_size or (micro_size if isinstance(micro_size, int) else 32)
-    data = find_data(**settings).open(
+    data = find_data(asked).open(
         micro_batch_size=1,
         eval_batch_size=batch_size,
         seed=config.train.seed,
         device=device,
-        num_workers=config.data.num_workers,
-        max_bad_images=config.data.max_bad_images,
     )
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     try:

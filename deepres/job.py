@@ -89,7 +89,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         )
     if config.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("log.tensorboard needs the extra: pip install 'deepres[tensorboard]'")
-    data = find_data(**config.data.finding())
+    data = find_data(config.data)
     data.check_batch(sizes.global_size)
     info = data.info
     num_classes = config.model.num_classes or info.num_classes
@@ -229,8 +229,6 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
         rank=process.rank,
         world_size=process.world_size,
         device=process.device,
-        num_workers=config.data.num_workers,
-        max_bad_images=config.data.max_bad_images,
     )
     if start is not None:
         restore_net(start, job.net)

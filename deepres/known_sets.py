@@ -7,9 +7,9 @@ from typing import Literal
 
 SetName = Literal["cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic"]
 Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
-"""Of training images, see `find_data`."""
+"""Of training images, see `DataConfig`."""
 Normalize = Literal["mean_std", "per_pixel_mean", "half"]
-"""Of all images, see `find_data`."""
+"""Of all images, see `DataConfig`."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,3 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "synthetic": KnownSet(10, 32, "none", has_root=False),
 }
 """By each `SetName`."""
-
-
-def size_mistake(name: str, image_size: int | None) -> str | None:
-    """What to tell of a size that is asked for and that the set's images have not; None if there is no mistake."""
-    known = KNOWN_SETS[name]
-    if not known.has_one_size or image_size in (None, known.image_size):
-        return None
-    own = f"{known.image_size}×{known.image_size}"
-    return f"images of {name} are {own}: leave data.image_size unset, got {image_size}"

@@ -1,24 +1,16 @@
-"""A run's net, from its configuration alone: how it is built and laid out, and what it is to see and tell apart."""
+"""A run's net, from its configuration alone: how it is built and laid out, and what it is to tell apart."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from deepres.config import Config
-from deepres.known_sets import KNOWN_SETS
 from deepres.models import ResNet, build_resnet
-
-
-def image_size_of(config: Config) -> int:
-    """Height and width of a run's training images, as far as that is known without its data."""
-    return config.data.image_size or KNOWN_SETS[config.data.name].image_size
 
 
 def expected_num_classes(config: Config) -> int:
     """How many classes a run's net tells apart, as far as that is known without its data."""
-    return (
-        config.model.num_classes or config.data.num_classes or KNOWN_SETS[config.data.name].num_classes or 10
-    )
+    return config.model.num_classes or config.data.num_classes or config.data.known.num_classes or 10
 
 
 def net_of(config: Config, num_classes: int | None = None) -> ResNet:

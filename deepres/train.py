@@ -7,14 +7,13 @@ torchrun --nproc_per_node 2 deepres/train.py --config configs/cifar10_resnet110.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
+from deepres.argument_parser import Parser
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.data import DataError
@@ -27,15 +26,9 @@ from deepres.stopping import StopRequest
 _FIRST_SPEAKS_S = 10.0  # a process of two may take seconds longer to import PyTorch
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Tell a mistake in one line."""
-        self.exit(ExitStatus.REFUSED, f"error: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; what it returns is an `ExitStatus`."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, type=Path, help="a YAML file such as those in configs/")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
     parser.add_argument(

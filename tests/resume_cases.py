@@ -69,7 +69,7 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
     restore_engine(found, engine)
     progress = replace(found.progress, num_processes=process.world_size)
-    info = find_data(**config.data.finding()).info
+    info = find_data(config.data).info
     snapshot = take_snapshot(engine, config, info, keep_all_plan(len(net.units)), progress)
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)

@@ -3,6 +3,7 @@ from typing import get_args
 import pytest
 
 from deepres.data import find_data
+from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS, SetName
 
 
@@ -14,5 +15,5 @@ def test_each_name_that_a_configuration_takes_is_known():
 def test_what_is_known_is_what_is_found(name):
     if name == "digits":
         pytest.importorskip("sklearn")
-    known, info = KNOWN_SETS[name], find_data(name).info
+    known, info = KNOWN_SETS[name], find_data(DataConfig(name=name)).info
     assert (info.num_classes, info.image_size) == (known.num_classes, known.image_size)

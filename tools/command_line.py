@@ -1,4 +1,4 @@
-"""What the command lines here share: a mistake is told in one line, and a closed output in none."""
+"""What the command lines here share: how they end, and kinds of arguments."""
 
 from __future__ import annotations
 
@@ -8,24 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
 from deepres.bytesize import parse_bytes
 from deepres.config_fields import MOST_PIXELS
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, shows its description as it is written, and takes no abbreviated options."""
-
-    def __init__(self, **options: Any) -> None:
-        layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"formatter_class": layout, "allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from command_line import Parser, run_program
+from command_line import run_program
+from deepres.argument_parser import Parser
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process

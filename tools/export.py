@@ -12,13 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import Parser, image_size, run_program, writable_file
+from command_line import image_size, run_program, writable_file
+from deepres.argument_parser import Parser
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
 from deepres.out_of_memory import UntilOutOfMemory
-from deepres.run_net import image_size_of
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         net = load_net(options.weights, config)
         building = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
         target = options.output or export_path(options.weights, options.format)
-        side = options.image_size or image_size_of(config)
+        side = options.image_size or config.data.chosen_image_size
         with UntilOutOfMemory() as attempt:
             difference = export(net, building, target, options.format, side)
     except (ConfigError, SaveError) as error:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from command_line import Parser, device, run_program, writable_file
+from command_line import device, run_program, writable_file
+from deepres.argument_parser import Parser
 from deepres.bytesize import format_bytes
 from deepres.config import Config
 from deepres.memory.profiled_net import ProfiledNet, Target

@@ -14,18 +14,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import Parser, image_size, num_bytes, positive, run_program, writable_file
+from command_line import image_size, num_bytes, positive, run_program, writable_file
+from deepres.argument_parser import Parser
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report import make_report
-from deepres.memory.report_rows import Report
 from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.net_options import ACTIVATIONS, FAMILIES
 from deepres.text_table import aligned
-from memory_profile.outputs import check_outputs, write_outputs
+from memory_profile.outputs import Answer, check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
 
 
@@ -116,7 +116,7 @@ def profile(options: argparse.Namespace, arguments: list[str]) -> None:
             f"train.micro_batch_size is auto: at {profiled_nets[0].batch} here; --batch-size sets another\n"
         )
     budget_bytes = options.budget or profiled_nets[0].config.recompute.budget
-    reports, rows = list[Report](), list[DepthRow]()
+    answers, rows = list[Answer](), list[DepthRow]()
     for profiled in profiled_nets:
         if device is not None:
             with_measured_costs(profiled, device)
@@ -128,17 +128,16 @@ def profile(options: argparse.Namespace, arguments: list[str]) -> None:
         )
         if device is not None:
             report = replace(report, rows=tuple(measured_row(profiled, row, device) for row in report.rows))
-        reports.append(report)
         print(report_text(report), end="\n\n", flush=True)
+        cards = capacity(profiled) if options.capacity or options.html else ()
         if options.capacity:
-            print(
-                *(f"  {line}" for line in aligned(capacity_table(capacity(profiled)))), sep="\n", end="\n\n"
-            )
+            print(*(f"  {line}" for line in aligned(capacity_table(cards))), sep="\n", end="\n\n")
+        answers.append(Answer(profiled, report, cards))
         if len(profiled_nets) > 1:
             rows.append(depth_row(profiled, report))
     if rows:
         print(depths_text(rows, growth(rows)), end="\n\n", flush=True)
-    write_outputs(options, profiled_nets, reports, rows, arguments)
+    write_outputs(options, answers, rows, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import Parser, run_program
+from command_line import run_program
+from deepres.argument_parser import Parser
 from deepres.commit import SaveError, replace_text
 from deepres.config import ConfigError
 from deepres.data import DataError

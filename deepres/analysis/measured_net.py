@@ -13,6 +13,7 @@ from torch import Tensor
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import Config, ConfigError
 from deepres.data import DataError, find_data
+from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS, SetName
 from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
@@ -140,22 +141,22 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
     name = _DATA_NAMES[net.dataset] if run is None else run.data.name
     if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
-        side = (run and run.data.image_size) or KNOWN_SETS[name].image_size
+        side = KNOWN_SETS[name].image_size if run is None else run.data.chosen_image_size
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(net.num_classes, (size,), generator=generator), NOISE
-    settings: dict[str, Any]
     if run is None:
         name = "image_folder" if name == "imagenet" else name  # a part of its classes will do
-        settings = {"name": name, "root": where}
+        assert where is not None
+        asked = DataConfig(name=name, root=Path(where))
     else:
         if where is not None and not KNOWN_SETS[name].has_root:
             raise ConfigError(
                 f"the run's data, {name}, has no place: leave --data {where} out, or give --data {NOISE}"
             )
-        settings = {**run.data.finding(), "root": where or run.data.root}
+        asked = run.data if where is None else run.data.model_copy(update={"root": Path(where)})
         seed = run.train.seed
     try:
-        source = find_data(**settings).open(micro_batch_size=size, seed=seed)
+        source = find_data(asked).open(micro_batch_size=size, seed=seed)
         try:
             batch = next(iter(source.train_batches(0)))
         finally:
@@ -167,9 +168,7 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
             f"the run's own data, {name}, cannot be used: {error}; give its place, --data DIR, or --data {NOISE}"
         ) from None
     if source.info.num_classes > net.num_classes:
-        raise ConfigError(
-            f"{settings['root']} has {source.info.num_classes} classes, the net {net.num_classes}"
-        )
+        raise ConfigError(f"{asked.root} has {source.info.num_classes} classes, the net {net.num_classes}")
     return batch.images, batch.labels, name
 
 

@@ -15,7 +15,7 @@ from deepres.memory.gpus import Gpu
 from deepres.memory.run_memory import RunMemory, predict_run_chain, run_memory
 from deepres.memory.scaling import ScalingChain
 from deepres.recompute import Chain
-from deepres.run_net import image_size_of, net_of
+from deepres.run_net import net_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ProfiledNet:
     def __init__(self, config: Config, target: Target, world_size: int = 1) -> None:
         self.config, self.target, self.world_size = config, target, world_size
         self.batch = batch_sizes(config.train, world_size).micro_size
-        self.image_size = image_size_of(config)
+        self.image_size = config.data.chosen_image_size
         self.net = net_of(config)
 
     @cached_property

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from deepres.config import Config, RecomputeConfig, TrainConfig
-from deepres.known_sets import KNOWN_SETS
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import ModelStates, model_states
@@ -81,7 +80,7 @@ def run_memory(
         has_momentum=config.optim.momentum > 0,
         accumulates=accumulates(config.train, micro_size, world_size),
     )
-    known = KNOWN_SETS[config.data.name]
+    known = config.data.known
     image_bytes = 3 * image_size**2
     # Batches come contiguous, and are there to the step's end.
     copies = 2 if config.precision.channels_last else 1

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import psutil
-import torch.distributed as dist
 from torch import nn
 
 from deepres.batch_sizes import BatchSizes, smaller_micro_batches
 from deepres.bytesize import format_bytes
 from deepres.config import Config, ConfigError
-from deepres.distributed import Process
+from deepres.distributed import Process, from_any_process
 from deepres.memory.gpus import GPUS
 from deepres.memory.measure import measure_chain
 from deepres.memory.planned_run import PlannedRun
@@ -32,6 +31,15 @@ from deepres.recompute import (
     simulate,
     smallest_budget,
 )
+
+
+@dataclass(frozen=True)
+class _Lack:
+    """Batch sizes whose smallest plan takes more than their budget."""
+
+    sizes: BatchSizes
+    budget_bytes: int
+    smallest_bytes: int
 
 
 class RunPlanner:
@@ -66,7 +74,7 @@ class RunPlanner:
             return sizes
         if self._config.recompute.device_memory == "auto" and self._on_cuda:
             return sizes
-        return next(self._feasible(self._candidates(sizes), self._free_bytes()))
+        return next(self._feasible(sizes, self._free_bytes()))
 
     def settle(self, sizes: BatchSizes) -> PlannedRun:
         """The plan, on costs that the first process measures on its device; collective.
@@ -74,19 +82,19 @@ class RunPlanner:
         Raises:
             ConfigError: nothing fits, in every process.
         """
-        if self._process.world_size == 1:
-            return self._settle(sizes)
-        answer: list[PlannedRun | ConfigError | None] = [None]
+        planned: PlannedRun | None = None
+        refusal: str | None = None
         if self._process.is_first:
             try:
-                answer = [self._settle(sizes)]
+                planned = self._settle(sizes)
             except ConfigError as error:
-                answer = [error]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], ConfigError):
-            raise answer[0]
-        assert answer[0] is not None
-        return answer[0]
+                refusal = str(error)
+        refusal = from_any_process(refusal)
+        if refusal is not None:
+            raise ConfigError(refusal)
+        planned = from_any_process(planned)
+        assert planned is not None
+        return planned
 
     def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
         """The same plan with other micro batches: bytes as predicted, times in proportion; no device is touched."""
@@ -105,7 +113,7 @@ class RunPlanner:
         device_bytes = self._free_bytes()
         recompute = self._config.recompute
         error: ConfigError | None = None
-        for candidate in self._feasible(self._candidates(sizes), device_bytes):
+        for candidate in self._feasible(sizes, device_bytes):
             chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
             try:
                 with UntilOutOfMemory() as attempt:
@@ -144,39 +152,43 @@ class RunPlanner:
     def _is_auto(self) -> bool:
         return self._config.train.micro_batch_size == "auto"
 
-    def _candidates(self, sizes: BatchSizes) -> list[BatchSizes]:
-        return [sizes, *smaller_micro_batches(sizes)] if self._is_auto else [sizes]
-
-    def _feasible(self, candidates: Iterable[BatchSizes], device_bytes: int) -> Iterator[BatchSizes]:
-        """Those for which there is a plan, on predicted bytes; at least one.
+    def _feasible(self, sizes: BatchSizes, device_bytes: int) -> Iterator[BatchSizes]:
+        """Sizes to run with, the largest first, for which there is a plan, on predicted bytes; at least one.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or the micro batch has too few images for batch norm.
         """
-        first: tuple[BatchSizes, int, int] | None = None
-        num_found = 0
-        for sizes in candidates:
-            budget_bytes = self._budget(sizes, device_bytes)
-            try:
-                smallest_bytes = 0 if budget_bytes is None else smallest_budget(self._predicted(sizes))
-            except ConfigError:  # too few images for batch norm
-                if first is None and not num_found:
-                    raise
-                break
-            if budget_bytes is None or smallest_bytes <= budget_bytes:
-                num_found += 1
-                yield sizes
-            elif first is None:
-                first = sizes, budget_bytes, smallest_bytes
-        if not num_found:
-            assert first is not None
-            raise self._infeasible(*first, device_bytes)
+        smaller = self._with_a_plan(smaller_micro_batches(sizes), device_bytes)
+        lack = self._lack(sizes, device_bytes)
+        if lack is None:
+            yield sizes
+        else:
+            largest = next(smaller, None)
+            if largest is None or not self._is_auto:
+                raise self._infeasible(lack, largest, device_bytes)
+            yield largest
+        if self._is_auto:
+            yield from smaller
 
-    def _infeasible(
-        self, sizes: BatchSizes, budget_bytes: int, smallest_bytes: int, device_bytes: int
-    ) -> ConfigError:
-        smaller = [] if self._is_auto else smaller_micro_batches(sizes)
-        fits = next((each for each in smaller if self._has_plan(each, device_bytes)), None)
+    def _with_a_plan(self, candidates: Iterable[BatchSizes], device_bytes: int) -> Iterator[BatchSizes]:
+        for sizes in candidates:
+            try:
+                lack = self._lack(sizes, device_bytes)
+            except ConfigError:  # too few images for batch norm, and smaller ones have fewer
+                return
+            if lack is None:
+                yield sizes
+
+    def _lack(self, sizes: BatchSizes, device_bytes: int) -> _Lack | None:
+        """None if there is a plan for these sizes, on predicted bytes."""
+        budget_bytes = self._budget(sizes, device_bytes)
+        if budget_bytes is None:
+            return None
+        smallest_bytes = smallest_budget(self._predicted(sizes))
+        return _Lack(sizes, budget_bytes, smallest_bytes) if smallest_bytes > budget_bytes else None
+
+    def _infeasible(self, lack: _Lack, fits: BatchSizes | None, device_bytes: int) -> ConfigError:
+        sizes, budget_bytes, smallest = lack.sizes, lack.budget_bytes, lack.smallest_bytes
         advice = "no smaller micro batch fits"
         if fits is not None:
             advice = (
@@ -186,7 +198,6 @@ class RunPlanner:
         device_memory = self._config.recompute.device_memory
         if device_memory is None:
             asked = f"recompute.budget {format_bytes(budget_bytes)} is too small"
-            smallest = smallest_bytes
         else:
             other_bytes = self._memory(sizes).without_activations_bytes
             limit = device_bytes if device_memory == "auto" else device_memory
@@ -195,18 +206,11 @@ class RunPlanner:
                 f"leaves {format_bytes(max(0, limit - other_bytes))} for activations beside "
                 f"{format_bytes(other_bytes)} of model states, buckets, images and reserve"
             )
-            smallest = smallest_bytes + other_bytes
+            smallest += other_bytes
         return ConfigError(
             f"{asked}: the smallest that any plan needs for a micro batch of {sizes.micro_size} is "
             f"{format_bytes(smallest)} ({smallest} bytes); {advice}"
         )
-
-    def _has_plan(self, sizes: BatchSizes, device_bytes: int) -> bool:
-        budget_bytes = self._budget(sizes, device_bytes)
-        try:
-            return bool(budget_bytes) and smallest_budget(self._predicted(sizes)) <= (budget_bytes or 0)
-        except ConfigError:  # too few images for batch norm
-            return False
 
     def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> PricedPlan:
         try:

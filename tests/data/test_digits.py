@@ -5,6 +5,7 @@ import torch
 
 from deepres.data import DataError, find_data
 from deepres.data.digits import check_digits, read_digits
+from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS
 
 
@@ -36,6 +37,6 @@ def test_digits_are_enlarged_over_the_full_range_of_grey():
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    for look in (check_digits, lambda: find_data("digits")):
+    for look in (check_digits, lambda: find_data(DataConfig(name="digits"))):
         with pytest.raises(DataError, match=r"needs scikit-learn .*: pip install 'deepres\[quickstart\]'"):
             look()

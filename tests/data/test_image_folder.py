@@ -9,6 +9,7 @@ from PIL import Image
 
 from deepres.data import IGNORED_LABEL, DataError, find_data
 from deepres.data.image_folder import find_image_folder
+from deepres.data_config import DataConfig
 from tests.data.opened import open_data
 
 # torch's remark on machines with fewer cores than workers.
@@ -44,12 +45,12 @@ def test_val_is_the_test_split_where_there_is_one(image_folder):
     (image_folder / "test").rename(image_folder / "val")
     (image_folder / "test").mkdir()
     (image_folder / "test" / "unlabelled.jpg").touch()
-    assert find_data("image_folder", root=image_folder).info.num_test == 9
+    assert find_data(DataConfig(name="image_folder", root=image_folder)).info.num_test == 9
 
 
 def test_facts_are_known_without_reading_an_image(image_folder, monkeypatch):
     monkeypatch.setattr(Image, "open", None)
-    info = find_data("image_folder", root=image_folder).info
+    info = find_data(DataConfig(name="image_folder", root=image_folder)).info
     assert (info.num_classes, info.image_size, info.num_train, info.num_test) == (3, 224, 21, 9)
 
 
@@ -176,7 +177,7 @@ def test_a_name_of_several_lines_is_told_in_one(image_folder, caplog):
         list(opened(image_folder, micro_batch_size=22).train_batches(0))
     (image_folder / "test" / "no\nclass").mkdir()
     with pytest.raises(DataError, match="no class: a class without images") as other:
-        find_data("image_folder", root=image_folder)
+        find_data(DataConfig(name="image_folder", root=image_folder))
     assert not any("\n" in text for text in (str(error.value), str(other.value), *caplog.messages))
 
 
@@ -245,22 +246,22 @@ def test_tests_can_use_another_crop_than_training(image_folder, options, sides):
 def test_a_half_complete_folder_says_what_is_wrong(image_folder, change, message):
     change(image_folder)
     with pytest.raises(DataError, match=message):
-        find_data("image_folder", root=image_folder)
+        find_data(DataConfig(name="image_folder", root=image_folder))
 
 
 def test_an_empty_folder_says_what_belongs_there(tmp_path):
     with pytest.raises(DataError, match=f"no image folder at {tmp_path}: found no images; data.root must be"):
-        find_data("image_folder", root=tmp_path)
+        find_data(DataConfig(name="image_folder", root=tmp_path))
 
 
 def test_imagenet_has_a_thousand_classes(image_folder, tmp_path):
     with pytest.raises(DataError, match="expected 1000 classes, found 3"):
-        find_data("imagenet", root=image_folder)
+        find_data(DataConfig(name="imagenet", root=image_folder))
     for split in ("train", "val"):
         for k in range(1000):
             (tmp_path / "imagenet" / split / f"n{k:08}").mkdir(parents=True)
             (tmp_path / "imagenet" / split / f"n{k:08}" / "0.JPEG").touch()
-    info = find_data("imagenet", root=tmp_path / "imagenet").info
+    info = find_data(DataConfig(name="imagenet", root=tmp_path / "imagenet")).info
     assert (info.num_classes, info.num_train, info.num_test) == (1000, 1000, 1000)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from deepres.data import IGNORED_LABEL, DataError, find_data, opening
 from deepres.data.cifar_layout import CIFAR10
 from deepres.data.sampling import shuffled, uniforms
+from deepres.data_config import DataConfig
 from tests.data.opened import open_data
 
 
@@ -31,7 +32,7 @@ def test_facts_agree_with_the_batches(name):
     if name == "digits":
         pytest.importorskip("sklearn")
     options = {"num_images": 1000} if name == "synthetic" else {}
-    info = find_data(name, **options).info
+    info = find_data(DataConfig(name=name, **options)).info
     source = open_data(name, micro_batch_size=100, eval_batch_size=77, **options)
     assert source.info == info
     train, test = list(source.train_batches(0)), list(source.test_batches())
@@ -180,74 +181,34 @@ def test_full_sized_cifar_files_are_inspected_without_reading_them(tmp_path):
     for name in (*layout.train, layout.test):
         with (tmp_path / layout.folder / name).open("wb") as file:
             file.truncate(30_730_000)  # holes: no bytes on the disk
-    info = find_data("cifar10", root=tmp_path).info
+    info = find_data(DataConfig(name="cifar10", root=tmp_path)).info
     assert (info.num_train, info.num_test, info.num_classes, info.image_size) == (50_000, 10_000, 10, 32)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("cifar", {}, r"data\.name must be one of cifar10, cifar100, .*, got 'cifar'"),
-        ("cifar10", {}, r"data set 'cifar10' needs data\.root"),
-        ("cifar10", {"root": "x", "image_size": 64}, r"images of cifar10 are 32×32: .* got 64"),
-        ("digits", {"num_classes": 100}, r"digits has 10 classes, got data\.num_classes=100"),
-        (
-            "digits",
-            {"num_images": 100},
-            r"data\.num_images is for the synthetic set alone, got 100 for digits",
-        ),
-        (
-            "imagenet",
-            {"root": "x", "download": True},
-            r"data\.download is for cifar10 and cifar100 alone, got true for",
-        ),
-        (
-            "image_folder",
-            {"root": "x", "verify": True},
-            r"data\.verify is for cifar10 and .* alone, got true for image_f",
-        ),
-        (
-            "digits",
-            {"augmentation": "scale"},
-            r"data\.augmentation=scale is for image files; digits takes none",
-        ),
-        (
-            "synthetic",
-            {"eval_image_size": 9},
-            r"data\.eval_image_size and .* are for image files, not for synth",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_an_error_of_one_line(name, options, message):
-    with pytest.raises(DataError, match=message) as error:
-        find_data(name, **options)
-    assert "\n" not in str(error.value)
+def test_another_number_of_classes_than_is_asked_for_is_an_error():
+    pytest.importorskip("sklearn")
+    with pytest.raises(DataError, match=r"digits has 10 classes, got data\.num_classes=100"):
+        find_data(DataConfig(name="digits", num_classes=100))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "image_folder"])
 def test_a_place_that_the_system_refuses_is_an_error(name, tmp_path):
     with pytest.raises(DataError, match=r"x: cannot be read: \[Errno 36\] File name too long"):
-        find_data(name, root=tmp_path / ("x" * 300))
+        find_data(DataConfig(name=name, root=tmp_path / ("x" * 300)))
 
 
 def test_a_set_with_fewer_images_than_a_step_takes_is_refused_before_and_when_it_is_opened():
-    found = find_data("synthetic", num_images=9)
+    found = find_data(DataConfig(name="synthetic", num_images=9))
     found.check_batch(9)
     for look in (lambda: found.check_batch(10), lambda: found.open(micro_batch_size=5, accumulation=2)):
         with pytest.raises(DataError, match="has 9 training images, fewer than the 10 of one step"):
             look()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"normalize": "per_pixel_mean"}, r"data\.normalize of image files must be mean_std"),
-        ({"eval_shorter_side": 200}, r"eval_shorter_side must be at least the test crop's 224, got 200"),
-    ],
-)
-def test_options_that_do_not_fit_image_files_are_errors(image_folder, options, message):
+def test_test_images_smaller_than_their_crop_are_an_error(image_folder):
+    message = r"eval_shorter_side must be at least the test crop's 224, got 200"
     with pytest.raises(DataError, match=message):
-        find_data("image_folder", root=image_folder, **options)
+        find_data(DataConfig(name="image_folder", root=image_folder, eval_shorter_side=200))
 
 
 def test_image_files_from_minus_one_to_one(image_folder):

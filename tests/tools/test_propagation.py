@@ -12,6 +12,7 @@ import deepres
 import propagation
 from deepres.analysis.measured_net import batch_of, checkpoint_nets
 from deepres.data import find_data
+from deepres.data_config import DataConfig
 from deepres.train import main as train
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,9 @@ def test_a_run_is_measured_beside_its_like_at_initialisation(run_dir, capsys, tm
 
 def test_synthetic_images_are_those_that_the_run_was_trained_on(tmp_path):
     folder = trained(tmp_path / "run", "data.name=synthetic", "data.num_images=16", "train.seed=3")
-    found = find_data("synthetic", num_images=16, image_size=8).open(micro_batch_size=16, seed=3)
+    found = find_data(DataConfig(name="synthetic", num_images=16, image_size=8)).open(
+        micro_batch_size=16, seed=3
+    )
     net, _ = checkpoint_nets(folder, None, None, None, None)
     images, labels, name = batch_of(net, None, 16, seed=0)
     (batch,) = found.train_batches(0)

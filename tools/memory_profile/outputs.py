@@ -6,13 +6,13 @@ import argparse
 import importlib.util
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from command_line import writable_folder
-from deepres.memory.capacity import EXTRA_SHARES, capacity, capacity_table
+from deepres.memory.capacity import EXTRA_SHARES, CapacityRow, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
@@ -23,6 +23,21 @@ from html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # for pictures alone, from an extra
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is told of one net.
+
+    Attributes:
+        profiled: the net.
+        report: the trade.
+        cards: the largest batches on some cards, if they were asked for.
+    """
+
+    profiled: ProfiledNet
+    report: Report
+    cards: tuple[CapacityRow, ...]
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -47,27 +62,24 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def write_outputs(
-    options: argparse.Namespace,
-    profiled_nets: Sequence[ProfiledNet],
-    reports: Sequence[Report],
-    rows: Sequence[DepthRow],
-    arguments: Sequence[str],
+    options: argparse.Namespace, answers: Sequence[Answer], rows: Sequence[DepthRow], arguments: Sequence[str]
 ) -> None:
     """The files that were asked for, each with a line that tells of it.
 
     Args:
         options: the command line, read.
-        profiled_nets, reports: of each net.
+        answers: of each net.
         rows: of several depths.
         arguments: the command line, as given.
     """
+    reports = [answer.report for answer in answers]
     command = shlex.join(["tools/profile_memory.py", *arguments])
     if options.json is not None:
         more: dict[str, Any] = {}
         if rows:
             more = {"depths": list(map(asdict, rows)), "growth": list(map(asdict, growth(rows)))}
         if options.capacity:
-            cards = [list(map(asdict, capacity(profiled))) for profiled in profiled_nets]
+            cards = [list(map(asdict, answer.cards)) for answer in answers]
             more["capacity"] = {"extra_shares": EXTRA_SHARES, "nets": cards}
         text = report_json(reports, command=command, torch=torch.__version__, **more)
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -78,25 +90,26 @@ def write_outputs(
     if options.snapshot is not None:
         row = typical_row(reports[0])
         with recorded_memory(options.snapshot, torch.device("cuda", 0)):
-            run_plan(profiled_nets[0], row.plan, torch.device("cuda", 0), repeats=1)
+            run_plan(answers[0].profiled, row.plan, torch.device("cuda", 0), repeats=1)
         print(
             f"wrote {options.snapshot}: a step under the {row.strategy}; drop it on https://pytorch.org/memory_viz"
         )
     if options.plot is not None:
-        for name, (_, figure) in draw(profiled_nets[-1], reports[-1], rows).items():
+        for name, (_, figure) in draw(answers[-1], rows).items():
             path = options.plot.with_stem(options.plot.stem + name)
             figure.savefig(path)
             print(f"wrote {path}")
     if options.html is not None:
         path = options.html / "index.html"
-        path.write_text(page(command, profiled_nets, reports, rows), encoding="utf-8")
+        path.write_text(page(command, answers, rows), encoding="utf-8")
         print(f"wrote {path}")
 
 
-def draw(profiled: ProfiledNet, report: Report, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
+def draw(answer: Answer, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
     """The pictures of a net: what to append to a file's name, a description, and the picture."""
     from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 
+    profiled, report = answer.profiled, answer.report
     row = typical_row(report)
     pictures = {
         "": ("extra time against the peak of activations", frontier_figure(profiled, report)),
@@ -115,19 +128,17 @@ def typical_row(report: Report) -> StrategyRow:
     return next((row for row in small if row.fits), small[-1])
 
 
-def page(
-    command: str, profiled_nets: Sequence[ProfiledNet], reports: Sequence[Report], rows: Sequence[DepthRow]
-) -> str:
+def page(command: str, answers: Sequence[Answer], rows: Sequence[DepthRow]) -> str:
     """The page of one or several nets."""
-    depths = ", ".join(str(report.model.depth) for report in reports)
+    depths = ", ".join(str(answer.report.model.depth) for answer in answers)
     sections = []
     if rows:
         from deepres.memory.plots import depths_figure
 
         tables = [("", depths_table(rows)), ("Fitted growth", laws_table(rows, growth(rows)))]
         sections.append(Section("How it grows with depth", (), tables, [("growth", depths_figure(rows))]))
-    for profiled, report in zip(profiled_nets, reports, strict=True):
-        pictures = draw(profiled, report, ())
+    for answer in answers:
+        report, pictures = answer.report, draw(answer, ())
         name = f"ResNet-{report.model.depth}: "
         sections += [
             Section(
@@ -136,7 +147,7 @@ def page(
                 [("", trade_table(report))],
                 [pictures[""]],
             ),
-            Section(f"{name}what a card trains", (), [("", capacity_table(capacity(profiled)))]),
+            Section(f"{name}what a card trains", (), [("", capacity_table(answer.cards))]),
             Section(
                 f"{name}a step, and where its bytes sit", (), (), [pictures["-step"], pictures["-units"]]
             ),

@@ -239,8 +239,10 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
         stack.callback(data.close)
         folder = None
         if path is not None:
-            goes_on = start is not None and (start.is_in(path) or is_inside(start.path, path))
-            folder = RunFolder(path, config, start.progress.metrics_bytes if start and goes_on else 0)
+            num_kept = 0
+            if start is not None and (start.is_in(path) or is_inside(start.path, path)):
+                num_kept = start.progress.metrics_bytes
+            folder = RunFolder(path, config, num_kept)
             stack.callback(folder.metrics.close)
         trainer = Trainer(
             config,

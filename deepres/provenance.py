@@ -13,26 +13,31 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "numpy", "deepspeed", "fairscale")
+_PACKAGES = ("deepres", "torch", "numpy", "deepspeed", "fairscale", "safetensors")
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """The date, the machine and the versions that figures come from; `device` is a type, `cpu` or `cuda`."""
-    versions = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on, as far as they are installed."""
+    found = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def origin_text(made_by: Mapping[str, Any]) -> str:
     """Machine and versions of a `provenance`, in words."""
-    versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
-    return f"{made_by['machine']}, {versions}"
+    packages = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
+    return f"{made_by['machine']}, {packages}"
 
 
 def _cpu() -> str:

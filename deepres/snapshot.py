@@ -16,9 +16,7 @@ NOTE [ Checkpoints ]
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from deepres.config import Config
 from deepres.data import DataInfo
 from deepres.distributed import to_first_process
 from deepres.engines import Engine
+from deepres.provenance import versions
 from deepres.recompute import Plan
 from deepres.recompute.document import write_document
 from deepres.trained_net import net_metadata
@@ -38,7 +37,6 @@ FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
 CLASSES = "deepres.classes_sha256"
 """Where a file of weights says which classes its net tells apart."""
-_PACKAGES = ("deepres", "torch", "deepspeed", "fairscale", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def take_snapshot(
         **asdict(progress),
         "epoch": progress.step // progress.steps_per_epoch,
         "step_in_epoch": progress.step % progress.steps_per_epoch,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        "versions": versions(),
     }
     return Snapshot(
         progress.step,
@@ -158,10 +156,3 @@ def _of_each_process(engine: Engine) -> dict[str, Tensor]:
             for (name, buffer), part in zip(floats, parts, strict=True):
                 tensors[f"{rank}/buffer/{name}"] = part.view(buffer.shape).clone()
     return tensors
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

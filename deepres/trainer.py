@@ -208,7 +208,7 @@ class Trainer:
         in_background = mode == "always" or (
             mode == "auto" and self._save_schedule.costs_too_much(self._saver.commit_s)
         )
-        lacks_data = self._batches is not None and self._batches.error is not None and step < self._num_steps
+        lacks_data = self._data_error is not None and step < self._num_steps
         return StepFlags(
             self._stop.reason is not None, is_due, in_background, self._saver.has_failed, lacks_data
         )
@@ -238,9 +238,13 @@ class Trainer:
             reason = self._stop.reason or "a signal to another process"
             raise RunError(f"stopped by {reason} after step {self._step}; {saved}", ExitStatus.STOPPED)
         if wishes.lacks_data:
-            error = self._batches.error if self._batches is not None else None
-            reason = str(error or "another process cannot read its images: see what it printed")
-            raise DataError(f"{reason}; the run stops after step {self._step}; {saved}") from error
+            reason = str(self._data_error or "another process cannot read its images: see what it printed")
+            raise DataError(f"{reason}; the run stops after step {self._step}; {saved}") from self._data_error
+
+    @property
+    def _data_error(self) -> DataError | None:
+        """Why the next batch cannot be had, as far as that is known."""
+        return self._batches.error if self._batches is not None else None
 
     def _save(self) -> None:
         if self._saved_step == self._step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -100,8 +101,7 @@ class ProfiledNet:
 
     def within(self, memory_bytes: int) -> ProfiledNet:
         """The same net, costs included, on a device of other memory."""
-        other = object.__new__(ProfiledNet)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.target = replace(self.target, memory_bytes=memory_bytes)
         return other
 

@@ -4,15 +4,18 @@ import json
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 import paper_reproduction.launch
 import paper_reproduction.rows
 import reproduce_paper
 from deepres import build_resnet
+from deepres.known_sets import KNOWN_SETS
 from deepres.load_config import load_config
 from deepres.run_folder import hold_run_folder
 from paper_reproduction.length import FULL, Length
@@ -452,21 +455,28 @@ def test_the_run_of_a_twin_is_done_already(tmp_path, capsys):
     assert f"finished already, in {folder}\n" in capsys.readouterr().out
 
 
-def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_again(tmp_path, capsys):
+def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_again(
+    tmp_path, capsys, monkeypatch
+):
+    ten_classes = replace(KNOWN_SETS["imagenet"], num_classes=10)
+    monkeypatch.setitem(KNOWN_SETS, "imagenet", ten_classes)
     at_320, at_224 = "table5/resnet152_original", "table5/resnet152_original_at224"
-    made_up = (
-        "data.name=synthetic",
-        "data.augmentation=none",
+    images, results = tmp_path / "images", tmp_path / "results"
+    for place in (images / split / str(label) for split in ("train", "val") for label in range(10)):
+        place.mkdir(parents=True)
+        Image.new("RGB", (40, 40), (20 * int(place.name), 99, 9)).save(place / "0.png")
+    own = (
+        f"data.root={images}",
         "data.image_size=32",
-        "data.num_images=256",
-        "train.eval_batch_size=4",
+        "data.num_workers=0",
+        "train.eval_batch_size=5",
     )
-    folder = _leave_run(tmp_path, at_320, 1, 0.6, *made_up, top5=0.8)
-    arguments = ["run", at_224, "--results", str(tmp_path), *made_up]
+    folder = _leave_run(results, at_320, 1, 0.6, *own, top5=0.8)
+    arguments = ["run", at_224, "--results", str(results), *own]
     assert reproduce_paper.main(arguments) == 2
     assert "holds no model.safetensors" in capsys.readouterr().err
     before = _cells(
-        _table(capsys, tmp_path) and (tmp_path / "tables.md").read_text(),
+        _table(capsys, results) and (results / "tables.md").read_text(),
         "Table 5",
         "152, original, 224 crop",
     )
@@ -481,8 +491,8 @@ def test_a_net_that_the_paper_tests_at_two_crops_is_trained_once_and_tested_agai
     assert reproduce_paper.main(arguments) == 0
     assert f"finished already, in {folder}" in capsys.readouterr().out
     outcome = json.loads((folder / "test-224.json").read_text(encoding="utf-8"))
-    _table(capsys, tmp_path)
-    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    _table(capsys, results)
+    text = (results / "tables.md").read_text(encoding="utf-8")
     here = {label: _cells(text, "Table 5", f"152, original, {label} crop")[0][2] for label in ("224", "320")}
     assert here == {
         "224": f"{100 - 100 * outcome['top1']:.2f} / {100 - 100 * outcome['top5']:.2f}",

@@ -331,8 +331,7 @@ def _folder_of_images(root: Path, num_train: int, num_test: int) -> tuple[str, .
 
 
 @pytest.mark.multi_process
-@pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize(("step", "num_processes"), [(0, 1), (2, 2)])
 def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, forked, step, num_processes):
     """It is mended, and the run ends as if nothing had been: in every process, in the first batch or a later one."""
     settings = _folder_of_images(tmp_path / "images", 8, 2)

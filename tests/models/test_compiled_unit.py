@@ -82,9 +82,17 @@ def test_units_that_are_alike_share_one_graph_and_a_plan_needs_no_more(no_cpp):
     assert counters["stats"]["unique_graphs"] == 6
 
 
+_LIKE_OTHERS = ("bn_after_addition", "relu_only_preactivation", "constant_scaling", "shortcut_only_gating")
+
+
 @pytest.mark.parametrize(
     "variant",
-    [*({"activation": a} for a in ACTIVATIONS), *({"shortcut": s} for s in SHORTCUTS if s != "dropout")],
+    [
+        pytest.param({kind: name}, marks=pytest.mark.slow if name in _LIKE_OTHERS else ())
+        for kind, names in (("activation", ACTIVATIONS), ("shortcut", SHORTCUTS))
+        for name in names
+        if name != "dropout"
+    ],
 )
 def test_compiled_units_compute_what_eager_ones_do(no_cpp, variant):
     net, *batch = net_and_batch(8, torch.float64, **variant)  # units of one shape, and of two

@@ -274,7 +274,9 @@ def test_rounded_plans_of_a_long_chain_come_close_to_the_optimum() -> None:
     assert 86.4 - 1e-6 <= plan.extra_ms <= 86.4 + 0.001 * chain.step_ms
 
 
-@pytest.mark.parametrize("factor", [1, 1.001, 1.03, 1.5, 4, 12])
+@pytest.mark.parametrize(
+    "factor", [1, 1.03, 4, *(pytest.param(factor, marks=pytest.mark.slow) for factor in (1.001, 1.5, 12))]
+)
 def test_levels_far_apart_cost_little_at_any_budget(factor: float) -> None:
     """Compared with ten times as many."""
     chain = random_chain(80, 2, seed=3, largest_bytes=10**6, head_bytes=10**6)

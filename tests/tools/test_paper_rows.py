@@ -1,6 +1,7 @@
 """The paper's rows: each has its figure and its config, is the net that it says, and trains."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -237,18 +238,28 @@ def _smallest_depth(name: str) -> int:
     return {"basic": 8, "bottleneck": 11, "single": 5}[model.block]
 
 
+@pytest.fixture(scope="module")
+def run_dirs() -> dict[str, Path]:
+    """By a run's settings: rows that differ in depth alone, or in nothing, are one run here."""
+    return {}
+
+
 @pytest.mark.parametrize("name", ROWS)
-def test_every_row_trains_two_steps_in_the_smallest_net_of_its_family(tmp_path, name):
-    run_dir = tmp_path / "run"
+def test_every_row_trains_two_steps_in_the_smallest_net_of_its_family(tmp_path, run_dirs, name):
     is_imagenet = ROWS[name].config.model.dataset == "imagenet"
     overrides = [
         f"model.depth={_smallest_depth(name)}", "data.name=synthetic", "data.augmentation=null",
         f"data.image_size={32 if is_imagenet else 8}", "data.eval_image_size=null", "data.eval_shorter_side=null",
         "data.num_images=8", "train.max_steps=2", "train.global_batch_size=4", "train.micro_batch_size=4",
         "train.eval_batch_size=2",
-        "train.save_every=null", "log.plots=false", f"train.run_dir={run_dir}",
+        "train.save_every=null", "log.plots=false",
     ]  # fmt: skip
-    assert main(["--config", str(ROWS[name].config_path), *overrides]) == 0
+    settings = load_config(ROWS[name].config_path, overrides).to_yaml()
+    if settings not in run_dirs:
+        run_dir = f"train.run_dir={tmp_path / 'run'}"
+        assert main(["--config", str(ROWS[name].config_path), *overrides, run_dir]) == 0
+        run_dirs[settings] = tmp_path / "run"
+    run_dir = run_dirs[settings]
     (summary,) = metrics(run_dir, "summary")
     assert summary["step"] == 2
     resolved = load_config(run_dir / "config.yaml")

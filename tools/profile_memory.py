@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from command_line import image_size, num_bytes, positive, run_program, writable_file
@@ -25,8 +26,9 @@ from deepres.memory.tables import gpus_text, report_text
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.net_options import ACTIVATIONS, FAMILIES
 from deepres.text_table import aligned
+from deepres.wording import listed
 from memory_profile.outputs import Answer, check_outputs, write_outputs
-from memory_profile.question import DEFAULT_GPU, find_target, own_plan, read_configs
+from memory_profile.question import DEFAULT_GPU, find_target, on_target, read_configs
 
 
 def parser() -> Parser:
@@ -110,23 +112,18 @@ def profile(options: argparse.Namespace, arguments: list[str]) -> None:
     check_outputs(options)
     configs = read_configs(options)
     target, device = find_target(options, configs[0])
-    profiled_nets = [ProfiledNet(config, target, options.world_size) for config in configs]
+    profiled_nets = [ProfiledNet(on_target(config, target), target, options.world_size) for config in configs]
     if configs[0].train.micro_batch_size == "auto":
-        print(
-            f"train.micro_batch_size is auto: at {profiled_nets[0].batch} here; --batch-size sets another\n"
-        )
+        batches = listed([profiled.batch for profiled in profiled_nets])
+        print(f"train.micro_batch_size is auto: {batches} here; --batch-size sets another\n")
     budget_bytes = options.budget or profiled_nets[0].config.recompute.budget
     answers, rows = list[Answer](), list[DepthRow]()
     for profiled in profiled_nets:
+        ask = partial(make_report, profiled, budget_bytes=budget_bytes, budget_must_fit=len(configs) == 1)
+        report = ask()  # tells of a mistake before anything is measured
         if device is not None:
             with_measured_costs(profiled, device)
-        report = make_report(
-            profiled,
-            budget_bytes=budget_bytes,
-            own_plan=own_plan(profiled),
-            budget_must_fit=len(profiled_nets) == 1,
-        )
-        if device is not None:
+            report = ask()
             report = replace(report, rows=tuple(measured_row(profiled, row, device) for row in report.rows))
         print(report_text(report), end="\n\n", flush=True)
         cards = capacity(profiled) if options.capacity or options.html else ()

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
-from deepres.memory.gpus import Gpu
+from deepres.distributed import Process
+from deepres.memory.gpus import GPUS, Gpu
 from deepres.memory.run_memory import RunMemory, predict_run_chain, run_memory
+from deepres.memory.run_planner import RunPlanner
 from deepres.memory.scaling import ScalingChain
 from deepres.recompute import Chain
 from deepres.run_net import net_of
@@ -35,27 +37,33 @@ class Target:
 
 
 class ProfiledNet:
-    """A run's net with its costs at any batch size; nothing is computed before it is asked for.
+    """A run's net with its costs at any batch size; predictions are made when they are asked for.
 
     Args:
-        config: the run's configuration; its batch sizes must be numbers.
+        config: the run's configuration.
         target: the device.
         world_size: the run's processes.
 
     Raises:
         ValueError: there is no such net.
-        ConfigError: the batch sizes contradict each other.
+        ConfigError: the batch sizes contradict each other, or of a micro batch of `auto` nothing fits.
 
     Attributes:
-        batch: images of a micro batch of one process.
+        batch: images of a micro batch of one process; of `auto`, as many as training would choose by predictions.
         image_size: height and width of the images.
     """
 
     def __init__(self, config: Config, target: Target, world_size: int = 1) -> None:
         self.config, self.target, self.world_size = config, target, world_size
-        self.batch = batch_sizes(config.train, world_size).micro_size
         self.image_size = config.data.chosen_image_size
         self.net = net_of(config)
+        sizes = batch_sizes(config.train, world_size)
+        if config.train.micro_batch_size == "auto":
+            device = torch.device("cpu" if target.gpu is None else "cuda")
+            process = Process(0, 0, world_size, world_size, device)
+            planner = RunPlanner(config, self.net, self.image_size, process, target.gpu or GPUS[0])
+            sizes = planner.foresee(sizes).sizes
+        self.batch = sizes.micro_size
 
     @cached_property
     def num_parameters(self) -> int:

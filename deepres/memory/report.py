@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deepres.bytesize import format_bytes
-from deepres.config import EngineConfig, PrecisionConfig
+from deepres.config import EngineConfig, PrecisionConfig, RecomputeConfig
 from deepres.memory.end_of_forward import held_after_forward
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Kind, ModelRow, Report, StageRow, StatesRow, StrategyRow
-from deepres.memory.run_memory import accumulates
+from deepres.memory.run_memory import accumulates, plan_for
 from deepres.memory.scaling import largest_batch
 from deepres.memory.states import model_states
 from deepres.recompute import (
@@ -37,27 +37,25 @@ def make_report(
     *,
     budget_bytes: int | None = None,
     shares: Sequence[float] = SHARES,
-    own_plan: PricedPlan | None = None,
     budget_must_fit: bool = True,
 ) -> Report:
-    """Predict a net under every strategy.
+    """Predict a net under every strategy, the one that its run's configuration asks for among them.
 
     Args:
         profiled: the net.
         budget_bytes: one more budget to plan for.
         shares: of the peak with everything kept, budgets to plan for.
-        own_plan: one more plan, which the run's configuration asks for.
         budget_must_fit: if not, a row says that there is no plan for `budget_bytes`.
 
     Raises:
-        ValueError: there is none, and there must be; the message has the floor and the largest batch that fits.
+        ValueError: there is none, and there must be; the message has the floor and the largest batch that fits. Or
+            the configuration's plan cannot be read, or is for another net.
     """
     chain, frontier = profiled.chain, Frontier(profiled.chain)
     if budget_bytes is not None and budget_must_fit and budget_bytes < frontier.floor_bytes:
         raise ValueError(_below_the_floor(profiled, budget_bytes, frontier.floor_bytes))
     rows = [strategy_row(profiled, *strategy) for strategy in fixed_plans(chain)]
-    if own_plan is not None:
-        rows.append(strategy_row(profiled, "own", "the configuration's", own_plan))
+    rows += _own_row(profiled)
     keep_all_bytes = rows[0].peak_bytes
     budgets = [(share, round(share * keep_all_bytes), f"{100 * share:.3g} %") for share in shares]
     if budget_bytes is not None:
@@ -68,7 +66,7 @@ def make_report(
         try:
             plan = frontier.plan(num_bytes)
         except InfeasibleBudgetError as error:
-            rows.append(_no_plan(profiled, name, share, num_bytes, error.smallest_bytes))
+            rows.append(_no_plan(profiled, "budget", name, share, num_bytes, error.smallest_bytes))
             continue
         row = strategy_row(profiled, "budget", name, plan)
         rows.append(
@@ -95,6 +93,24 @@ def make_report(
         rows=tuple(rows),
         units_per_group=frontier.units_per_group,
     )
+
+
+def _own_row(profiled: ProfiledNet) -> list[StrategyRow]:
+    """The plan that the configuration asks for by other means than a budget of activations, if it does."""
+    recompute, name = profiled.config.recompute, "the configuration's"
+    if recompute.budget is not None or recompute == RecomputeConfig():
+        return []
+    other_bytes = profiled.memory(profiled.batch).without_activations_bytes
+    try:
+        plan = plan_for(recompute, profiled.chain, other_bytes, profiled.target.memory_bytes)
+    except InfeasibleBudgetError as error:
+        room = profiled.target.memory_bytes - other_bytes
+        return [_no_plan(profiled, "own", name, None, room, error.smallest_bytes)]
+    except OSError as error:
+        raise ValueError(f"recompute.plan {recompute.plan} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"recompute: {error}") from None
+    return [strategy_row(profiled, "own", name, plan)]
 
 
 def fixed_plans(chain: Chain) -> list[tuple[Kind, str, PricedPlan]]:
@@ -194,11 +210,16 @@ def _numbers_up_to(num: int) -> list[int]:
 
 
 def _no_plan(
-    profiled: ProfiledNet, name: str, share: float, budget_bytes: int, smallest_bytes: int
+    profiled: ProfiledNet,
+    kind: Kind,
+    name: str,
+    share: float | None,
+    budget_bytes: int,
+    smallest_bytes: int,
 ) -> StrategyRow:
     memory = profiled.memory(profiled.batch, smallest_bytes)
     return StrategyRow(
-        "budget", name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
+        kind, name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
         math.nan, math.nan, None, math.nan, math.nan, 0, fits=False,
     )  # fmt: skip
 

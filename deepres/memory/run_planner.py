@@ -12,7 +12,7 @@ from deepres.batch_sizes import BatchSizes, smaller_micro_batches
 from deepres.bytesize import format_bytes
 from deepres.config import Config, ConfigError
 from deepres.distributed import Process, from_any_process
-from deepres.memory.gpus import GPUS
+from deepres.memory.gpus import GPUS, Gpu
 from deepres.memory.measure import measure_chain
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_memory import (
@@ -50,13 +50,17 @@ class RunPlanner:
         net: the net, on any device; it is left as it is.
         image_size: height and width of the training images.
         process: this process.
+        gpu: the card to predict for; its bytes are the same for every card.
     """
 
-    def __init__(self, config: Config, net: nn.Module, image_size: int, process: Process) -> None:
+    def __init__(
+        self, config: Config, net: nn.Module, image_size: int, process: Process, gpu: Gpu = GPUS[0]
+    ) -> None:
         self._config, self._net, self._process = config, net, process
         self._image_size = image_size
         self._num_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
         self._on_cuda = process.device.type == "cuda"
+        self._gpu = gpu if self._on_cuda else None
         self._chains: dict[int, Chain] = {}  # predicted, by micro batch
 
     def predict(self, sizes: BatchSizes) -> BatchSizes:
@@ -76,6 +80,14 @@ class RunPlanner:
             return sizes
         return next(self._feasible(sizes, self._free_bytes()))
 
+    def foresee(self, sizes: BatchSizes) -> PlannedRun:
+        """What `settle` would choose if predictions held; no device is touched.
+
+        Raises:
+            ConfigError: nothing fits.
+        """
+        return self._choose(sizes, may_measure=False)
+
     def settle(self, sizes: BatchSizes) -> PlannedRun:
         """The plan, on costs that the first process measures on its device; collective.
 
@@ -86,7 +98,7 @@ class RunPlanner:
         refusal: str | None = None
         if self._process.is_first:
             try:
-                planned = self._settle(sizes)
+                planned = self._choose(sizes, may_measure=True)
             except ConfigError as error:
                 refusal = str(error)
         refusal = from_any_process(refusal)
@@ -109,7 +121,7 @@ class RunPlanner:
         )
         return self._planned(plan, sizes, planned.budget_bytes)
 
-    def _settle(self, sizes: BatchSizes) -> PlannedRun:
+    def _choose(self, sizes: BatchSizes, *, may_measure: bool) -> PlannedRun:
         device_bytes = self._free_bytes()
         recompute = self._config.recompute
         error: ConfigError | None = None
@@ -117,7 +129,7 @@ class RunPlanner:
             chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
             try:
                 with UntilOutOfMemory() as attempt:
-                    if self._must_be_measured(chain, budget_bytes):
+                    if may_measure and self._must_be_measured(chain, budget_bytes):
                         chain = self._measured(candidate)
                     plan = self._plan(chain, candidate, device_bytes)
             except InfeasibleBudgetError as infeasible:
@@ -247,10 +259,9 @@ class RunPlanner:
 
     def _predicted(self, sizes: BatchSizes) -> Chain:
         if sizes.micro_size not in self._chains:
-            card = GPUS[0] if self._on_cuda else None  # for its bytes, which are the same for every card
             try:
                 self._chains[sizes.micro_size] = predict_run_chain(
-                    self._config, self._net, sizes.micro_size, self._image_size, card
+                    self._config, self._net, sizes.micro_size, self._image_size, self._gpu
                 )
             except ValueError as error:
                 raise ConfigError(f"a micro batch of {sizes.micro_size} cannot be trained: {error}") from None

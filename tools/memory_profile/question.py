@@ -7,15 +7,12 @@ import argparse
 import psutil
 import torch
 
-from deepres.bytesize import format_bytes
-from deepres.config import Config, RecomputeConfig
+from deepres.config import Config
 from deepres.load_config import load_config
 from deepres.memory.gpus import find_gpu
-from deepres.memory.profiled_net import ProfiledNet, Target
-from deepres.memory.run_memory import plan_for
+from deepres.memory.profiled_net import Target
 from deepres.memory.trial import card_at_hand
 from deepres.out_of_memory import limit_device_memory
-from deepres.recompute import InfeasibleBudgetError, PricedPlan
 
 DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
@@ -31,6 +28,7 @@ _KEYS = {
     "precision": "precision.compute",
     "optimizer": "optim.momentum",
     "zero_stage": "engine.zero_stage",
+    "offload": "engine.offload_optimizer",
     "budget": "recompute.budget",
     "device_memory": "recompute.device_memory",
 }
@@ -46,7 +44,7 @@ def read_configs(options: argparse.Namespace) -> list[Config]:
     depths = read_depths(options)
     given = _given(options)
     for name, key in _KEYS.items():
-        if getattr(options, name) is not None and key in given:
+        if getattr(options, name) not in (None, False) and key in given:
             raise ValueError(f"give --{name.replace('_', '-')} or {key}, not both")
     if options.config is None and not depths:
         raise ValueError("give --depth, --depths or --config")
@@ -87,15 +85,14 @@ def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
     overrides = [f"{key}={value}" for key, value in settings if value is not None]
     if options.batch_size is not None:
         overrides += ["train.global_batch_size=null", "train.accumulation=null"]
-    overrides += options.overrides
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, [*overrides, *options.overrides])
     if not options.offload:
         return config
     if config.engine.zero_stage == 0:
         raise ValueError("--offload needs --zero-stage 1, 2 or 3")
     parameters_too = str(config.engine.zero_stage == 3).lower()
     offload = ["engine.offload_optimizer=true", f"engine.offload_parameters={parameters_too}"]
-    return load_config(options.config, [*overrides, *offload])
+    return load_config(options.config, [*overrides, *offload, *options.overrides])
 
 
 def read_depths(options: argparse.Namespace) -> list[int]:
@@ -118,26 +115,12 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     return sorted(set(depths))
 
 
-def own_plan(profiled: ProfiledNet) -> PricedPlan | None:
-    """The plan that a training configuration asks for by other means than a budget of activations.
-
-    Raises:
-        ValueError: there is no such plan.
-    """
-    recompute = profiled.config.recompute
-    if recompute.budget is not None or recompute == RecomputeConfig():
-        return None
-    other_bytes = profiled.memory(profiled.batch).without_activations_bytes
-    try:
-        return plan_for(recompute, profiled.chain, other_bytes, profiled.target.memory_bytes)
-    except OSError as error:
-        raise ValueError(f"recompute.plan {recompute.plan} cannot be read: {error.strerror}") from None
-    except InfeasibleBudgetError as error:
-        raise ValueError(
-            f"recompute.device_memory: nothing fits {format_bytes(profiled.target.memory_bytes)}: at batch "
-            f"{profiled.batch} a run takes at least {format_bytes(other_bytes + error.smallest_bytes)}: "
-            "raise it, or lower --batch-size"
-        ) from None
+def on_target(config: Config, target: Target) -> Config:
+    """The configuration, whose `recompute.device_memory` is what the target has, if that is what it plans for."""
+    if config.recompute.device_memory is None:
+        return config
+    recompute = config.recompute.model_copy(update={"device_memory": target.memory_bytes})
+    return config.model_copy(update={"recompute": recompute})
 
 
 def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, torch.device | None]:
@@ -155,7 +138,7 @@ def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, to
         raise ValueError("--snapshot needs a CUDA device, this host has none: leave it out")
     if not options.measure and options.snapshot is None:
         try:
-            gpu = find_gpu(options.gpu or DEFAULT_GPU)
+            gpu = find_gpu(DEFAULT_GPU if options.gpu is None else options.gpu)
         except ValueError as error:
             raise ValueError(f"{error}; --gpu list shows all") from None
         name = gpu.name if memory_bytes is None else f"a device as fast as {gpu.name}"

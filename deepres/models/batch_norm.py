@@ -35,9 +35,12 @@ class BatchNorm2d(nn.BatchNorm2d):
     Parameters, buffers and results are those of `torch.nn.BatchNorm2d`.
 
     Attributes:
+        takes_memo: whether `forward` has a memo as its second argument.
         process_group: the processes whose batches are normalised together in training (synchronised batch
             norm, on any device); None normalises each process's batch alone. Set by `synchronize_batch_norm`.
     """
+
+    takes_memo = True
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -63,15 +66,13 @@ class BatchNorm2d(nn.BatchNorm2d):
             raise ValueError(
                 f"batch norm needs more than one value a channel in training, got {tuple(x.shape)}"
             )
-        assert self.momentum is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        momentum = self._count_batch()
         if self.process_group is not None:
-            mean, invstd = self._global_statistics(x, self.process_group, self.momentum)
+            mean, invstd = self._global_statistics(x, self.process_group, momentum)
             y = _Normalise.apply(x, self.weight, self.bias, mean, invstd, self.eps, self.process_group)  # type: ignore[no-untyped-call]
         else:
             y, mean, invstd = torch.native_batch_norm(
-                x, self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps
+                x, self.weight, self.bias, self.running_mean, self.running_var, True, momentum, self.eps
             )
         if memo is not None:
             if self.weight.itemsize < torch.float32.itemsize:
@@ -81,6 +82,13 @@ class BatchNorm2d(nn.BatchNorm2d):
                 )
             memo[self] = (mean, invstd)
         return y
+
+    def _count_batch(self) -> float:
+        """One more; how far the running statistics, if there are any, follow it."""
+        if self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
     @torch.no_grad()
     def _global_statistics(
@@ -113,6 +121,23 @@ def synchronize_batch_norm(model: nn.Module, process_group: dist.ProcessGroup | 
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.process_group = process_group
+
+
+def run_norm(norm: nn.Module, x: Tensor, memo: Memo | None) -> Tensor:
+    """What a unit's norm makes of `x`; one that is not replayed by a memo, which a user has put there, does without.
+
+    Raises:
+        RuntimeError: the norm was not given the memo.
+    """
+    if memo is None or not getattr(norm, "takes_memo", False):
+        return norm(x)  # type: ignore[no-any-return]
+    y: Tensor = norm(x, memo)
+    if isinstance(norm, BatchNorm2d) and norm.training and norm not in memo:
+        raise RuntimeError(
+            "a forward pre-hook gives a batch norm new arguments without its memo, so it cannot be replayed: let the "
+            "hook return all arguments, or train without a plan"
+        )
+    return y
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:

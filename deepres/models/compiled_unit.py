@@ -54,8 +54,14 @@ class UnitCode:
         return self
 
     def fits(self, unit: nn.Module) -> bool:
-        """Whether `unit` is in a state that is compiled: in training, with norms that see this process's batch."""
-        return unit.training and all(norm.training and norm.process_group is None for _, norm in _norms(unit))
+        """Whether `unit` is in a state that is compiled: in training, with norms that see this process's batch.
+
+        Nor is it compiled that they follow it by `momentum=None`.
+        """
+        return unit.training and all(
+            norm.training and norm.process_group is None and norm.momentum is not None
+            for _, norm in _norms(unit)
+        )
 
     def __call__(self, unit: nn.Module, x: Tensor, memo: dict[Any, Any] | None) -> Tensor:
         """Run `unit` on `x: (N, C, H, W)`; the first run of a batch (an empty memo, or none) counts it."""
@@ -102,6 +108,7 @@ def compile_units(units: nn.Sequential) -> int:
 class _PureBatchNorm(nn.Module):
     """Training's batch norm without effects: the new running statistics go to the memo, under its number."""
 
+    takes_memo = True
     running_mean: Tensor
     running_var: Tensor
 

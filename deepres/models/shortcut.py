@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.models.batch_norm import BatchNorm2d, Memo
+from deepres.models.batch_norm import BatchNorm2d, Memo, run_norm
 from deepres.net_options import Matching, ShortcutName
 
 
@@ -68,7 +68,7 @@ class Shortcut(nn.Module):
         """Match `x: (N, in_channels, H, W)` to the unit's output, (N, out_channels, H/stride, W/stride)."""
         if self.conv is not None:
             x = self.conv(x)
-            return x if self.norm is None else self.norm(x, memo)
+            return x if self.norm is None else run_norm(self.norm, x, memo)
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.padded_channels:

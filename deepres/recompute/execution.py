@@ -9,7 +9,8 @@ NOTE [ Running a plan ]
    `torch.autograd.grad` is not.
 3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
    numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
-   the protocol `RetainingUnit` are given their memo, all others have their batch norms' updates switched off.
+   the protocol `RetainingUnit` are given their memo, all others have their batch norms' updates switched off. What
+   a unit changes in a replay all the same is an error.
 4. A value is released at the last step that reads it; what a unit's graph holds goes with the graph.
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from deepres.recompute.discarding import leaf_to_discard
 from deepres.recompute.gradient_guard import GradientGuard, is_under_ddp
 from deepres.recompute.gradient_holder import GradientHolder
-from deepres.recompute.norm_updates import without_updates
+from deepres.recompute.norm_updates import without_changes, without_updates
 from deepres.recompute.plan import Action, Step
 from deepres.recompute.random_state import Draws
 from deepres.recompute.retaining_unit import run_unit
@@ -191,9 +192,12 @@ class Execution:
             return
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.draws.replay(i))
+            is_first = i not in self._states.replayed
+            by_value = is_first and not self._is_captured  # it waits for the device
             if not self._is_retaining[i]:
-                by_value = i not in self._states.replayed and not self._is_captured  # it waits for the device
                 stack.enter_context(without_updates(self._units[i], by_value=by_value))
+            elif is_first:  # of its norms that are not replayed by the memo, or of parametrizations
+                stack.enter_context(without_changes(self._units[i], by_value=by_value))
             yield
         self._states.replayed.add(i)
 

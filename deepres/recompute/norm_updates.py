@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,10 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
 
     Args:
         unit: is replayed.
-        by_value: compare the values of its other buffers, too: what is written by `.data` is not counted.
+        by_value: as of `without_changes`.
 
     Raises:
-        RuntimeError: the unit uses running statistics, or changes another buffer or a parameter, as it did when the
-            batch passed first.
+        RuntimeError: the unit uses running statistics, or changes another buffer or a parameter.
     """
     hidden = {
         norm: _hidden(norm)
@@ -36,25 +35,41 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
     }
     kept = {norm: {name: getattr(norm, name) for name in values} for norm, values in hidden.items()}
     are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
+    with without_changes(unit, by_value=by_value, but=are_hidden):
+        _set(hidden)
+        try:
+            yield
+        except (AttributeError, TypeError, AssertionError) as error:
+            if not hidden:
+                raise
+            raise RuntimeError(
+                f"a {type(unit).__name__} uses the running statistics of a norm in training, which its first run "
+                f"changed, so it cannot be replayed ({error}): {_ADVICE}"
+            ) from error
+        finally:
+            _set(kept)
+
+
+@contextlib.contextmanager
+def without_changes(unit: nn.Module, *, by_value: bool, but: Container[int] = frozenset()) -> Iterator[None]:
+    """See that a replay leaves a unit's buffers and parameters as they are.
+
+    Args:
+        unit: is replayed.
+        by_value: compare the values of its buffers, too: what is written by `.data` is not counted.
+        but: the `id` of tensors that do not count.
+
+    Raises:
+        RuntimeError: the unit changes one, as it did when the batch passed first.
+    """
     before = {
         (kind, name): (tensor, version_of(tensor), tensor.clone() if by_value and kind == "buffer" else None)
         for kind, name, tensor in _tensors(unit)
-        if id(tensor) not in are_hidden
+        if id(tensor) not in but
     }
-    _set(hidden)
-    try:
-        yield
-    except (AttributeError, TypeError, AssertionError) as error:
-        if not hidden:
-            raise
-        raise RuntimeError(
-            f"a {type(unit).__name__} uses the running statistics of a norm in training, which its first run changed, "
-            f"so it cannot be replayed ({error}): {_ADVICE}"
-        ) from error
-    finally:
-        _set(kept)
+    yield
     for kind, name, tensor in _tensors(unit):
-        if id(tensor) in are_hidden:
+        if id(tensor) in but:
             continue
         old, version, value = before.get((kind, name), (None, 0, None))
         is_same = old is not None and version_of(old) == version
@@ -67,7 +82,7 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
             )
 
 
-_ADVICE = "leave this unit out of segments, or let it follow the protocol `RetainingUnit`"
+_ADVICE = "leave this unit out of segments, or let it update nothing in replays (see `RetainingUnit`)"
 
 
 def _hidden(norm: nn.Module) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepres.memory import measure_activation_peak
@@ -48,6 +49,30 @@ def _assert_same_bits(left: list[Tensor], right: list[Tensor]) -> None:
     for a, b in zip(left, right, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
+
+
+def test_statistics_may_be_means_over_all_batches():
+    """`momentum=None`, as `torch.optim.swa_utils.update_bn` sets it."""
+    ours = build_resnet(8)
+    theirs = build_resnet(8)
+    theirs.load_state_dict(ours.state_dict())
+    for unit in theirs.units:
+        for k, norm in enumerate(unit.norms):
+            unit.norms[k] = nn.BatchNorm2d(norm.num_features)
+    batches = list(torch.randn(3, 4, 3, 8, 8))
+    for net in (ours, theirs):
+        update_bn(batches, net)
+    buffers = zip(ours.units.buffers(), theirs.units.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in buffers)
+    assert ours.units[0].norms[0].momentum == 0.1
+
+
+def test_a_norm_may_be_without_statistics():
+    ours, theirs = _norm(7, torch.float32), nn.BatchNorm2d(7, track_running_stats=False)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    ours.running_mean = ours.running_var = ours.num_batches_tracked = None
+    x = torch.randn(4, 7, 5, 5)
+    _assert_same_bits(_outcome(ours, x), _outcome(theirs, x))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

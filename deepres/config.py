@@ -57,7 +57,7 @@ class ConfigError(ValueError):
 class ModelConfig(Section):
     """The net; see `deepres.build_resnet`, whose arguments these are."""
 
-    depth: int
+    depth: Annotated[int, Field(le=30_000)]
     dataset: Family = "cifar"
     num_classes: NumClasses | None = None
     """By default as many as the data has."""
@@ -147,9 +147,10 @@ class TrainConfig(Section):
     """Remove the run that `run_dir` holds, if it holds one."""
     resume: Literal["auto", "never"] | HostPath = "never"
     """Go on from a checkpoint: the newest whole one in `run_dir` (and start if there is none), or a given one."""
-    save_every: Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$")] | None = (
-        "30 minutes"
-    )
+    save_every: (
+        Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$", coerce_numbers_to_str=True)]
+        | None
+    ) = "30 minutes"
     """Steps, epochs or minutes between checkpoints; null: none at all, not even at the end."""
     save_in_background: Literal["auto", "always", "never"] = "auto"
     """Train on while a checkpoint is written; auto: where waiting would take more than 2 % of the time."""

@@ -44,6 +44,19 @@ def _in_fp32(value: float) -> float:
     return value
 
 
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("may not be empty: leave it out, or give a path")
+    return value
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"has no home folder for {path.parts[0]}, got {str(path)!r}") from None
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 NumClasses = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -51,5 +64,5 @@ AnyFloat = Annotated[float, AfterValidator(_in_fp32)]
 PositiveFloat = Annotated[AnyFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[AnyFloat, Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-HostPath = Annotated[Path, AfterValidator(Path.expanduser)]
+HostPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
 """May begin with `~`, which no shell expands behind `key=`."""

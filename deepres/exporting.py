@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -107,6 +108,7 @@ def _write_onnx(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor]
         raise ConfigError(f"onnx needs the extra: pip install 'deepres[onnx]' ({missing[0]} is missing)")
     import onnxruntime
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision, which these nets do without
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

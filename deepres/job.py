@@ -101,7 +101,8 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     try:
         net = net_of(config, num_classes)
     except ValueError as error:
-        raise ConfigError(f"{config_path}: {error}") from None
+        is_overridden = any(each.startswith("model.") for each in overrides)
+        raise ConfigError(f"{'command line' if is_overridden else config_path}: {error}") from None
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)

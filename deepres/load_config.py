@@ -21,9 +21,9 @@ _PLAINLY = {
     "path_type": "be a path",
     "tuple_type": "be a list",
     "string_pattern_mismatch": "be such as '500 steps', '1 epoch' or '30 minutes'",
-    "string_type": "be such as '500 steps', '1 epoch' or '30 minutes'",
+    "string_type": "be text, '…' in quotes",
 }
-"""What pydantic says in Python's terms, by the type of the complaint; `train.save_every` alone is text."""
+"""What pydantic says in Python's terms, by the type of the complaint; `train.save_every` alone has a pattern."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def _read_with_base(path: Path) -> _Source:
 
 def _apply_override(source: _Source, override: str) -> None:
     key, equals, text = override.partition("=")
-    path = tuple(key.split("."))
+    path = tuple(part.strip() for part in key.split("."))
+    if path[0] == _BASE:
+        raise ConfigError(f"base is for files alone (base: FILE, as a line of its own), got {override!r}")
     if not equals or len(path) < 2 or not all(path):
         raise ConfigError(f"expected section.key=value (e.g. train.epochs=3), got {override!r}")
     section: Any = source.content

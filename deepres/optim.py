@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deepres.config import OptimConfig
+from deepres.wording import listed
 
 
 def sgd_settings(config: OptimConfig) -> dict[str, Any]:
@@ -42,8 +43,22 @@ class StepSchedule:
 
     def __call__(self, step: int) -> float:
         """The learning rate of the `step`-th step, from 0."""
-        unit = self.steps_per_epoch if self.config.schedule_unit == "epochs" else 1
-        if step < self.config.warmup * unit:
+        if step < self.config.warmup * self._unit:
             return self.config.warmup_learning_rate
-        drops = sum(step >= milestone * unit for milestone in self.config.milestones)
+        drops = sum(step >= milestone * self._unit for milestone in self.config.milestones)
         return self.config.learning_rate * self.config.factor**drops
+
+    def unreached(self, num_steps: int) -> str | None:
+        """What of the schedule a run of so many steps does not come to, in words; None if it comes to all."""
+        config, unit = self.config, self.config.schedule_unit
+        parts = []
+        if config.warmup and config.warmup * self._unit >= num_steps:
+            parts.append(f"all of it is warm-up (optim.warmup is {config.warmup} {unit})")
+        late = [each for each in config.milestones if each * self._unit >= num_steps]
+        if late:
+            parts.append(f"it ends before optim.milestones {listed(late)} ({unit})")
+        return f"the run has {num_steps} steps: {' and '.join(parts)}" if parts else None
+
+    @property
+    def _unit(self) -> int:
+        return self.steps_per_epoch if self.config.schedule_unit == "epochs" else 1

@@ -25,6 +25,10 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
+_MISTAKES = (yaml.YAMLError, ValueError, KeyError, RecursionError)
+"""What PyYAML raises; the last three of impossible dates, `!!bool x` and thousands of brackets."""
+
+
 class YamlError(ValueError):
     """A file that is no YAML, or YAML that is refused; the message begins with `file:line`."""
 
@@ -47,10 +51,12 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         if node is not None:
             _note_lines(node, (), lines, path, ())
         content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except YamlError:
+        raise
+    except _MISTAKES as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise YamlError(f"{where}: not valid YAML: {problem}") from None
     if content is None:
         content = {}
@@ -67,12 +73,10 @@ def parse_value(text: str) -> Any:
     """
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise YamlError(f"{text!r} is not a YAML value") from None
-    if " #" in text and "#" not in str(value):
-        raise YamlError(
-            f"{text!r} ends in a YAML comment from # on: quote the value ('…') if that belongs to it"
-        )
+    except _MISTAKES:
+        raise YamlError(f"{text!r:.80} is not a YAML value") from None
+    if " #" in f" {text}" and "#" not in str(value):
+        raise YamlError(f"{text!r} has a YAML comment from # on: quote the value ('…') if that belongs to it")
     return value
 
 

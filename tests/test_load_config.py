@@ -187,11 +187,12 @@ def test_whole_numbers_are_decimal_and_paths_have_a_home(folder, monkeypatch):
 
 
 def test_a_value_is_not_cut_off_at_a_comment(folder):
-    with pytest.raises(ConfigError, match="'/x/my run #2' ends in a YAML comment from # on: quote the value"):
+    with pytest.raises(ConfigError, match="'/x/my run #2' has a YAML comment from # on: quote the value"):
         load_config(_row(folder), ["train.run_dir=/x/my run #2"])
     assert str(load_config(_row(folder), ["train.run_dir='/x/my run #2'"]).train.run_dir) == "/x/my run #2"
 
 
 def test_a_base_is_not_given_on_the_command_line(folder):
-    with pytest.raises(ConfigError, match=r"expected section.key=value"):
-        load_config(_row(folder), ["base=other.yaml"])
+    for override in ("base=other.yaml", "base.x=1"):
+        with pytest.raises(ConfigError, match=r"base is for files alone \(base: FILE, .*\), got 'base"):
+            load_config(_row(folder), [override])

@@ -40,6 +40,24 @@ def test_a_warm_up_in_epochs_counts_whole_epochs():
     assert schedule(2 * 781) == 0.1
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "settings", "told"),
+    [
+        (101, {"milestones": (50, 100), "warmup": 10, "schedule_unit": "iterations"}, None),
+        (
+            100,
+            {"milestones": (50, 100, 150), "schedule_unit": "iterations"},
+            "it ends before optim.milestones 100, 150 (iterations)",
+        ),
+        (20, {"warmup": 2}, "all of it is warm-up (optim.warmup is 2 epochs)"),
+        (21, {"warmup": 2}, None),
+    ],
+)
+def test_what_a_run_never_comes_to_is_told(num_steps, settings, told):
+    unreached = StepSchedule(OptimConfig(**settings), steps_per_epoch=10).unreached(num_steps)
+    assert unreached == (None if told is None else f"the run has {num_steps} steps: {told}")
+
+
 def test_sgd_decays_every_trained_parameter_and_leaves_out_frozen_ones():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     net[0].bias.requires_grad_(False)

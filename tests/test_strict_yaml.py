@@ -26,6 +26,10 @@ def test_content_comes_with_the_line_of_each_key(tmp_path):
         ("a:\n  ? {b: 1}\n  : 2\n", r"run.yaml:2: a key must be text, such as `model`, got a mapping"),
         ("a: 1\nb: &x {c: *x}\n", r"run.yaml:2: a section may not hold itself"),
         ("- 1\n- 2\n", r"run.yaml:1: expected sections .* got a list"),
+        ("a: 2024-13-45\n", r"run.yaml: not valid YAML: month must be in 1..12"),
+        ("a: !!int abc\n", r"run.yaml: not valid YAML: invalid literal"),
+        ("a: !!bool abc\n", r"run.yaml: not valid YAML: 'abc'"),
+        ("a: " + 5000 * "[" + "\n", r"run.yaml: not valid YAML: "),
         ("just text\n", r"run.yaml:1: expected sections .* got a str"),
     ],
 )

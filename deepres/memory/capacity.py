@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deepres.bytesize import format_bytes
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report import largest_batch_of
+from deepres.memory.tables import batch_text
 from deepres.recompute import keep_all_plan
 from deepres.recompute.frontier import Frontier
 
@@ -66,7 +67,7 @@ def capacity_table(
         *(
             [
                 format_bytes(row.memory_bytes),
-                *(f"{batch:,}" if batch else "none" for batch in (row.keep_all_batch, *row.plan_batches)),
+                *map(batch_text, (row.keep_all_batch, *row.plan_batches)),
             ]
             for row in rows
         ),

@@ -113,10 +113,19 @@ def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
     ):
         exponent, factor = _power_law(units, values)
         error = max(abs(factor * n**exponent / v - 1) for n, v in zip(units, values, strict=True))
-        laws.append(Growth(what, f"{format_bytes(round(factor))} × units^{exponent:.2f}", exponent, error))
+        laws.append(
+            Growth(
+                f"{what}, power law", f"{format_bytes(round(factor))} × units^{exponent:.2f}", exponent, error
+            )
+        )
     slope, base = linear_regression(units, [row.keep_all_bytes for row in rows])
     error = max(abs((base + slope * row.num_units) / row.keep_all_bytes - 1) for row in rows)
-    laws.insert(1, Growth("keep all", f"{_signed(base)} + {format_bytes(round(slope))} a unit", None, error))
+    laws.insert(
+        1,
+        Growth(
+            "keep all, straight line", f"{_signed(base)} + {format_bytes(round(slope))} a unit", None, error
+        ),
+    )
     times = [(row.num_units, row.memory_extra_share) for row in rows if row.memory_extra_share is not None]
     if len({n for n, _ in times}) > 1:
         per_doubling, at_one = linear_regression(
@@ -125,6 +134,8 @@ def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
         error = max(abs(at_one + per_doubling * math.log2(n) - share) for n, share in times)
         room = format_bytes(min(row.memory_bytes for row in rows))
         law = f"extra time {100 * per_doubling:+.1f} % of a step each time the units double"
+        if not any(share for _, share in times):
+            law = "everything fits at all depths: no extra time"
         laws.append(Growth(f"plan, {room}", law, None, error, of_times=True))
     return tuple(laws)
 

@@ -29,7 +29,7 @@ class PlannedRun:
     def __str__(self) -> str:
         plan, sizes = self.plan, self.sizes
         budget = "" if self.budget_bytes is None else f"budget {format_bytes(self.budget_bytes)}, "
-        segments = f"{plan.num_segments} segment{'s' * (plan.num_segments != 1)}"
+        segments = f"{plan.num_segments} segment{'s' * (plan.num_segments != 1)} replayed"
         nested = f" nested {plan.nesting_depth} deep" if plan.nesting_depth > 1 else ""
         micro = f"micro batch {sizes.micro_size}"
         if sizes.accumulation > 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from deepres.bytesize import format_bytes
 from deepres.memory.depths import OVERHEAD, DepthRow
@@ -51,13 +51,17 @@ def frontier_figure(profiled: ProfiledNet, report: Report, num_budgets: int = 12
     ):
         label = row.strategy.split(",")[0]
         axes.plot(row.peak_bytes, row.extra_share, marker, color=colour, markersize=9, label=label, zorder=5)
-    room = report.device_bytes - report.other_bytes
-    if room > 0:
+    room = max(0, report.device_bytes - report.other_bytes)
+    label = f"{report.device}:\n{format_bytes(room)} for\nactivations"
+    x: tuple[float, str] = (room, "data")
+    if least / 4 < room < 4 * most:
         axes.axvline(room, color=GREEN, linewidth=2)
-        axes.annotate(
-            f"{report.device}:\n{format_bytes(room)} for\nactivations", (room, 1.0), xytext=(-6, -6),
-            xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top", color=GREEN,
-        )  # fmt: skip
+    else:  # far from all that is drawn
+        x, label = (1.0, "axes fraction"), f"{label} {'→' if room else '(none)'}"
+    axes.annotate(
+        label, (x[0], 1.0), xytext=(-6, -6), xycoords=(x[1], "axes fraction"), textcoords="offset points",
+        ha="right", va="top", color=GREEN,
+    )  # fmt: skip
     axes.set_xscale("log", base=2)
     _byte_ticks(axes.xaxis)
     axes.set_xlabel("peak of activations (log)")
@@ -139,6 +143,7 @@ def units_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Fig
         )  # fmt: skip
         start += size
     axes.set_xlim(0, num_units)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1.2 * max(everything))
     _linear_bytes(axes)
     axes.set_xlabel("unit")
@@ -156,37 +161,64 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
     """Peaks and extra times over the number of units."""
     figure = Figure(figsize=(10.0, 4.5), dpi=_DPI, layout="constrained")
     peaks, times = figure.subplots(1, 2)
+    kinds = list(dict.fromkeys(row.block for row in rows))
+    for kind in kinds:
+        _depths_curves(peaks, times, [row for row in rows if row.block == kind], is_first=kind == kinds[0])
+    peaks.set_xscale("log", base=2)
+    peaks.set_yscale("log", base=2)
+    _byte_ticks(peaks.yaxis)
+    peaks.set_ylabel("peak of activations (log)")
+    times.set_xscale("log", base=2)
+    times.set_ylim(bottom=0)
+    times.set_ylabel("extra time (% of a step)")
+    for axes in (peaks, times):
+        fainter = f"; fainter: {' and '.join(kinds[1:])} units" if kinds[1:] else ""
+        axes.set_xlabel(f"units (depth){fainter}")
+        axes.set_xticks(*_depth_ticks(rows))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(visible=True, alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
+def _depths_curves(peaks: Axes, times: Axes, rows: Sequence[DepthRow], *, is_first: bool) -> None:
+    """Of nets of one kind of unit; those after the first are fainter, and not in the legend again."""
     units = [row.num_units for row in rows]
+    alpha = 1.0 if is_first else 0.4
     for values, colour, style, label in (
         ([row.keep_all_bytes for row in rows], "black", "D-", "keep all"),
         ([row.sqrt_bytes for row in rows], ORANGE, "s--", "√units segments"),
         ([row.overhead_bytes for row in rows], BLUE, "o-", f"plan, ≤ {100 * OVERHEAD:g} % extra time"),
         ([row.memory_bytes for row in rows], GREEN, ":", "the card's room"),
     ):
-        peaks.plot(units, values, style, color=colour, label=label)
-    peaks.set_xscale("log", base=2)
-    peaks.set_yscale("log", base=2)
-    _byte_ticks(peaks.yaxis)
-    peaks.set_ylabel("peak of activations (log)")
+        peaks.plot(units, values, style, color=colour, label=label if is_first else None, alpha=alpha)
     for shares, colour, style, label in (
         ([row.sqrt_extra_share for row in rows], ORANGE, "s--", "√units segments"),
         ([row.overhead_extra_share for row in rows], BLUE, "o-", f"plan, ≤ {100 * OVERHEAD:g} % extra time"),
     ):
-        times.plot(units, [100 * share for share in shares], style, color=colour, label=label)
+        times.plot(
+            units,
+            [100 * share for share in shares],
+            style,
+            color=colour,
+            label=label if is_first else None,
+            alpha=alpha,
+        )
     fitting = [(r.num_units, 100 * r.memory_extra_share) for r in rows if r.memory_extra_share is not None]
     if fitting:
-        times.plot(*zip(*fitting, strict=True), "^-", color=GREEN, label="plan in the card's room")
-    times.set_xscale("log", base=2)
-    times.set_ylim(bottom=0)
-    times.set_ylabel("extra time (% of a step)")
-    for axes in (peaks, times):
-        axes.set_xlabel("units (depth)")
-        axes.set_xticks(units, [f"{row.num_units}\n({row.depth})" for row in rows])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(visible=True, alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return figure
+        label = "plan in the card's room"
+        times.plot(
+            *zip(*fitting, strict=True), "^-", color=GREEN, label=label if is_first else None, alpha=alpha
+        )
+
+
+def _depth_ticks(rows: Sequence[DepthRow]) -> tuple[list[int], list[str]]:
+    """Numbers of units, each with the depths that have it."""
+    depths = dict[int, list[str]]()
+    for row in rows:
+        depths.setdefault(row.num_units, []).append(str(row.depth))
+    return list(depths), [f"{units}\n({', '.join(of)})" for units, of in depths.items()]
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from deepres.recompute.chain import Chain, combine
 
+MOST_IMAGES = 2**20
+"""Of a batch; nobody asks for more."""
+
 
 @dataclass(frozen=True)
 class ScalingChain:
@@ -45,7 +48,7 @@ class ScalingChain:
         return combine(self.chains, cost)
 
 
-def largest_batch(fits: Callable[[int], bool], most: int = 2**20) -> int:
+def largest_batch(fits: Callable[[int], bool], most: int = MOST_IMAGES) -> int:
     """The largest batch of which `fits` says so, 0 if not even 1 fits; `most` if that still does.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 from deepres.bytesize import format_bytes
 from deepres.memory.gpus import GPUS
 from deepres.memory.report_rows import Report, StrategyRow
+from deepres.memory.scaling import MOST_IMAGES
 from deepres.text_table import aligned
 
 _FORMAT, _VERSION = "deepres.memory_report", 1
@@ -21,30 +22,44 @@ _COLUMNS = [field.name for field in fields(StrategyRow) if field.name not in ("k
 
 def report_text(report: Report) -> str:
     """The whole report, for people."""
-    model = report.model
-    stages = ", ".join(map(str, model.units_per_stage))
-    per = f", one of {model.world_size} processes" if model.world_size > 1 else ""
+    name, *facts = model_lines(report)
     lines = [
-        f"ResNet-{model.depth}, {model.dataset}: {model.block} units, {model.activation}, shortcut {model.shortcut}",
-        f"  {model.num_units} units in stages of {stages}",
-        f"  {model.num_parameters:,} parameters",
-        f"  {_count(model.multiply_adds)} multiply-adds forward, an image of {model.image_size} × {model.image_size}",
-        f"  batch {model.batch}{per}, {model.precision}",
+        name,
+        *(f"  {fact}" for fact in facts),
         "",
-        f"Model states{' of a process' if model.world_size > 1 else ''}",
+        f"Model states{' of a process' if report.model.world_size > 1 else ''}",
         *_indented(states_table(report)),
         "",
         "Activations with everything kept",
         *_indented(stages_table(report)),
         "",
-        f"The trade on {report.device}, {format_bytes(report.device_bytes)}",
-        f"  {_division(report)}",
+        trade_title(report),
+        f"  {division(report)}",
         "",
         *_indented(trade_table(report)),
         "",
         *notes(report),
     ]
     return "\n".join(lines)
+
+
+def model_lines(report: Report) -> list[str]:
+    """What net and batch a report is of."""
+    model = report.model
+    stages = ", ".join(map(str, model.units_per_stage))
+    per = f", one of {model.world_size} processes" if model.world_size > 1 else ""
+    return [
+        f"ResNet-{model.depth}, {model.dataset}: {model.block} units, {model.activation}, shortcut {model.shortcut}",
+        f"{model.num_units} units in stages of {stages}",
+        f"{model.num_parameters:,} parameters",
+        f"{_count(model.multiply_adds)} multiply-adds forward, an image of {model.image_size} × {model.image_size}",
+        f"batch {model.batch}{per}, {model.precision}",
+    ]
+
+
+def trade_title(report: Report) -> str:
+    """Of the trade, with the device and its memory."""
+    return f"The trade on {report.device}, {format_bytes(report.device_bytes)}"
 
 
 def states_table(report: Report) -> list[list[str]]:
@@ -82,21 +97,33 @@ def trade_table(report: Report) -> list[list[str]]:
         "fits",
         "extra runs",
         "extra time",
-        "at least",
+        "bound",
         "largest batch",
         "images/s",
     ]
     if is_measured:
         heading += ["measured", "peak off by", "ms", "measured ms", "time off by"]
-    return [heading, *(_trade_cells(row, with_measured=is_measured) for row in report.rows)]
+    rows = [
+        _trade_cells(row, with_measured=is_measured)
+        for row in report.rows
+        if not _is_below_another(row, report)
+    ]
+    return [heading, *rows]
+
+
+def batch_text(largest: int) -> str:
+    """A largest batch, for people."""
+    if not largest:
+        return "none"
+    return f"{largest:,}" if largest < MOST_IMAGES else f"≥ {largest:,}"
 
 
 def notes(report: Report) -> list[str]:
     """What a reader must know to read the trade, a line each."""
     lines = [
         "activations: the most that they take at once in a step; total: with model states, images and reserve",
-        "extra runs: how often a unit is run forward again, on average",
-        "extra time: of a step with everything kept; at least: no plan within the same bytes takes less",
+        "extra runs: how often a unit is run forward again, on average; replays of batch norm and ReLU alone are none",
+        "extra time: of a step with everything kept; bound: no plan within the same bytes takes less",
         "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
     ]
     if report.workspace_bytes and not _is_measured(report):
@@ -110,7 +137,7 @@ def notes(report: Report) -> list[str]:
     if report.units_per_group > 1:
         lines.append(
             f"to save planning time, up to {report.units_per_group} neighbouring units were planned as one: the best "
-            "plan's extra time lies between the columns 'at least' and 'extra time'"
+            "plan's extra time lies between the columns 'bound' and 'extra time'"
         )
     return lines
 
@@ -173,9 +200,20 @@ def _values(row: StrategyRow) -> dict[str, Any]:
     return values
 
 
+def _has_no_plan(row: StrategyRow) -> bool:
+    """Of a share of keep-all; of a budget that was asked for in bytes, it is always told."""
+    return row.kind == "budget" and row.plan is None and row.strategy.endswith("%")
+
+
+def _is_below_another(row: StrategyRow, report: Report) -> bool:
+    """Whether there is no plan for it, and it is not the largest of these, which speaks for all."""
+    return _has_no_plan(row) and row is not next(filter(_has_no_plan, report.rows))
+
+
 def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
     if row.plan is None:
-        cells = [row.strategy, f"needs {format_bytes(row.peak_bytes)}", "", "no plan", "", "", "", "", ""]
+        name = f"{row.strategy} or less" if _has_no_plan(row) else row.strategy
+        cells = [name, f"needs {format_bytes(row.peak_bytes)}", "", "no plan", "", "", "", "", ""]
     else:
         cells = [
             row.strategy,
@@ -185,7 +223,7 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
             f"{row.extra_forwards:.2f}",
             f"{100 * row.extra_share:.1f} %",
             "" if row.least_extra_share is None else f"{100 * row.least_extra_share:.1f} %",
-            f"{row.largest_batch:,}" if row.largest_batch else "none",
+            batch_text(row.largest_batch),
             f"{row.images_per_s:.3g}" if row.images_per_s < 1000 else f"{row.images_per_s:,.0f}",
         ]
     if not with_measured:
@@ -202,7 +240,7 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
     ]
 
 
-def _division(report: Report) -> str:
+def division(report: Report) -> str:
     """What the device's memory is for."""
     states = format_bytes(report.other_bytes - report.images_bytes - report.workspace_bytes)
     reserve = f", {format_bytes(report.workspace_bytes)} in reserve" if report.workspace_bytes else ""

@@ -193,11 +193,11 @@ class Execution:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.draws.replay(i))
             is_first = i not in self._states.replayed
-            by_value = is_first and not self._is_captured  # it waits for the device
             if not self._is_retaining[i]:
+                by_value = is_first and not self._is_captured  # it waits for the device
                 stack.enter_context(without_updates(self._units[i], by_value=by_value))
             elif is_first:  # of its norms that are not replayed by the memo, or of parametrizations
-                stack.enter_context(without_changes(self._units[i], by_value=by_value))
+                stack.enter_context(without_changes(self._units[i]))
             yield
         self._states.replayed.add(i)
 

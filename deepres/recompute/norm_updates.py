@@ -51,12 +51,15 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_changes(unit: nn.Module, *, by_value: bool, but: Container[int] = frozenset()) -> Iterator[None]:
+def without_changes(
+    unit: nn.Module, *, by_value: bool = False, but: Container[int] = frozenset()
+) -> Iterator[None]:
     """See that a replay leaves a unit's buffers and parameters as they are.
 
     Args:
         unit: is replayed.
-        by_value: compare the values of its buffers, too: what is written by `.data` is not counted.
+        by_value: compare the values of its buffers, too, which takes their bytes: what is written by `.data` is not
+            counted.
         but: the `id` of tensors that do not count.
 
     Raises:

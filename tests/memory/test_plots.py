@@ -29,7 +29,7 @@ def nets():
         train = {"max_steps": 1, "micro_batch_size": 64}
         model = {"depth": depth, "block": "bottleneck"}
         config = Config.model_validate({"model": model, "data": {"name": "cifar10"}, "train": train})
-        profiled = ProfiledNet(config, Target(GPU.name, GPU.memory_bytes, GPU))
+        profiled = ProfiledNet(config, Target(GPU.name, 2**30, GPU))
         found.append((profiled, make_report(profiled, shares=(0.75, 0.5))))
     return found
 
@@ -57,6 +57,14 @@ def test_the_frontier_falls_and_begins_with_everything_kept(nets):
     assert (peaks[-1], shares[-1]) == (report.rows[0].peak_bytes, pytest.approx(0, abs=1e-9))
     card = next(line for line in axes.lines if list(line.get_ydata()) == [0, 1])
     assert card.get_xdata()[0] == report.device_bytes - report.other_bytes
+
+
+@pytest.mark.parametrize(("memory_bytes", "told"), [(2**34, "→"), (2**20, "(none)")])
+def test_room_that_is_far_from_all_plans_is_told_in_words(nets, memory_bytes, told):
+    profiled = nets[0][0].within(memory_bytes)
+    (axes,) = frontier_figure(profiled, make_report(profiled, shares=(0.5,)), num_budgets=2).axes
+    assert not any(list(line.get_ydata()) == [0, 1] for line in axes.lines)
+    assert axes.texts[0].get_text().endswith(told)
 
 
 def test_the_timeline_is_as_high_as_the_peak_and_as_long_as_the_step(nets):

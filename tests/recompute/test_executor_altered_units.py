@@ -67,7 +67,7 @@ def test_residual_units_with_buffers_that_a_replay_would_change_are_refused(alte
 def test_a_subclass_of_the_unit_with_a_norm_of_its_own_is_refused():
     net = nn.Sequential(*[_Normed(16) for _ in range(9)])
     apply_plan(net, SEGMENTS)
-    with pytest.raises(RuntimeError, match=r"a _Normed changes its buffer 'after.running_mean' whenever"):
+    with pytest.raises(RuntimeError, match=r"a _Normed changes its buffer 'after\..*' whenever"):
         net(torch.randn(2, 16, 8, 8)).square().mean().backward()
 
 

@@ -50,7 +50,7 @@ def test_of_several_depths_one_that_no_plan_fits_has_a_row_that_says_so(capsys, 
     assert run("--depths", "20,32", "--batch-size", "4", "--budget", "1KiB", "--json", out) == 0
     answer = json.loads(out.read_text(encoding="utf-8"))
     assert [row["depth"] for row in answer["depths"]] == [20, 32]
-    assert {law["what"] for law in answer["growth"]} >= {"keep all", "√units"}
+    assert {law["what"] for law in answer["growth"]} >= {"keep all, power law", "√units, power law"}
     asked = [row for net in answer["nets"] for row in net["rows"] if row["budget_bytes"] == 2**10]
     assert ["num_segments" in row for row in asked] == [False, False]
     text = capsys.readouterr().out
@@ -237,6 +237,12 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         (("--depth", "20", "--batch-size", "0"), "must be a whole number of at least 1, got '0'"),
         (("--depth", "20", "--batch-size", "9" * 23), "must be at most 1048576, got '9999"),
         ((*SMALL, "--activation", "swish"), "argument --activation: invalid choice: 'swish'"),
+        ((*SMALL, "--json", "x.png", "--plot", "x.png"), "x.png is asked for twice: give each output a file"),
+        ((*SMALL, "--csv", "x-units.png", "--plot", "x.png"), "x-units.png is asked for twice: give each"),
+        (
+            (*SMALL, "--offload", "--zero-stage", "1", "engine.offload_optimizer=false"),
+            "give --offload or engine.offload_optimizer, not both",
+        ),
         ((*SMALL, "--offload"), "--offload needs --zero-stage 1, 2 or 3"),
         ((*SMALL, "--measure", "--gpu", "T4"), "take the device at hand: leave out --gpu"),
         ((*SMALL, "--json", "/nowhere/x.json"), "argument --json: /nowhere/x.json cannot be written"),
@@ -298,6 +304,42 @@ def test_a_configurations_own_plan_and_memory_count(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "RTX 3060 12GB (none was named), 12.0 GiB" in out
     assert "the configuration's" in out
+
+
+def test_the_memory_that_is_asked_about_is_what_the_configuration_s_plan_is_for(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    content = "model: {depth: 20}\ndata: {name: cifar10}\ntrain: {max_steps: 1, global_batch_size: 16}\n"
+    config.write_text(content + "recompute: {device_memory: 700MiB}\n", encoding="utf-8")
+    for options, memory in ((("--device-memory", "450MiB"), "450 MiB"), (("--gpu", "T4"), "16.0 GiB")):
+        assert run("--config", config, *options) == 0
+        out = capsys.readouterr().out
+        row = next(line for line in out.splitlines() if "the configuration's" in line)
+        assert f", {memory}\n" in out
+        assert " yes " in row
+    assert run("--config", config, "--device-memory", "10MiB") == 0
+    assert re.search(r"the configuration's +needs .* no plan", capsys.readouterr().out)
+
+
+def test_an_automatic_micro_batch_is_the_one_that_training_would_take(capsys):
+    settings = ("model.depth=20", "train.global_batch_size=1024", "train.micro_batch_size=auto")
+    settings = (*settings, "data.name=synthetic", "recompute.device_memory=700MiB")
+    assert run("--config", ROOT / "configs" / "cifar10_resnet20.yaml", *settings) == 0
+    out = capsys.readouterr().out
+    batch = int(re.match(r"train.micro_batch_size is auto: (\d+) here; --batch-size sets", out)[1])
+    assert batch in (256, 512)
+    assert f"\n  batch {batch}, fp32" in out
+    (row,) = (line for line in out.splitlines() if "the configuration's" in line)
+    assert " yes " in row
+    assert (
+        run(
+            "--config",
+            ROOT / "configs" / "cifar10_resnet20.yaml",
+            *settings,
+            "recompute.device_memory=258MiB",
+        )
+        == 2
+    )
+    assert "no smaller micro batch fits" in capsys.readouterr().err
 
 
 def test_growth_is_fitted_over_nets_of_one_kind(capsys):

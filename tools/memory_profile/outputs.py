@@ -17,7 +17,17 @@ from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.profiled_net import ProfiledNet
 from deepres.memory.report_rows import Report, StrategyRow
 from deepres.memory.step_log import recorded_memory
-from deepres.memory.tables import notes, report_csv, report_json, stages_table, states_table, trade_table
+from deepres.memory.tables import (
+    division,
+    model_lines,
+    notes,
+    report_csv,
+    report_json,
+    stages_table,
+    states_table,
+    trade_table,
+    trade_title,
+)
 from deepres.memory.trial import run_plan
 from html_page import MARK, Section, page_html
 
@@ -49,6 +59,14 @@ def check_outputs(options: argparse.Namespace) -> None:
     wants_pictures = options.plot is not None or options.html is not None
     if wants_pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot and --html need matplotlib: pip install 'deepres[quickstart]'")
+    files = [path for path in (options.json, options.csv, options.snapshot) if path is not None]
+    if options.plot is not None:
+        files += [options.plot.with_stem(options.plot.stem + name) for name in _PICTURES]
+    twice = next(
+        (path for path in files if [each.resolve() for each in files].count(path.resolve()) > 1), None
+    )
+    if twice is not None:
+        raise ValueError(f"{twice} is asked for twice: give each output a file of its own")
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot must be a .png file, got {options.plot}")
     if options.html is not None:
@@ -105,6 +123,10 @@ def write_outputs(
         print(f"wrote {path}")
 
 
+_PICTURES = ("", "-step", "-units", "-depths")
+"""What the names of `--plot`'s files have beside the one that is given."""
+
+
 def draw(answer: Answer, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
     """The pictures of a net: what to append to a file's name, a description, and the picture."""
     from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
@@ -141,9 +163,10 @@ def page(command: str, answers: Sequence[Answer], rows: Sequence[DepthRow]) -> s
         report, pictures = answer.report, draw(answer, ())
         name = f"ResNet-{report.model.depth}: "
         sections += [
+            Section(" ".join(model_lines(report)[:1]), model_lines(report)[1:]),
             Section(
-                f"{name}the trade on {report.device}",
-                notes(report),
+                trade_title(report),
+                [division(report), *notes(report)],
                 [("", trade_table(report))],
                 [pictures[""]],
             ),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+_WRAPPERS, _PREFIX = ("state_dict", "model"), "module."
+"""Where training programs put a net's tensors, and what DataParallel puts before their names."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ def read_tensor_file(path: Path) -> TensorFile:
 
     Args:
         path: a `.safetensors`; any other file is taken for what `torch.save` wrote, and read with `weights_only=True`.
+            Of a training checkpoint, it is what lies under `state_dict` or `model`; `module.` before all names goes.
 
     Raises:
         OSError: the file cannot be read, or there is none (FileNotFoundError).
@@ -41,7 +47,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     try:
         if is_safetensors:
             return _safetensors(path)
-        content = torch.load(path, "cpu", weights_only=True)
+        content = _unwrapped(torch.load(path, "cpu", weights_only=True))
     except (OSError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001  # whatever a reader says of a broken or malicious file
@@ -54,6 +60,15 @@ def read_tensor_file(path: Path) -> TensorFile:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} is refused: it must hold a dictionary of tensors by name")
     return TensorFile(path, {str(name): value for name, value in content.items()})
+
+
+def _unwrapped(content: Any) -> Any:
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if isinstance(content, dict) and content and all(str(name).startswith(_PREFIX) for name in content):
+        content = {str(name).removeprefix(_PREFIX): value for name, value in content.items()}
+    return content
 
 
 def _safetensors(path: Path) -> TensorFile:

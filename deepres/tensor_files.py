@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _WRAPPERS, _PREFIX = ("state_dict", "model"), "module."
 """Where training programs put a net's tensors, and what DataParallel puts before their names."""
 

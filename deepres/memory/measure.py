@@ -60,8 +60,10 @@ def measure_chain(
     Raises:
         TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor
             or cannot be copied.
-        ValueError: the input is empty, or the model cannot be run in that dtype.
+        ValueError: the input is empty, `repeats` is negative, or the model cannot be run in that dtype.
     """
+    if repeats < 0:
+        raise ValueError(f"repeats must be 0 or more, got {repeats}")
     images = checked_input(model, input_shape, input_dtype, dtype, channels_last=channels_last)
     bench = _DeviceBench(torch.device(device), dtype, repeats)
     if repeats and bench.device.type == "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 
@@ -141,6 +141,7 @@ def build_resnet(
     )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    _check_whole({"depth": depth, "num_classes": num_classes})
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     block = block or default_block(depth, dataset)
@@ -201,6 +202,12 @@ def _check_numbers(numbers: dict[str, float]) -> None:
     for name, number in numbers.items():
         if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {number!r:.80}")
+
+
+def _check_whole(numbers: dict[str, object]) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise ValueError(f"{name} must be a whole number, got {number!r:.80}")
 
 
 def _stem(channels: int, dataset: Family, *, activates: bool, leading: str) -> nn.Sequential:

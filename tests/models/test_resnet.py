@@ -259,6 +259,12 @@ def test_a_net_without_classes_is_refused():
         deepres.build_resnet(20, num_classes=0)
 
 
+@pytest.mark.parametrize("depth", [20.0, "20", True])
+def test_a_depth_that_is_no_whole_number_is_refused(depth):
+    with pytest.raises(ValueError, match=f"^depth must be a whole number, got {re.escape(repr(depth))}$"):
+        deepres.build_resnet(depth)
+
+
 @pytest.mark.parametrize(("stride_on", "strides"), [("1x1", (2, 1, 1)), ("3x3", (1, 2, 1))])
 def test_the_stride_of_a_bottleneck_sits_where_it_is_asked_for(stride_on, strides):
     net = _on_meta(29, stride_on=stride_on)

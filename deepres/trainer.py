@@ -105,7 +105,7 @@ class Trainer:
             self._log.begin(self._planned, self._activation_peak_bytes)
             unreached = self._schedule.unreached(self._num_steps)
             if unreached is not None:
-                self._log.say(f"WARNING: {unreached}")
+                self._log.say(f"note: {unreached}")
             saves = self._config.train.save_every is not None
             if saves and any_process([self._is_branch], self._process.device)[0]:
                 self._saved_step = None  # in another folder: train.resume=auto would begin anew in this one

@@ -35,6 +35,7 @@ def test_a_run_leaves_metrics_config_weights_and_a_picture(tmp_path):
     overrides = ("train.epochs=3", "log.plots=true", f"train.run_dir={run_dir}")
     done = run(sys.executable, TRAIN, "--config", QUICKSTART, *SMALL, *overrides)
     assert done.returncode == 0, done.stderr
+    assert "note: the run has 24 steps: it ends before optim.milestones 6, 8 (epochs)\n" in done.stdout
     losses = [row["loss"] for row in metrics(run_dir, "train")]
     assert losses[-1] < losses[0] - 0.5
     (summary,) = metrics(run_dir, "summary")

@@ -27,9 +27,9 @@ def _knapsack_ms(chain: Chain, room_bytes: int) -> float:
     steps = list[tuple[float, int]]()  # (ms saved per byte, bytes) of keeping more, along each unit's hull
     for (unit, added_bytes), run in groupby(zip(chain.units, _added_bytes(chain), strict=True)):
         num_units = len(list(run))
-        total_ms += num_units * unit.forward_ms
         options = sorted(zip(added_bytes, (r.replay_ms for r in unit.retentions), strict=True))
-        num_bytes, ms = 0, unit.forward_ms
+        num_bytes, ms = 0, min(unit.forward_ms, *(m if b == 0 else math.inf for b, m in options))
+        total_ms += num_units * ms
         while True:
             better = [((ms - m) / (b - num_bytes), b, m) for b, m in options if b > num_bytes and m < ms]
             if not better:
@@ -51,7 +51,7 @@ def _reversal_ms(chain: Chain, room_bytes: int) -> float:
         num_units = len(list(run))
         size = min(unit.output_bytes, *added_bytes)
         num_states = max(1, room_bytes // max(1, size) + 1)
-        if num_states >= num_units:
+        if size == 0 or num_states >= num_units:
             continue
         times = 1
         while math.comb(num_states + times, num_states) < num_units:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.batch_sizes import BatchSizes, batch_sizes
+from deepres.batch_sizes import BatchSizes, batch_sizes, smaller_micro_batches
 from deepres.config import ConfigError, TrainConfig
 
 counts = st.integers(1, 64)
@@ -62,3 +62,9 @@ def test_what_is_accepted_always_multiplies_up(total, world_size, micro):
         assert total % (world_size * micro)
     else:
         assert sizes.micro_size * sizes.accumulation * sizes.world_size == sizes.global_size == total
+
+
+def test_smaller_micro_batches_go_down_to_one_image():
+    assert smaller_micro_batches(BatchSizes(24, 6, 2, 2)) == [
+        BatchSizes(24, micro, 12 // micro, 2) for micro in (4, 3, 2, 1)
+    ]

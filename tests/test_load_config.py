@@ -196,3 +196,35 @@ def test_a_base_is_not_given_on_the_command_line(folder):
     for override in ("base=other.yaml", "base.x=1"):
         with pytest.raises(ConfigError, match=r"base is for files alone \(base: FILE, .*\), got 'base"):
             load_config(_row(folder), [override])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["train.accumulation=2", "train.global_batch_size=8"],
+            "auto needs train.global_batch_size, and no accumulation",
+        ),
+        (["train.global_batch_size=null"], "auto needs train.global_batch_size, and no accumulation"),
+        (
+            ["train.global_batch_size=8", "recompute.device_memory=null"],
+            "auto needs recompute.device_memory or recompute.budget",
+        ),
+    ],
+)
+def test_an_automatic_micro_batch_needs_a_global_batch_and_a_limit(tmp_path, settings, message):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {depth: 11}\ndata: {name: synthetic}\ntrain: {max_steps: 1}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, ["train.micro_batch_size=auto", "recompute.device_memory=1GiB", *settings])
+
+
+@pytest.mark.parametrize("limit", ["recompute.budget=1GiB", "recompute.device_memory=1GiB"])
+def test_either_limit_will_do(tmp_path, limit):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model: {depth: 11}\ndata: {name: synthetic}\n"
+        "train: {max_steps: 1, micro_batch_size: auto, global_batch_size: 8}\n",
+        encoding="utf-8",
+    )
+    load_config(path, [limit])

@@ -46,3 +46,14 @@ def test_logits_that_are_not_finite_are_no_answer():
     logits = torch.full((6, 6), math.nan)
     logits[0] = torch.arange(6.0).flip(0)
     assert answer_sums(logits, torch.arange(6)).tolist()[1:] == [1, 1, 6]
+
+
+def test_infinite_logits_are_no_answer():
+    logits = torch.tensor([[math.inf, 0.0], [0.0, 1.0]])
+    assert answer_sums(logits, torch.tensor([0, 1])).tolist()[1:] == [1, 1, 2]
+
+
+def test_the_loss_of_16_bit_logits_is_computed_in_fp32():
+    logits, labels = torch.randn(64, 10).bfloat16(), torch.arange(64) % 10
+    expected = F.cross_entropy(logits.float(), labels, reduction="sum")
+    assert answer_sums(logits, labels)[0] == expected

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from deepres import saving
 from deepres.commit import SaveError
 from deepres.saving import LATEST, Saver, SaveSchedule, checkpoints_in, commit_snapshot
 from deepres.snapshot import MODEL, TRAINING, Snapshot
@@ -86,3 +87,11 @@ def test_a_folder_that_cannot_be_made_is_one_too(tmp_path):
     saver.save(Snapshot(1, {MODEL: {"x": torch.ones(2)}}, {}))
     with pytest.raises(SaveError):
         saver.finish(CPU)
+
+
+def test_a_saver_tells_how_long_its_last_commit_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "commit_snapshot", lambda *_: time.sleep(0.05))
+    saver = Saver(tmp_path, keep=1)
+    saver.save(Snapshot(1, {}, {TRAINING: "{}"}))
+    saver.wait()
+    assert 0.05 <= saver.commit_s < 5

@@ -126,3 +126,17 @@ def test_normal_numbers_are_normal_independent_and_those_of_their_positions():
     others = uniforms(7, 2, 0, 20_000, 4)
     correlations = np.corrcoef(drawn.T, others.T)[:3, 3:]
     assert np.abs(correlations).max() < 5 / 20_000**0.5
+
+
+UNIFORMS = [0.28413744129381846, 0.6186200549663141, 0.3613417685833824]
+NORMALS = [-1.0057833489466033, 0.9717614681052923, 1.5573557442469335]
+
+
+def test_random_numbers_of_a_position_never_change():
+    """Else a run that goes on under a newer deepres sees other images."""
+    assert uniforms(7, 2, 3, 1, 3).tolist() == [UNIFORMS]
+    assert normals(7, 2, 3, 1)[0].tolist() == pytest.approx(NORMALS, rel=1e-12)
+
+
+UNIFORMS = [0.28413744129381846, 0.6186200549663141, 0.3613417685833824]
+NORMALS = [-1.0057833489466033, 0.9717614681052923, 1.5573557442469335]

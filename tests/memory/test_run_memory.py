@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from deepres.batch_sizes import batch_sizes
-from deepres.config import Config, EngineConfig, ModelConfig, PrecisionConfig, TrainConfig
+from deepres.config import Config, EngineConfig, ModelConfig, PrecisionConfig, RecomputeConfig, TrainConfig
 from deepres.data import Batch
 from deepres.data_config import DataConfig
 from deepres.distributed import this_process
 from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak
-from deepres.memory.run_memory import accumulates, run_memory
+from deepres.memory.predict import predict_chain
+from deepres.memory.run_memory import accumulates, plan_for, predict_run_chain, run_memory
+from deepres.recompute import Chain, Retention, UnitCost, sqrt_plan
 from deepres.run_net import net_of
 
 
@@ -70,3 +72,46 @@ def test_a_step_accumulates_if_its_micro_batches_are_several(train, world_size, 
     config = TrainConfig(max_steps=1, micro_batch_size=4, **train)
     assert accumulates(config, 4, world_size) == expected
     assert (batch_sizes(config, world_size).accumulation > 1) == expected
+
+
+def _config(**sections):
+    settings = {
+        "model": {"depth": 11},
+        "data": {"name": "synthetic"},
+        "train": {"max_steps": 1, "micro_batch_size": 4},
+    }
+    return Config.model_validate(settings | sections)
+
+
+SIZES = {"num_parameters": 10, "image_size": 32, "micro_size": 4, "on_cuda": False}
+
+
+def test_a_run_without_momentum_has_no_room_for_one():
+    assert (
+        run_memory(
+            _config(optim={"momentum": 0, "nesterov": False}), **SIZES, world_size=1
+        ).states.optimizer_bytes
+        == 0
+    )
+
+
+def test_a_run_that_accumulates_holds_gradients_twice():
+    config = _config(train={"max_steps": 1, "micro_batch_size": 4, "accumulation": 2})
+    assert run_memory(config, **SIZES, world_size=2).states.gradients_bytes == 80
+    assert run_memory(_config(), **SIZES, world_size=2).states.gradients_bytes == 40
+
+
+def test_segments_of_sqrt_are_about_the_root_of_the_units():
+    chain = Chain(1, (UnitCost(1.0, 1.0, 1, (Retention("all", 2),)),) * 16)
+    assert plan_for(RecomputeConfig(segments="sqrt"), chain, 0).segments == sqrt_plan(16).segments
+
+
+@pytest.mark.parametrize("precision", [{"compute": "bf16"}])
+def test_a_chain_is_predicted_for_the_precision_of_the_run(precision):
+    config = _config(model={"depth": 11, "block": "bottleneck"}, precision=precision)
+    net = net_of(config)
+    found = predict_run_chain(config, net, 4, 32, None)
+    dtype = torch.bfloat16 if "compute" in precision else torch.float32
+    expected = predict_chain(net, (4, 3, 32, 32), None, dtype, channels_last="channels_last" in precision)
+    assert found == expected
+    assert found != predict_chain(net, (4, 3, 32, 32), None, torch.float32)

@@ -41,3 +41,8 @@ def test_the_largest_batch_is_found_in_few_questions(limit):
 
     assert largest_batch(fits, most=2000) == min(limit, 2000)
     assert len(asked) < 12
+
+
+def test_the_largest_batch_may_be_a_large_one():
+    assert largest_batch(lambda size: size <= 5000) == 5000
+    assert largest_batch(lambda _: True) == 2**20

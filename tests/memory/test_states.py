@@ -52,3 +52,7 @@ def test_one_process_has_no_buckets_and_an_optimizer_without_momentum_has_none()
 
 def test_a_share_that_does_not_divide_is_rounded_up():
     assert model_states(1, EngineConfig(name="fairscale"), 3).optimizer_bytes == 2
+
+
+def test_fairscale_without_momentum_has_no_optimizer_state():
+    assert model_states(1000, EngineConfig(name="fairscale"), 4, has_momentum=False).optimizer_bytes == 0

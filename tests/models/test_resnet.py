@@ -459,3 +459,25 @@ def test_own_preactivations_make_a_basic_cifar_net_one_path_of_identities():
     y = net.units(x)
     assert torch.equal(y[:, :16], x[:, :, ::4, ::4])
     assert not y[:, 16:].any()
+
+
+def test_every_value_must_not_be_dropped():
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, got 1"):
+        deepres.build_resnet(20, shortcut="dropout", dropout=1)
+
+
+@pytest.mark.parametrize("activation", ["original", "bn_after_addition", "relu_before_addition"])
+def test_where_activations_come_after_the_addition_preactivation_says_nothing(activation):
+    nets = [
+        deepres.build_resnet(11, block="bottleneck", activation=activation, preactivation=where)
+        for where in ("own", "shared")
+    ]
+    assert str(nets[0]) == str(nets[1])
+
+
+@pytest.mark.parametrize("activation", ["full_preactivation", "relu_only_preactivation", "original"])
+def test_the_head_leaves_the_last_units_output_as_it_is(activation):
+    net, seen = deepres.build_resnet(8, activation=activation), []
+    net.units[-1].register_forward_hook(lambda _unit, _x, y: seen.extend([y, y.clone()]))
+    net(torch.randn(2, 3, 16, 16))
+    assert torch.equal(*seen)

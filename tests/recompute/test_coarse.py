@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.recompute import Chain, Plan, Retention, UnitCost, keep_all_plan, make_plan, price, simulate
+from deepres.recompute import (
+    Chain,
+    Plan,
+    Retention,
+    UnitCost,
+    keep_all_plan,
+    make_plan,
+    per_unit_plan,
+    price,
+    simulate,
+)
 from deepres.recompute.coarse import coarsen
 from deepres.recompute.lower_bound import least_extra_ms
 from deepres.recompute.planner import smallest_budget
@@ -93,3 +103,17 @@ def test_the_plan_of_a_thousand_groups_of_equal_units_is_close_to_the_bound():
     plan = price(chain, coarse.expand(make_plan(coarse.chain, 1500, slots=100)))
     bound = least_extra_ms(chain, 1500)
     assert bound <= plan.extra_ms <= bound + 0.03 * chain.step_ms
+
+
+def test_a_group_that_is_discarded_needs_what_its_units_runs_need():
+    unit = UnitCost(1.0, 2.0, 1, (Retention("all", 10),), forward_temp_bytes=50)
+    chain = Chain(1, (unit,) * 12)
+    coarse = coarsen(chain, 3)
+    plan = per_unit_plan(3, coarse.chain.units[0].retentions[-1].name)
+    assert simulate(chain, coarse.expand(plan)).peak_bytes <= simulate(coarse.chain, plan).peak_bytes
+
+
+def test_units_that_keep_no_more_than_they_drop_have_no_bound():
+    unit = UnitCost(1.0, 1.0, 2, (Retention("all", 2, freed_bytes=2, reads_input=False),))
+    chain = Chain(2, (unit,) * 20)
+    assert least_extra_ms(chain, simulate(chain, keep_all_plan(20)).peak_bytes) == 0

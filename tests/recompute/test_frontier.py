@@ -1,5 +1,7 @@
 """The frontier's plans against the planner's."""
 
+from dataclasses import replace
+
 import pytest
 
 from deepres.recompute import (
@@ -13,6 +15,7 @@ from deepres.recompute import (
 )
 from deepres.recompute.frontier import Frontier
 from deepres.recompute.planner import fastest_plan, smallest_budget
+from tests.recompute.costs import UNIT
 
 _UNIT = UnitCost(1.0, 2.0, 2, (Retention("all", 6), Retention("less", 3, 0.5)))
 _CHAIN = Chain(1, (_UNIT,) * 12, 1, 3)
@@ -60,3 +63,8 @@ def test_the_smallest_plan_within_a_time_takes_no_more_and_less_would(share):
     plan = frontier.smallest_within(share)
     assert plan.extra_share <= share
     assert make_plan(_CHAIN, round(0.95 * plan.peak_bytes)).extra_share > share
+
+
+def test_a_chain_that_takes_no_time_has_no_extra_share():
+    chain = Chain(1, (replace(UNIT, forward_ms=0.0, backward_ms=0.0),) * 4)
+    assert Frontier(chain).least_extra_share(10) == 0

@@ -1,0 +1,47 @@
+"""Momentum as checkpoints take it from the plain engine, and give it back."""
+
+import torch
+
+from deepres.batch_sizes import batch_sizes
+from deepres.config import Config
+from deepres.data import Batch
+from deepres.distributed import this_process
+from deepres.engines import make_engine
+from deepres.models import build_resnet
+
+
+def _fp16_engine():
+    config = Config.model_validate(
+        {
+            "model": {"depth": 8},
+            "data": {"name": "synthetic"},
+            "train": {"max_steps": 1, "micro_batch_size": 4},
+            "engine": {"name": "plain"},
+            "precision": {"compute": "fp16"},
+        }
+    )
+    return make_engine(build_resnet(8), config, this_process("cpu"), batch_sizes(config.train, 1))
+
+
+def test_a_skipped_step_makes_no_momentum_and_forgets_none():
+    engine, factor = _fp16_engine(), 1.0
+
+    def spoil(_module, _input, logits):
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * factor)
+
+    engine.net.register_forward_hook(spoil)
+    batches = [Batch(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)), torch.arange(4))]
+    found = []
+    for factor in (float("inf"), 1.0, float("inf")):  # noqa: B007 (spoil reads it)
+        engine.step(batches, 0.1)
+        found.append(len(list(engine.momentum())))
+    assert found == [0, len(list(engine.net.parameters())), len(list(engine.net.parameters()))]
+
+
+def test_momentum_that_was_loaded_is_there_before_a_step():
+    engine = _fp16_engine()
+    engine.load_momentum(lambda name: torch.ones_like(engine.net.get_parameter(name)))
+    momentum = dict(engine.momentum())
+    assert momentum.keys() == dict(engine.net.named_parameters()).keys()
+    assert all((tensor == 1).all() for tensor in momentum.values())

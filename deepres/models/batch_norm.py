@@ -24,9 +24,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules import module
 
-Memo = dict[nn.Module, tuple[Tensor, Tensor]]
-"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std)."""
+Memo = dict[Any, tuple[Any, ...]]
+"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what those with
+hooks saw and made last, see `is_as_computed`."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -55,7 +57,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training:
             return super().forward(x)
-        x = _dense(x)
+        y = self._normalised(_dense(x), memo)
+        if memo is not None and _has_hooks(self):
+            memo[self, "last"] = (_state(x), _state(y))
+        return y
+
+    def _normalised(self, x: Tensor, memo: Memo | None) -> Tensor:
         if memo is not None and self in memo:
             mean, invstd = memo[self]
             y: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
@@ -138,6 +145,26 @@ def run_norm(norm: nn.Module, x: Tensor, memo: Memo | None) -> Tensor:
             "hook return all arguments, or train without a plan"
         )
     return y
+
+
+def is_as_computed(norm: nn.Module, x: Tensor, y: Tensor, memo: Memo) -> bool:
+    """Whether `norm` made `y` of `x` in its last pass, and no hook changed one of them: `normalise` makes `y` again.
+
+    A norm in evaluation mode leaves nothing in the memo.
+    """
+    if norm not in memo:
+        return False
+    return not _has_hooks(norm) or memo[norm, "last"] == (_state(x), _state(y))
+
+
+def _has_hooks(norm: nn.Module) -> bool:
+    own = norm._forward_pre_hooks or norm._forward_hooks
+    return bool(own or module._global_forward_pre_hooks or module._global_forward_hooks)
+
+
+def _state(x: Tensor) -> tuple[object, ...]:
+    """Differs if the values may; a view of all values is the same, such as ZeRO's hooks make."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x._version
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:

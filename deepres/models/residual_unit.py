@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module
 
-from deepres.models.batch_norm import BatchNorm2d, Memo, normalise, run_norm
+from deepres.models.batch_norm import BatchNorm2d, Memo, is_as_computed, normalise, run_norm
 from deepres.models.compiled_unit import UnitCode
 from deepres.models.conv_outputs import ConvOutputs
 from deepres.models.shortcut import Shortcut
@@ -206,19 +205,12 @@ class ResidualUnit(nn.Module):
                 norm = self.norms[index]
                 y = run_norm(norm, x, memo)
                 if kind == "BR":
-                    # A norm in eval mode (frozen) leaves no memo, and hooks may change what it sees or makes: what
-                    # follows such a norm is kept.
-                    if keep is not None and memo is not None and norm in memo and not _has_hooks(norm):
+                    if keep is not None and memo is not None and is_as_computed(norm, x, y, memo):
                         keep.drop(y, _replay_of_norm_relu(x, norm, memo))
                     y = F.relu(y, inplace=True)
                 x = y
             owned = True
         return x
-
-
-def _has_hooks(norm: nn.Module) -> bool:
-    own = norm._forward_pre_hooks or norm._forward_hooks
-    return bool(own or module._global_forward_pre_hooks or module._global_forward_hooks)
 
 
 def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[], Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from deepres import apply_plan
+from deepres.memory import measure_activation_peak
 from deepres.models import ResidualUnit
 from deepres.recompute import Plan, uniform_plan
 from tests.recompute.exactness import assert_same_bits, cross_entropy, outcome, small_net
@@ -86,6 +87,49 @@ def test_a_hook_may_change_what_a_norm_puts_out(plan):
         for norm in unit.norms:
             norm.register_forward_hook(lambda _norm, _inputs, y: y * 1.01)
     assert_same_bits(outcome(net, plan), outcome(net, None))
+
+
+def _hands_on_a_view(_norm, _inputs, y):
+    return y.view_as(y)
+
+
+def _changes_in_place(_norm, _inputs, y):
+    return y.mul_(1.01)
+
+
+def _changes_the_input(_norm, inputs):
+    return (inputs[0] * 1.01, *inputs[1:])
+
+
+@pytest.mark.parametrize("plan", [SEGMENTS, REPLAYED, KEPT], ids=["segments", "conv_outputs", "kept"])
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        ("register_forward_hook", _hands_on_a_view),
+        ("register_forward_hook", _changes_in_place),
+        ("register_forward_pre_hook", _changes_the_input),
+    ],
+)
+def test_a_hook_at_a_norm_may_do_what_it_likes(plan, register, hook):
+    net = _net()
+    for unit in net.units:
+        for norm in unit.norms:
+            getattr(norm, register)(hook)
+    assert_same_bits(outcome(net, plan), outcome(net, None))
+
+
+@pytest.mark.parametrize("hook", [lambda *_: None, _hands_on_a_view])
+def test_hooks_that_change_nothing_take_no_memory(hook):
+    net, watched = _net(), _net()
+    for unit in watched.units:
+        for norm in unit.norms:
+            norm.register_forward_hook(hook)
+    peaks = []
+    for each in (net, watched):
+        apply_plan(each, KEPT)
+        batch = torch.randn(8, 3, 16, 16), torch.arange(8)
+        peaks.append(measure_activation_peak(each, each, *batch))
+    assert peaks[0] == peaks[1]
 
 
 @pytest.mark.parametrize("plan", [SEGMENTS, KEPT], ids=["segments", "kept"])

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules import module
+from torch.nn.modules import module as of_all
 
 Memo = dict[Any, tuple[Any, ...]]
-"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what those with
-hooks saw and made last, see `is_as_computed`."""
+"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what those
+with hooks saw and made last, see `is_as_computed`."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -159,7 +159,7 @@ def is_as_computed(norm: nn.Module, x: Tensor, y: Tensor, memo: Memo) -> bool:
 
 def _has_hooks(norm: nn.Module) -> bool:
     own = norm._forward_pre_hooks or norm._forward_hooks
-    return bool(own or module._global_forward_pre_hooks or module._global_forward_hooks)
+    return bool(own or of_all._global_forward_pre_hooks or of_all._global_forward_hooks)
 
 
 def _state(x: Tensor) -> tuple[object, ...]:

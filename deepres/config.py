@@ -47,6 +47,10 @@ FP32_BYTES = 4
 """Of a parameter, its gradient and its momentum, in whatever the net is computed."""
 
 
+MOST_LAYERS = 30_000
+"""Of a net: to build one of more takes minutes."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for the person who wrote it."""
 
@@ -57,7 +61,7 @@ class ConfigError(ValueError):
 class ModelConfig(Section):
     """The net; see `deepres.build_resnet`, whose arguments these are."""
 
-    depth: Annotated[int, Field(le=30_000)]
+    depth: Annotated[int, Field(le=MOST_LAYERS)]
     dataset: Family = "cifar"
     num_classes: NumClasses | None = None
     """By default as many as the data has."""

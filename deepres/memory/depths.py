@@ -113,19 +113,12 @@ def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
     ):
         exponent, factor = _power_law(units, values)
         error = max(abs(factor * n**exponent / v - 1) for n, v in zip(units, values, strict=True))
-        laws.append(
-            Growth(
-                f"{what}, power law", f"{format_bytes(round(factor))} × units^{exponent:.2f}", exponent, error
-            )
-        )
+        law = f"{format_bytes(round(factor))} × units^{exponent:.2f}"
+        laws.append(Growth(f"{what}, power law", law, exponent, error))
     slope, base = linear_regression(units, [row.keep_all_bytes for row in rows])
     error = max(abs((base + slope * row.num_units) / row.keep_all_bytes - 1) for row in rows)
-    laws.insert(
-        1,
-        Growth(
-            "keep all, straight line", f"{_signed(base)} + {format_bytes(round(slope))} a unit", None, error
-        ),
-    )
+    law = f"{_signed(base)} + {format_bytes(round(slope))} a unit"
+    laws.insert(1, Growth("keep all, straight line", law, None, error))
     times = [(row.num_units, row.memory_extra_share) for row in rows if row.memory_extra_share is not None]
     if len({n for n, _ in times}) > 1:
         per_doubling, at_one = linear_regression(

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules import module as of_all
+
+from deepres.watched import is_watched
 
 Memo = dict[Any, tuple[Any, ...]]
 """What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what those
@@ -58,7 +59,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         y = self._normalised(_dense(x), memo)
-        if memo is not None and _has_hooks(self):
+        if memo is not None and is_watched(self):
             memo[self, "last"] = (_state(x), _state(y))
         return y
 
@@ -154,12 +155,7 @@ def is_as_computed(norm: nn.Module, x: Tensor, y: Tensor, memo: Memo) -> bool:
     """
     if norm not in memo:
         return False
-    return not _has_hooks(norm) or memo[norm, "last"] == (_state(x), _state(y))
-
-
-def _has_hooks(norm: nn.Module) -> bool:
-    own = norm._forward_pre_hooks or norm._forward_hooks
-    return bool(own or of_all._global_forward_pre_hooks or of_all._global_forward_hooks)
+    return not is_watched(norm) or memo[norm, "last"] == (_state(x), _state(y))
 
 
 def _state(x: Tensor) -> tuple[object, ...]:

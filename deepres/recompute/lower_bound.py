@@ -50,8 +50,10 @@ def _reversal_ms(chain: Chain, room_bytes: int) -> float:
     for (unit, added_bytes), run in groupby(zip(chain.units, _added_bytes(chain), strict=True)):
         num_units = len(list(run))
         size = min(unit.output_bytes, *added_bytes)
-        num_states = max(1, room_bytes // max(1, size) + 1)
-        if size == 0 or num_states >= num_units:
+        if size == 0:
+            continue
+        num_states = max(1, room_bytes // size + 1)
+        if num_states >= num_units:
             continue
         times = 1
         while math.comb(num_states + times, num_states) < num_units:

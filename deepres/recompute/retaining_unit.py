@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module
+
+from deepres.watched import is_watched
 
 
 @runtime_checkable
@@ -43,12 +44,6 @@ def run_unit(
         What the unit returns, which must be one tensor.
     """
     # Of a discarded run a graph is recorded where somebody could see that there is none, see `discarding`.
-    records = keep is not None or not is_retaining or _is_watched(unit)
+    records = keep is not None or not is_retaining or is_watched(unit)
     with torch.set_grad_enabled(records):
         return unit(x, retention=keep or "all", memo=memo) if is_retaining else unit(x)
-
-
-def _is_watched(unit: nn.Module) -> bool:
-    """Whether hooks see what goes into the unit or comes out of it."""
-    own = unit._forward_pre_hooks or unit._forward_hooks
-    return bool(own or module._global_forward_pre_hooks or module._global_forward_hooks)

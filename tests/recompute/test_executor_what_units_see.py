@@ -140,8 +140,9 @@ def test_a_loss_on_what_a_hook_took_out_of_a_residual_unit_is_refused():
     assert_exact(net, per_unit_plan(9))
 
 
+@pytest.mark.parametrize("take", [lambda x: x, lambda x: x.square().mean()], ids=["input", "of the input"])
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_a_loss_on_what_a_hook_saw_go_into_a_residual_unit_is_refused(everywhere):
+def test_a_loss_on_what_a_hook_saw_go_into_a_residual_unit_is_refused(everywhere, take):
     net, found = copy.deepcopy(small_net(20)), []
     apply_plan(net, per_unit_plan(9))
     register = (
@@ -149,7 +150,7 @@ def test_a_loss_on_what_a_hook_saw_go_into_a_residual_unit_is_refused(everywhere
         if everywhere
         else net.units[4].register_forward_pre_hook
     )
-    handle = register(lambda unit, x: found.append(x[0]) if unit is net.units[4] else None)
+    handle = register(lambda unit, x: found.append(take(x[0])) if unit is net.units[4] else None)
     try:
         with pytest.raises(RuntimeError, match=OTHER_WAYS):
             (cross_entropy(net) + found[0].square().mean()).backward()

@@ -7,7 +7,7 @@ import argparse
 import psutil
 import torch
 
-from deepres.config import Config
+from deepres.config import MOST_LAYERS, Config
 from deepres.load_config import load_config
 from deepres.memory.gpus import find_gpu
 from deepres.memory.profiled_net import Target
@@ -17,7 +17,6 @@ from deepres.out_of_memory import limit_device_memory
 DEFAULT_GPU = "RTX 3060 12GB"
 _IMAGENET_DEPTHS = (101, 152, 200)
 _RECIPE_BATCHES = {"cifar": 128, "imagenet": 256}
-_MOST_LAYERS = 30_000
 _KEYS = {
     "depth": "model.depth",
     "depths": "model.depth",
@@ -110,8 +109,8 @@ def read_depths(options: argparse.Namespace) -> list[int]:
             f"--depths must be numbers with commas (110,164,1001), got {options.depths!r}"
         ) from None
     depths += [] if options.depth is None else [options.depth]
-    if depths and max(depths) > _MOST_LAYERS:
-        raise ValueError(f"depth must be at most {_MOST_LAYERS:,} here, got {max(depths):,}")
+    if depths and max(depths) > MOST_LAYERS:
+        raise ValueError(f"depth must be at most {MOST_LAYERS:,} here, got {max(depths):,}")
     return sorted(set(depths))
 
 

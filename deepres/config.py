@@ -30,6 +30,7 @@ from deepres.config_fields import (
 from deepres.conflicts import first_conflict
 from deepres.data_config import DataConfig
 from deepres.net_options import (
+    ACTING_ON,
     Activation,
     Block,
     Family,
@@ -76,6 +77,19 @@ class ModelConfig(Section):
     residual_scale: AnyFloat = 0.5
     gate_bias: AnyFloat = -6.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        for key, where in ACTING_ON.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and not {self.shortcut, self.activation} & set(
+                where
+            ):
+                what = "activation" if key == "preactivation" else "shortcut"
+                raise ValueError(
+                    f"{key}={value} has no effect with {what}={getattr(self, what)}; it is for {' or '.join(where)}"
+                )
+        return self
 
     @property
     def chosen_block(self) -> Block:

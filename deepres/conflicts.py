@@ -22,6 +22,13 @@ def first_conflict(config: Config) -> str | None:
             "train.micro_batch_size auto needs recompute.device_memory or recompute.budget",
         ),
         (
+            not is_auto and recompute.max_extra != type(recompute).model_fields["max_extra"].default,
+            (
+                "recompute.max_extra is for train.micro_batch_size=auto: with a batch that is given, the plan is the "
+                "fastest in the memory asked for"
+            ),
+        ),
+        (
             config.optim.fused and config.precision.compute == "fp16",
             (
                 "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "

@@ -31,6 +31,16 @@ MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 STRIDES_ON: tuple[StrideOn, ...] = get_args(StrideOn)
 PREACTIVATIONS: tuple[Preactivation, ...] = get_args(Preactivation)
 
+ACTING_ON: dict[str, tuple[str, ...]] = {
+    "shortcut_scale": ("constant_scaling",),
+    "residual_scale": ("constant_scaling",),
+    "gate_bias": ("exclusive_gating", "shortcut_only_gating"),
+    "dropout": ("dropout",),
+    "preactivation": ("relu_only_preactivation", "full_preactivation"),
+    "matching": tuple(name for name in SHORTCUTS if name != "conv1x1"),
+}
+"""The shortcuts, or activations, that have a setting; the others leave it without effect."""
+
 LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 """Weighted layers in a unit's branch."""
 

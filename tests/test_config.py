@@ -47,6 +47,8 @@ def test_overrides_win_and_may_begin_a_section(path):
         ("train.zzz=1", r"unknown key train.zzz; known: epochs, max_steps"),
         ("model.depth=deep", r"model.depth must be a valid integer.*got 'deep'"),
         ("model.depth=20.5", r"model.depth must be a valid integer.*got 20.5"),
+        ("model.dropout=0.3", r"model: dropout=0.3 has no effect with shortcut=identity; it is for dropout"),
+        ("recompute.max_extra=0.1", r"recompute.max_extra is for train.micro_batch_size=auto"),
         ("model.block=big", r"model.block must be 'basic', 'bottleneck' or 'single', got 'big'"),
         ("optim.learning_rate=-1", r"optim.learning_rate must be greater than 0, got -1"),
         ("optim.learning_rate=.nan", r"optim.learning_rate must be a finite number, got nan"),
@@ -97,6 +99,24 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(path, override, message
         load_config(path, [override])
     assert "\n" not in str(caught.value)
     assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.activation=original", "model.preactivation=own"],
+            "preactivation=own has no effect with activation=original; it is for relu_only_preactivation or full_",
+        ),
+        (
+            ["model.shortcut=conv1x1", "model.matching=zero_padding"],
+            "matching=zero_padding has no effect with shortcut=conv1x1; it is for identity or ",
+        ),
+    ],
+)
+def test_a_setting_that_the_net_does_not_have_is_refused(path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, overrides)
 
 
 def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepres.models import ResNet, build_resnet
-from deepres.models.residual_unit import leading_activation
 from deepres.net_options import (
+    ACTING_ON,
     ACTIVATIONS,
     MATCHINGS,
     PREACTIVATIONS,
@@ -21,15 +21,6 @@ from deepres.wording import nearest
 NUMBERS = ("shortcut_scale", "residual_scale", "gate_bias", "dropout")
 CHOICES: dict[str, tuple[str, ...]] = {"preactivation": PREACTIVATIONS, "matching": MATCHINGS}
 SETTINGS = (*NUMBERS, *CHOICES)
-ACTING_ON: dict[str, tuple[str, ...]] = {
-    "shortcut_scale": ("constant_scaling",),
-    "residual_scale": ("constant_scaling",),
-    "gate_bias": ("exclusive_gating", "shortcut_only_gating"),
-    "dropout": ("dropout",),
-    "preactivation": tuple(name for name in ACTIVATIONS if leading_activation(name)),
-    "matching": tuple(name for name in SHORTCUTS if name != "conv1x1"),
-}
-"""The shortcuts, or activations, that have a setting."""
 GROUPS = {"shortcuts": SHORTCUTS, "activations": ACTIVATIONS}
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from deepres.analysis import Variant, VariantError, parse_variants
-from deepres.analysis.variants import ACTING_ON, NUMBERS, SETTINGS
+from deepres.analysis.variants import NUMBERS, SETTINGS
 from deepres.models import build_resnet
-from deepres.net_options import ACTIVATIONS, SHORTCUTS
+from deepres.net_options import ACTING_ON, ACTIVATIONS, SHORTCUTS
 
 
 def test_a_variant_is_a_shortcut_an_activation_and_settings_in_any_order():

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.autocast import ComputeIn
-from deepres.config import Config, ConfigError
+from deepres.checkpoints.snapshot import CLASSES, CONFIG
+from deepres.config import Config, ConfigError, load_config
 from deepres.data import find_data
-from deepres.load_config import load_config
 from deepres.metrics import Metrics, answer_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.snapshot import CLASSES, CONFIG
 from deepres.tensor_files import TensorFile
 from deepres.trained_net import check_net
 from deepres.weights import config_file_of, load_weights, num_classes_of

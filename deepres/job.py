@@ -15,14 +15,15 @@ import torch
 from deepres import __version__
 from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
+from deepres.checkpoints.restoring import restore_engine, restore_net
+from deepres.checkpoints.resuming import Checkpoint, choose_start, identity_of_test, run_identity, share_start
 from deepres.commit import SaveError
-from deepres.config import Config, ConfigError
+from deepres.config import Config, ConfigError, load_config
 from deepres.data import DataError, FoundData, find_data
 from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, share_cores, start_process_group, this_process
 from deepres.engines import make_engine
 from deepres.exit_status import ExitStatus, RunError
-from deepres.load_config import load_config
 from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planned_run import PlannedRun
@@ -36,8 +37,6 @@ from deepres.out_of_memory import (
     shrink_until_it_fits,
 )
 from deepres.recompute import apply_plan
-from deepres.restoring import restore_engine, restore_net
-from deepres.resuming import Checkpoint, choose_start, identity_of_test, run_identity, share_start
 from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_inside, run_folder_path
 from deepres.run_log import Summary
 from deepres.run_net import net_of

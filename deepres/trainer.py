@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from deepres.checkpoints.restoring import own_sums
+from deepres.checkpoints.resuming import Checkpoint, identity_of_test
+from deepres.checkpoints.saving import Saver, SaveSchedule
+from deepres.checkpoints.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.config import Config
 from deepres.data import DataError, DataSource, Prefetch
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
@@ -20,12 +24,8 @@ from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
-from deepres.restoring import own_sums
-from deepres.resuming import Checkpoint, identity_of_test
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
 from deepres.run_log import Rate, RunLog, Summary
-from deepres.saving import Saver, SaveSchedule
-from deepres.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.step_flags import StepFlags
 from deepres.stopping import StopRequest
 

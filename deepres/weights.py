@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deepres.checkpoints.saving import checkpoints_in
+from deepres.checkpoints.snapshot import CONFIG, FILES, MODEL
 from deepres.commit import MANIFEST, verify_file
 from deepres.config import ConfigError
 from deepres.run_folder import CHECKPOINTS
 from deepres.run_folder import CONFIG as RUN_CONFIG
-from deepres.saving import checkpoints_in
-from deepres.snapshot import CONFIG, FILES, MODEL
 from deepres.tensor_files import TensorFile, read_tensor_file
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deepres import saving
+from deepres.checkpoints import saving
 from deepres.commit import SaveError, commit_folder
 from deepres.data.image_files import FolderFiles
 from deepres.data.sampling import shuffled

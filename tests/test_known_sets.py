@@ -2,8 +2,8 @@ from typing import get_args
 
 import pytest
 
+from deepres.config import DataConfig
 from deepres.data import find_data
-from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS, SetName
 
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepres.config import Config, ModelConfig, PrecisionConfig, TrainConfig
-from deepres.data_config import DataConfig
+from deepres.config import Config, DataConfig, ModelConfig, PrecisionConfig, TrainConfig
 from deepres.models import build_resnet
 from deepres.run_net import net_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepres.load_config import load_config
+from deepres.config import load_config
 from deepres.train import main
 from tests.processes import ROOT, metrics
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from deepres import trainer
-from deepres.load_config import load_config
+from deepres.config import load_config
 from deepres.models import build_resnet
 from deepres.run_log import Rate
 from deepres.train import main

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 import export
 import propagation
 from deepres import TrainedNetError, build_resnet, load_resnet
+from deepres.checkpoints.saving import checkpoints_in
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.models.difference import first_difference
 from deepres.net_options import ACTIVATIONS, SHORTCUTS
-from deepres.saving import checkpoints_in
 from deepres.train import main
 from deepres.trained_net import net_metadata
 from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL

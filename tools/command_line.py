@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 
 from deepres.bytesize import parse_bytes
-from deepres.config_fields import MOST_PIXELS
+from deepres.config import MOST_PIXELS
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from deepres.analysis.variants import Variant, VariantError, parse_variants
-from deepres.config import Config, ConfigError
+from deepres.config import Config, ConfigError, DataConfig, load_config
 from deepres.data import DataError, find_data
-from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS, SetName
-from deepres.load_config import load_config
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
 from deepres.trained_net import TrainedNetError, check_net, recorded_arguments

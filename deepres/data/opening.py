@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from deepres.config import DataConfig
 from deepres.data import cifar, cifar_layout, digits
 from deepres.data.augment import Normalization
 from deepres.data.batch import DataError, DataInfo
@@ -14,7 +15,6 @@ from deepres.data.sampling import Schedule
 from deepres.data.source import DataSource
 from deepres.data.supply import ResidentSupply, Supply
 from deepres.data.synthetic import SyntheticImages
-from deepres.data_config import DataConfig
 from deepres.known_sets import Normalize
 
 _CIFARS = {"cifar10": cifar_layout.CIFAR10, "cifar100": cifar_layout.CIFAR100}

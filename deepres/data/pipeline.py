@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from deepres.config import DataConfig
 from deepres.data.batch import DataError
 from deepres.data.decode import Crop
 from deepres.data.source import DeviceAugmentation
-from deepres.data_config import DataConfig
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from deepres.config import DataConfig
 from deepres.data import DataSource, find_data
-from deepres.data_config import DataConfig
 
 
 def open_data(name: str, **options: Any) -> DataSource:

@@ -3,9 +3,9 @@ import sys
 import pytest
 import torch
 
+from deepres.config import DataConfig
 from deepres.data import DataError, find_data
 from deepres.data.digits import check_digits, read_digits
-from deepres.data_config import DataConfig
 from deepres.known_sets import KNOWN_SETS
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deepres.config import DataConfig
 from deepres.data import IGNORED_LABEL, DataError, find_data
 from deepres.data.image_folder import find_image_folder
-from deepres.data_config import DataConfig
 from tests.data.opened import open_data
 
 # torch's remark on machines with fewer cores than workers.

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepres.config import DataConfig
 from deepres.data import IGNORED_LABEL, DataError, find_data, opening
 from deepres.data.cifar_layout import CIFAR10
 from deepres.data.sampling import shuffled, uniforms
-from deepres.data_config import DataConfig
 from tests.data.opened import open_data
 
 

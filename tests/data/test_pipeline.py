@@ -1,9 +1,9 @@
 import pytest
 
+from deepres.config import DataConfig
 from deepres.data.batch import DataError
 from deepres.data.decode import Crop
 from deepres.data.pipeline import make_pipeline
-from deepres.data_config import DataConfig
 
 
 def _pipeline(**options):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import safetensors.torch
 
-import deepres.saving
-from deepres.snapshot import MOMENTUM
+import deepres.checkpoints.saving
+from deepres.checkpoints.snapshot import MOMENTUM
 from deepres.train import main
 
 
@@ -23,7 +23,7 @@ def save_file(tensors, path: Path, metadata) -> None:
 
 
 if __name__ == "__main__":
-    deepres.saving.save_file = save_file
+    deepres.checkpoints.saving.save_file = save_file
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -22,7 +22,7 @@ import torch
 import torch._dynamo  # every run comes to it: once, before the processes are forked
 from safetensors import safe_open
 
-import deepres.saving
+import deepres.checkpoints.saving
 from deepres.train import main
 from tests.processes import ROOT, free_port
 
@@ -112,7 +112,7 @@ def kill_at(moment: int) -> Callable[[int], object]:
         if rank == 0:
             os.fsync = dying(os.fsync)
             shutil.rmtree = dying(shutil.rmtree)
-            deepres.saving.save_file = lambda tensors, path, metadata: dying(
+            deepres.checkpoints.saving.save_file = lambda tensors, path, metadata: dying(
                 lambda where: safetensors.torch.save_file(tensors, where, metadata)
             )(path)
             for name in ("mkdir", "rename", "replace", "write_text"):

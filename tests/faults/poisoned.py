@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
+from deepres.checkpoints.resuming import newest_checkpoint
 from deepres.data import DataSource
 from deepres.models import ResidualUnit
-from deepres.resuming import newest_checkpoint
+from tests.checkpoints.resume_cases import ENGINES
 from tests.faults.forks import fork, same_weights, wait
-from tests.resume_cases import ENGINES
 
 SAMPLE, UNIT, FROM_STEP = 17, 1, 4
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepres.checkpoints.saving import checkpoints_in
+from deepres.checkpoints.snapshot import FILES, MODEL
 from deepres.commit import MANIFEST, commit_folder
 from deepres.config import ConfigError
-from deepres.saving import checkpoints_in
-from deepres.snapshot import FILES, MODEL
 from deepres.train import main
 from deepres.weights import load_weights
 from tests.faults.forks import RUN

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deepres.resuming import newest_checkpoint, read_checkpoint
-from deepres.saving import checkpoints_in
+from deepres.checkpoints.resuming import newest_checkpoint, read_checkpoint
+from deepres.checkpoints.saving import checkpoints_in
 from tests.faults.forks import RUN
 from tests.processes import ROOT, TRAIN, environment
 
@@ -112,7 +112,7 @@ def test_a_folder_without_permission_is_refused(table):
         import sys
         from pathlib import Path
         from deepres.config import ConfigError
-        from deepres.load_config import load_config
+        from deepres.config import load_config
         from deepres.run_folder import hold_run_folder, check_run_folder
         config = load_config(Path(sys.argv[1]))
         try:

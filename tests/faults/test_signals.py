@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from deepres.resuming import newest_checkpoint
-from deepres.saving import checkpoints_in
+from deepres.checkpoints.resuming import newest_checkpoint
+from deepres.checkpoints.saving import checkpoints_in
 from tests.faults.forks import fork, logged_step, same_weights, wait
 from tests.faults.launched import (
     catches_signals,

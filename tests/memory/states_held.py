@@ -5,9 +5,8 @@ import os
 import torch
 
 from deepres.batch_sizes import batch_sizes
-from deepres.config import Config, EngineConfig, ModelConfig, OptimConfig, TrainConfig
+from deepres.config import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from deepres.data import Batch
-from deepres.data_config import DataConfig
 from deepres.distributed import any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.memory.run_memory import run_memory

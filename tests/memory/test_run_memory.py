@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from deepres.batch_sizes import batch_sizes
-from deepres.config import Config, EngineConfig, ModelConfig, PrecisionConfig, RecomputeConfig, TrainConfig
+from deepres.config import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    PrecisionConfig,
+    RecomputeConfig,
+    TrainConfig,
+)
 from deepres.data import Batch
-from deepres.data_config import DataConfig
 from deepres.distributed import this_process
 from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak

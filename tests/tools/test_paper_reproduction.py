@@ -15,8 +15,8 @@ import paper_reproduction.launch
 import paper_reproduction.rows
 import reproduce_paper
 from deepres import build_resnet
+from deepres.config import load_config
 from deepres.known_sets import KNOWN_SETS
-from deepres.load_config import load_config
 from deepres.run_folder import hold_run_folder
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows

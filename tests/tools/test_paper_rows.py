@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepres.config import ConfigError
-from deepres.load_config import load_config
+from deepres.config import ConfigError, load_config
 from deepres.train import main
 from paper_reproduction.claims import TABLES
 from paper_reproduction.rows import CONFIGS, RESULTS, ReproductionError, all_rows, find_rows

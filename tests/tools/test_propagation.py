@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import deepres
 import propagation
 from deepres.analysis.measured_net import batch_of, checkpoint_nets
+from deepres.config import DataConfig
 from deepres.data import find_data
-from deepres.data_config import DataConfig
 from deepres.train import main as train
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import reproduce_paper
-from deepres.load_config import load_config
+from deepres.config import load_config
 from deepres.train import main
 from tests.processes import ROOT, environment, free_port, metrics, run
 

@@ -7,8 +7,7 @@ import argparse
 import psutil
 import torch
 
-from deepres.config import MOST_LAYERS, Config
-from deepres.load_config import load_config
+from deepres.config import MOST_LAYERS, Config, load_config
 from deepres.memory.gpus import find_gpu
 from deepres.memory.profiled_net import Target
 from deepres.memory.trial import card_at_hand

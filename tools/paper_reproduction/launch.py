@@ -15,10 +15,9 @@ from pathlib import Path
 from types import FrameType
 
 from deepres.commit import replace_text
-from deepres.config import Config
+from deepres.config import Config, load_config
 from deepres.distributed import this_process
 from deepres.evaluating import evaluate
-from deepres.load_config import load_config
 from deepres.run_folder import CHECKPOINTS, CONFIG, is_held
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ROOT, ReproductionError, Row

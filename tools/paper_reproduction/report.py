@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from deepres.config import Config
-from deepres.load_config import load_config
+from deepres.config import Config, load_config
 from deepres.text_table import aligned
 from html_page import Section, page_html
 from paper_reproduction.claims import TABLES, Table

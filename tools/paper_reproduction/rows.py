@@ -12,8 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from deepres import build_resnet
-from deepres.config import Config, ModelConfig
-from deepres.load_config import load_config
+from deepres.config import Config, ModelConfig, load_config
 from deepres.net_options import LAYERS
 from deepres.run_net import expected_num_classes
 from deepres.wording import listed, nearest

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deepres.config import Config
-from deepres.load_config import load_config
+from deepres.config import Config, load_config
 from deepres.provenance import origin_text
 from deepres.run_folder import CONFIG, FINISHED, MADE_BY, METRICS, NOT_FINITE
 from paper_reproduction.length import Length

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepres.config import Config
+    from deepres.config.run_config import Config
 
 
 def first_conflict(config: Config) -> str | None:

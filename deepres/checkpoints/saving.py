@@ -1,4 +1,4 @@
-"""When checkpoints are due, and how they get to the disk; what is in one: `deepres.snapshot`."""
+"""When checkpoints are due, and how they get to the disk; what is in one: `deepres.checkpoints.snapshot`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from deepres.checkpoints.snapshot import MODEL, Snapshot
 from deepres.commit import UNFINISHED, SaveError, commit_folder, replace_text
 from deepres.distributed import any_process
-from deepres.snapshot import MODEL, Snapshot
 
 LATEST, PREFIX = "latest", "step-"
 _MAX_WAITING_SHARE = 0.02

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.config import Config, ConfigError
-from deepres.load_config import load_config
+from deepres.config import Config, ConfigError, load_config
 
 GOOD = "model: {depth: 29}\ndata: {name: digits}\ntrain: {epochs: 1, global_batch_size: 64}\n"
 

@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from deepres import saving
+from deepres.checkpoints import saving
+from deepres.checkpoints.saving import LATEST, Saver, SaveSchedule, checkpoints_in, commit_snapshot
+from deepres.checkpoints.snapshot import MODEL, TRAINING, Snapshot
 from deepres.commit import SaveError
-from deepres.saving import LATEST, Saver, SaveSchedule, checkpoints_in, commit_snapshot
-from deepres.snapshot import MODEL, TRAINING, Snapshot
 
 CPU = torch.device("cpu")
 

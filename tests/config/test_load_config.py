@@ -3,8 +3,7 @@
 import pytest
 import yaml
 
-from deepres.config import ConfigError
-from deepres.load_config import load_config
+from deepres.config import ConfigError, load_config
 
 BASE = """\
 # A recipe.

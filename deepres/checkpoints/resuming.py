@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from deepres.batch_sizes import BatchSizes
+from deepres.checkpoints.saving import PREFIX, checkpoints_in
+from deepres.checkpoints.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.distributed import Process, from_any_process
 from deepres.recompute.document import NewerDocumentError, read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
-from deepres.saving import PREFIX, checkpoints_in
-from deepres.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 
 
 @dataclass(frozen=True)

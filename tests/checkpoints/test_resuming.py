@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepres.evaluating import evaluate, find_config
+from tests.checkpoints.resume_cases import CONFIG, overrides
 from tests.processes import metrics, run, torchrun
-from tests.resume_cases import CONFIG, overrides
 
 SCRIPT = Path(__file__).with_name("resume_cases.py")
 ENGINES = (

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from deepres.data_config import DataConfig
+from deepres.config import DataConfig
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from deepres.strict_yaml import YamlError, parse_value, read_yaml
+from deepres.config.strict_yaml import YamlError, parse_value, read_yaml
 
 
 def _read(tmp_path, text):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from deepres.config_fields import HostPath, ImageSize, NonNegativeFloat, NumClasses, Section
+from deepres.config.fields import HostPath, ImageSize, NonNegativeFloat, NumClasses, Section
 from deepres.known_sets import KNOWN_SETS, Augmentation, KnownSet, Normalize, SetName
 
 

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from deepres.config import Config, ConfigError
-from deepres.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
+from deepres.config.run_config import Config, ConfigError
+from deepres.config.strict_yaml import KeyPath, YamlError, parse_value, read_yaml
 from deepres.wording import listed
 
 _BASE = "base"

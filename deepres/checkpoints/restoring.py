@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from deepres.checkpoints.resuming import Checkpoint
+from deepres.checkpoints.snapshot import MODEL, MOMENTUM, PROCESSES
 from deepres.config import ConfigError
 from deepres.distributed import Process
 from deepres.engines import Engine
-from deepres.resuming import Checkpoint
-from deepres.snapshot import MODEL, MOMENTUM, PROCESSES
 
 
 def restore_net(checkpoint: Checkpoint, net: nn.Module) -> None:

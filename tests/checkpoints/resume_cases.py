@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepres.batch_sizes import batch_sizes
+from deepres.checkpoints.restoring import restore_engine, restore_net
+from deepres.checkpoints.resuming import read_checkpoint
+from deepres.checkpoints.saving import commit_snapshot
+from deepres.checkpoints.snapshot import take_snapshot
+from deepres.config import load_config
 from deepres.data import find_data
 from deepres.distributed import start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.job import prepare, run_job
-from deepres.load_config import load_config
 from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
-from deepres.restoring import restore_engine, restore_net
-from deepres.resuming import read_checkpoint
-from deepres.saving import commit_snapshot
-from deepres.snapshot import take_snapshot
 from deepres.stopping import StopRequest
 
 ENGINES = {
@@ -48,7 +48,7 @@ COMMON = (
     "train.max_steps=null", "train.global_batch_size=8", "train.eval_batch_size=3", "log.every=2",
     "log.plots=false", "train.save_every=3 steps", "train.keep_checkpoints=99", "recompute.segments=none",
 )  # fmt: skip
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 def overrides(folder: Path, name: str, engine: str, extra: str) -> list[str]:

@@ -1,0 +1,62 @@
+"""The section `engine` of a configuration: how a step is run across processes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from deepres.config.fields import PositiveFloat, Section
+
+FP32_BYTES = 4
+"""Of a parameter, its gradient and its momentum, in whatever the net is computed."""
+
+
+class EngineConfig(Section):
+    """How a step is run across processes."""
+
+    name: Literal["plain", "deepspeed", "fairscale"] = "plain"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed: 1 shards optimizer states over the processes, 2 gradients too, 3 parameters too."""
+    offload_optimizer: bool = False
+    """DeepSpeed, stages 1 to 3: optimizer states and updates on the CPU."""
+    offload_parameters: bool = False
+    """DeepSpeed, stage 3: parameters on the CPU."""
+    bucket_mb: Annotated[float, Field(gt=0, le=1_000_000)] = 25.0
+    """Gradients communicated at once, at most; never more than the model has. ZeRO 0 communicates all at once."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all processes. It takes no memory of its own in fp32; in bf16 and fp16 a batch norm's
+    backward pass holds the gradient of its input in fp32 beside it, which is in no prediction."""
+    compile: Literal["none", "units"] = "none"
+    """`units`: residual units as compiled code, one graph for all that are alike. What these keep is measured before a
+    run starts; `tools/profile_memory.py` predicts eager units', up to a fifth more or less."""
+    cuda_graphs: bool = False
+    """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Its activations stay allocated:
+    evaluation needs memory of its own, and `log.memory` does not see them."""
+    meeting_timeout_s: PositiveFloat = 45.0
+    """Seconds that the processes wait at the start for the last of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        if self.name != "deepspeed":
+            for key in ("zero_stage", "offload_optimizer", "offload_parameters"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} needs engine.name=deepspeed, got engine.name={self.name}")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
+        if self.cuda_graphs and (self.name != "plain" or self.compile != "none"):
+            what = "compile=none" if self.name == "plain" else "name=plain"
+            raise ValueError(
+                f"cuda_graphs needs engine.{what}, got name={self.name} and compile={self.compile}"
+            )
+        if self.compile == "units" and (self.sync_batch_norm or self.zero_stage == 3):
+            what = "sync_batch_norm" if self.sync_batch_norm else "zero_stage 3"
+            raise ValueError(f"compile=units works without {what}: switch one of them off")
+        return self
+
+    def bucket_elements(self, num_parameters: int) -> int:
+        """How many fp32 gradients are communicated at once, of a model of so many parameters."""
+        return max(1, min(int(self.bucket_mb * 1e6 / FP32_BYTES), num_parameters))

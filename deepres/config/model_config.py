@@ -1,0 +1,76 @@
+"""The section `model` of a configuration: which net."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from deepres.config.fields import AnyFloat, NumClasses, Section
+from deepres.net_options import (
+    ACTING_ON,
+    Activation,
+    Block,
+    Family,
+    Matching,
+    Preactivation,
+    ShortcutName,
+    StrideOn,
+    default_block,
+    default_matching,
+    default_stem_activation,
+)
+
+MOST_LAYERS = 30_000
+"""Of a net: to build one of more takes minutes."""
+
+
+class ModelConfig(Section):
+    """The net; see `deepres.build_resnet`, whose arguments these are."""
+
+    depth: Annotated[int, Field(le=MOST_LAYERS)]
+    dataset: Family = "cifar"
+    num_classes: NumClasses | None = None
+    """By default as many as the data has."""
+    block: Block | None = None
+    activation: Activation = "full_preactivation"
+    shortcut: ShortcutName = "identity"
+    matching: Matching | None = None
+    stride_on: StrideOn = "1x1"
+    stem_activation: bool | None = None
+    preactivation: Preactivation = "shared"
+    shortcut_scale: AnyFloat = 0.5
+    residual_scale: AnyFloat = 0.5
+    gate_bias: AnyFloat = -6.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        for key, where in ACTING_ON.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and not {self.shortcut, self.activation} & set(
+                where
+            ):
+                what = "activation" if key == "preactivation" else "shortcut"
+                raise ValueError(
+                    f"{key}={value} has no effect with {what}={getattr(self, what)}; it is for {' or '.join(where)}"
+                )
+        return self
+
+    @property
+    def chosen_block(self) -> Block:
+        """`block`, or the one that the paper uses at this depth."""
+        return self.block or default_block(self.depth, self.dataset)
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings, with those that the net's kind decides if they are unset."""
+        block, matching, in_stem = self.chosen_block, self.matching, self.stem_activation
+        return self.model_dump(mode="json") | {
+            "block": block,
+            "matching": matching or default_matching(self.dataset, block),
+            "stem_activation": default_stem_activation(self.dataset) if in_stem is None else in_stem,
+        }
+
+    def building(self, num_classes: int) -> dict[str, Any]:
+        """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
+        return self.model_dump() | {"num_classes": num_classes}

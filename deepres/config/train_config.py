@@ -1,0 +1,63 @@
+"""The section `train` of a configuration: length, batch, reproducibility and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from deepres.config.fields import HostPath, PositiveInt, Section
+
+
+class TrainConfig(Section):
+    """Length, batch, reproducibility and checkpoints of a run."""
+
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
+    global_batch_size: PositiveInt | None = None
+    """Images an optimizer step sees: micro batch × accumulation × processes. Give this, the micro batch, or
+    either with the accumulation; the rest follows."""
+    micro_batch_size: Literal["auto"] | PositiveInt | None = None
+    """`auto`: the largest that fits `recompute.device_memory` or `recompute.budget`."""
+    accumulation: PositiveInt | None = None
+    eval_batch_size: PositiveInt | None = None
+    """Images a process tests at once; by default the micro batch."""
+    eval_every: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    deterministic: bool = False
+    """Only algorithms whose results are the same in every run."""
+    output: HostPath = Path("runs")
+    """Runs are written to `output/<name of the config>-<date>`."""
+    run_dir: HostPath | None = None
+    """Write to this folder instead."""
+    overwrite: bool = False
+    """Remove the run that `run_dir` holds, if it holds one."""
+    resume: Literal["auto", "never"] | HostPath = "never"
+    """Go on from a checkpoint: the newest whole one in `run_dir` (and start if there is none), or a given one."""
+    save_every: (
+        Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$", coerce_numbers_to_str=True)]
+        | None
+    ) = "30 minutes"
+    """Steps, epochs or minutes between checkpoints; null: none at all, not even at the end."""
+    save_in_background: Literal["auto", "always", "never"] = "auto"
+    """Train on while a checkpoint is written; auto: where waiting would take more than 2 % of the time."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest stay."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give epochs or max_steps")
+        if self.resume == "auto" and self.run_dir is None:
+            raise ValueError("resume=auto needs run_dir, the folder of the run to go on with")
+        if self.overwrite and (self.run_dir is None or self.resume != "never"):
+            raise ValueError("overwrite needs run_dir, and resume=never")
+        return self
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """The optimizer step that the run ends with."""
+        limits = [self.max_steps, (self.epochs or 0) * steps_per_epoch or None]
+        return min(limit for limit in limits if limit is not None)

@@ -141,10 +141,10 @@ class ResidualUnit(nn.Module):
         """
         if self.code is not None and self.code.fits(self):
             return self.code(self, x, memo)
+        if retention not in self.retentions:
+            raise ValueError(f"retention must be one of {', '.join(self.retentions)}, got {retention!r}")
         if retention == "all" or not torch.is_grad_enabled() or not self.training:
             return self._run(x, memo, None)
-        if retention != "conv_outputs":
-            raise ValueError(f"retention must be one of {', '.join(self.retentions)}, got {retention!r}")
         keep = ConvOutputs()
         with keep:
             return self._run(x, {} if memo is None else memo, keep)
@@ -195,6 +195,7 @@ class ResidualUnit(nn.Module):
     ) -> Tensor:
         """Run `steps` on `x`, which may be overwritten if it is `owned`."""
         for kind, index in steps:
+            before = x
             if kind == "W":
                 x = self.convs[index](x)
                 if keep is not None:
@@ -203,13 +204,12 @@ class ResidualUnit(nn.Module):
                 x = F.relu(x, inplace=owned)
             else:
                 norm = self.norms[index]
-                y = run_norm(norm, x, memo)
+                x = run_norm(norm, x, memo)
                 if kind == "BR":
-                    if keep is not None and memo is not None and is_as_computed(norm, x, y, memo):
-                        keep.drop(y, _replay_of_norm_relu(x, norm, memo))
-                    y = F.relu(y, inplace=True)
-                x = y
-            owned = True
+                    if keep is not None and memo is not None and is_as_computed(norm, before, x, memo):
+                        keep.drop(x, _replay_of_norm_relu(before, norm, memo))
+                    x = F.relu(x, inplace=owned or x is not before)
+            owned = owned or x is not before  # a layer such as nn.Identity returns its input
         return x
 
 

@@ -150,6 +150,18 @@ def test_a_norm_without_statistics_may_take_a_batch_norms_place(plan):
     assert_same_bits(outcome(net, plan), outcome(net, None))
 
 
+def test_a_unit_whose_norms_were_taken_out_leaves_its_input_alone():
+    unit = _net().units[1]
+    for k in range(len(unit.norms)):
+        unit.norms[k] = nn.Identity()
+    x = torch.randn(2, 16, 8, 8)
+    first, second = unit.convs
+    expected = x + second(first(x.relu()).relu())
+    before = x.clone()
+    torch.testing.assert_close(unit(x), expected)
+    assert torch.equal(x, before)
+
+
 def test_pytorch_s_synchronised_batch_norm_may_take_its_place_without_a_plan():
     net = nn.SyncBatchNorm.convert_sync_batchnorm(_net()).eval()
     x = torch.randn(2, 3, 8, 8)

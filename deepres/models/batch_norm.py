@@ -25,11 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepres.watched import is_watched
-
 Memo = dict[Any, tuple[Any, ...]]
-"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what those
-with hooks saw and made last, see `is_as_computed`."""
+"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what they saw
+and made last, see `is_as_computed`."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -59,7 +57,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         y = self._normalised(_dense(x), memo)
-        if memo is not None and is_watched(self):
+        if memo is not None:
             memo[self, "last"] = (_state(x), _state(y))
         return y
 
@@ -149,13 +147,12 @@ def run_norm(norm: nn.Module, x: Tensor, memo: Memo | None) -> Tensor:
 
 
 def is_as_computed(norm: nn.Module, x: Tensor, y: Tensor, memo: Memo) -> bool:
-    """Whether `norm` made `y` of `x` in its last pass, and no hook changed one of them: `normalise` makes `y` again.
+    """Whether `norm` made `y` of `x` in its last pass, and no hook or subclass changed one of them: `normalise` makes
+    `y` again.
 
     A norm in evaluation mode leaves nothing in the memo.
     """
-    if norm not in memo:
-        return False
-    return not is_watched(norm) or memo[norm, "last"] == (_state(x), _state(y))
+    return memo.get((norm, "last")) == (_state(x), _state(y))
 
 
 def _state(x: Tensor) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from deepres import apply_plan
 from deepres.memory import measure_activation_peak
-from deepres.models import ResidualUnit
+from deepres.models import BatchNorm2d, ResidualUnit
 from deepres.recompute import Plan, uniform_plan
 from tests.recompute.exactness import assert_same_bits, cross_entropy, outcome, small_net
 
@@ -115,6 +115,20 @@ def test_a_hook_at_a_norm_may_do_what_it_likes(plan, register, hook):
     for unit in net.units:
         for norm in unit.norms:
             getattr(norm, register)(hook)
+    assert_same_bits(outcome(net, plan), outcome(net, None))
+
+
+class _Doubling(BatchNorm2d):
+    def forward(self, x: Tensor, memo: dict[object, object] | None = None) -> Tensor:
+        return 2 * super().forward(x, memo)
+
+
+@pytest.mark.parametrize("plan", [SEGMENTS, REPLAYED, KEPT], ids=["segments", "conv_outputs", "kept"])
+def test_a_subclass_of_the_norm_may_compute_something_else(plan):
+    net = _net()
+    for unit in net.units:
+        for k, norm in enumerate(unit.norms):
+            unit.norms[k] = _Doubling(norm.num_features)
     assert_same_bits(outcome(net, plan), outcome(net, None))
 
 

@@ -29,7 +29,8 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
     """Make `model` train under `plan`; None undoes it.
 
     Losses, gradients, buffers and the state of the random number generators stay the same, bit for bit; only
-    memory and time change. Parameters, their names and hooks are untouched.
+    memory and time change. Parameters, their names and hooks are untouched. A model whose new plan is refused keeps
+    the one that it has.
 
     Args:
         model: an `nn.Sequential` of units, or a module that has one as its attribute `units`.
@@ -40,11 +41,16 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
     """
     units = planned_units(model)
+    executor = None if plan is None else _executor(units, plan)
     before = units.__dict__.pop("forward", None)
     if before is not None:
         before.release()
-    if plan is None:
-        return
+    if executor is not None:
+        units.__dict__["forward"] = executor
+
+
+def _executor(units: nn.Sequential, plan: Plan) -> PlanExecutor | None:
+    """What runs the units under the plan; None if that is to keep everything."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan (of make_plan, Plan.load) or None, got {type(plan).__name__}")
     if plan.num_units != len(units):
@@ -58,8 +64,7 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
                 f"the plan keeps {retention!r} of unit {i} ({type(unit).__name__}), which offers "
                 f"{', '.join(offered)}: make a plan from a chain measured on this model"
             )
-    if plan.segments or set(plan.retentions) != {"all"}:
-        units.__dict__["forward"] = PlanExecutor(units, plan)
+    return PlanExecutor(units, plan) if plan.segments or set(plan.retentions) != {"all"} else None
 
 
 def planned_units(model: nn.Module) -> nn.Sequential:
@@ -154,6 +159,7 @@ class PlanExecutor:
                 "make a new plan, or take this one off with deepres.apply_plan(model, None)"
             )
         _refuse_sharded(units)
+        self.release()  # what is watched keeps parameters from going that were replaced
         self._states = UnitStates(units)
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
         # Whether a unit's graph goes on from that of the unit before. Gradients of a parameter in several units are

@@ -97,12 +97,13 @@ def test_a_retention_that_a_unit_does_not_offer_is_refused():
         apply_plan(copy.deepcopy(small_net(20)), keep_all_plan(9, "half"))
 
 
-def test_a_refused_plan_leaves_none_behind():
+def test_a_plan_that_is_refused_leaves_the_one_before_it():
     net = copy.deepcopy(small_net(20))
     apply_plan(net, per_unit_plan(9))
+    before = vars(net.units)["forward"]
     with pytest.raises(ValueError, match="this plan is for 8 units"):
         apply_plan(net, per_unit_plan(8))
-    assert "forward" not in vars(net.units)
+    assert vars(net.units)["forward"] is before
 
 
 def test_a_model_without_a_sequence_of_units_is_refused():

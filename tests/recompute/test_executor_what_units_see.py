@@ -344,6 +344,18 @@ def test_a_planned_net_whose_parameters_have_hooks_goes_with_its_last_reference(
     assert gone() is None
 
 
+def test_a_parameter_with_hooks_that_is_replaced_goes_with_its_last_reference():
+    net = _four(_linear)
+    apply_plan(net, per_unit_plan(4))
+    _clip(net)
+    SEQUENCES(net).backward()
+    gone = weakref.ref(next(net[0].parameters()))
+    net[0] = _linear()
+    SEQUENCES(net).backward()
+    gc.collect()
+    assert gone() is None
+
+
 def test_parameters_that_two_planned_sequences_share_must_not_have_hooks():
     first, second = _four(_linear), _four(_linear)
     second[2][0].weight = first[1][0].weight

@@ -291,20 +291,6 @@ def test_a_checkpoint_of_a_newer_version_is_not_skipped(stopped, capsys, name):
     assert newest.exists()
 
 
-def test_a_checkpoint_that_does_not_tell_its_threads_and_test_goes_on_and_is_tested(stopped, capsys):
-    """As those of an older deepres."""
-    run_dir, again = stopped
-    checkpoint = run_dir / "checkpoints" / "step-00000004"
-    before = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
-    for key in ("num_threads", "tested_on"):
-        _rewritten(checkpoint, f'"{key}":', f'"of_old_{key}":')
-    assert before["is_evaluated"]
-    capsys.readouterr()
-    assert main(["--config", QUICKSTART, *again, "train.max_steps=4"]) == 0
-    assert "WARNING" not in capsys.readouterr().out
-    assert [row["step"] for row in metrics(run_dir, "test")] == [4, 4]
-
-
 def test_another_number_of_threads_is_told(stopped, capsys, monkeypatch):
     _, again = stopped
     before = torch.get_num_threads()

@@ -49,8 +49,7 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         verify_folder(path, FILES)
     text = (path / TRAINING).read_bytes()
     try:
-        # Of an older deepres: nothing is known of its threads, and it is tested anew.
-        content = {"num_threads": None, "tested_on": {}} | read_document(text.decode(), FORMAT, VERSION)
+        content = read_document(text.decode(), FORMAT, VERSION)
         known = {field.name: content[field.name] for field in fields(Progress)}
         known["sums"] = tuple(tuple(row) for row in known["sums"])
         known["test"] = tuple(known["test"]) if known["test"] is not None else None
@@ -250,7 +249,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     saved = checkpoint.progress.identity
     differences = [
         f"{name} is {identity.get(name)} here, {value} in the checkpoint"
-        for name, value in saved.items()  # an older deepres did not save all of them
+        for name, value in saved.items()
         if identity.get(name) != value
     ]
     if differences:

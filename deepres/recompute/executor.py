@@ -206,5 +206,10 @@ def _check_use(x: Tensor, states: UnitStates) -> None:
             f"{x.device}: move one of them (instead of torch.nn.DataParallel use DistributedDataParallel), or take the "
             "plan off with deepres.apply_plan(model, None)"
         )
+    if x.device.type not in ("cpu", "cuda"):
+        raise RuntimeError(
+            f"a plan replays the random numbers of CPUs and CUDA devices alone, got an input on {x.device}: take the "
+            "plan off with deepres.apply_plan(model, None)"
+        )
     if x.is_cuda and torch.backends.cudnn.enabled:
         refuse_draws_of_cudnn(states)

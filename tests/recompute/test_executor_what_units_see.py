@@ -477,6 +477,13 @@ class _ToMeta(nn.Module):
         return x.to("meta")
 
 
+def test_a_device_whose_random_numbers_are_not_replayed_is_refused():
+    net = _four(_linear).to("meta")
+    apply_plan(net, per_unit_plan(4))
+    with pytest.raises(RuntimeError, match="CPUs and CUDA devices alone, got an input on meta"):
+        net(torch.randn(3, 10, 32, device="meta"))
+
+
 def test_units_on_several_devices_are_refused():
     net = _four(_linear)
     apply_plan(net, per_unit_plan(4))

@@ -6,8 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-from deepres.watched import is_watched
+from torch.nn.modules import module as of_all
 
 
 @runtime_checkable
@@ -44,6 +43,12 @@ def run_unit(
         What the unit returns, which must be one tensor.
     """
     # Of a discarded run a graph is recorded where somebody could see that there is none, see `discarding`.
-    records = keep is not None or not is_retaining or is_watched(unit)
+    records = keep is not None or not is_retaining or _has_forward_hooks(unit)
     with torch.set_grad_enabled(records):
         return unit(x, retention=keep or "all", memo=memo) if is_retaining else unit(x)
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    """Whether there are forward hooks or forward pre-hooks, of the module or of all modules."""
+    own = module._forward_pre_hooks or module._forward_hooks
+    return bool(own or of_all._global_forward_pre_hooks or of_all._global_forward_hooks)

@@ -1,4 +1,4 @@
-"""Nets out of their training: rebuilt from a run's files, and tested."""
+"""Trained nets: rebuilt from a run's files, and tested."""
 
 from __future__ import annotations
 

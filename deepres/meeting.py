@@ -24,7 +24,7 @@ _POLL_S = 0.05
 _TRY_S = 5.0
 _PROBE_S = 1.0
 _num_meetings: Counter[tuple[str | None, str, int]] = Counter()
-"""Of one rank at one place, by this process: in the next run, nobody is taken for what he was in the one before."""
+"""How often this process has met others as a rank at a place: so a later run does not read an earlier one's entries."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is measured of a model's answers, and the file that it is written to."""
+"""Loss and accuracies of a model's predictions, and the file that they are written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Bench`: what units are run on to read their costs: a device (measure.py) or fake tensors (predict.py)."""
+"""`Bench`, on which units are run to read their costs: a device (measure.py) or fake tensors (predict.py)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Bench(Protocol):
         """A copy of `module` to be run here, with the modules in `instead` (by `id`) in place of its own."""
 
     def tensor(self, spec: Spec) -> Tensor:
-        """A tensor with values as they occur."""
+        """A tensor of random values, or of none."""
 
     def meter(self) -> Meter:
         """A new meter."""

@@ -1,4 +1,4 @@
-"""The passes over a net from which a chain's costs are read: on a device, or with tensors that are none.
+"""The passes over a net from which a chain's costs are read: on a device, or with fake tensors.
 
 NOTE [ Reading costs ]
 1. Units that are alike (`signature`) are run once. Copies are run, so that the model stays as it is.
@@ -72,7 +72,7 @@ class _Unit:
     Attributes:
         unit: its costs.
         memo_bytes: of its batch statistics.
-        gradient_excess_bytes: by which what the gradient of its input is a view of is larger than the input.
+        gradient_excess_bytes: if the gradient of its input is a view, by how much its storage exceeds the input.
     """
 
     unit: UnitCost

@@ -1,4 +1,4 @@
-"""What is told of a net under each strategy: numbers alone."""
+"""The rows of a report on a net: numbers alone."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class RunPlanner:
         raise error
 
     def _must_be_measured(self, chain: Chain, budget_bytes: int | None) -> bool:
-        """Whether something may be replayed, of which only the device tells the time, or predictions are of others."""
+        """Whether units may be replayed, whose times only the device tells, or predictions do not hold for them."""
         recompute = self._config.recompute
         if self._config.engine.compile == "units":
             return True  # predictions are of eager units, which keep other tensors

@@ -1,4 +1,4 @@
-"""In what two nets differ."""
+"""The first difference between two nets."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
         _find_compiler(process)
         compile_units(net.units)
     planner = RunPlanner(config, net, info.image_size, process)
-    return Job(config, config_path, process, planner.predict(sizes), data, net, planner)
+    return Job(config, config_path, process, planner.feasible_sizes(sizes), data, net, planner)
 
 
 def _find_compiler(process: Process) -> None:
@@ -219,7 +219,7 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
     elif isinstance(config.recompute.device_memory, int):
         limit_device_memory(process.device, config.recompute.device_memory)
 
-    planned, peak = _settle(job)
+    planned = _settle(job)
     sizes = planned.sizes
     data = job.data.open(
         micro_batch_size=sizes.micro_size,
@@ -254,19 +254,18 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
             stop=stop,
             start=start,
             identity=run_identity(config, sizes, job.data.info),
-            activation_peak_bytes=peak,
         )
         return trainer.run()
 
 
-def _settle(job: Job) -> tuple[PlannedRun, int]:
-    """Put the net under its plan, on the device; the plan, and the measured peak of a micro batch.
+def _settle(job: Job) -> PlannedRun:
+    """Put the net under its plan, on the device, and measure the peak of a micro batch.
 
     With `train.micro_batch_size: auto`, what turns out not to fit is made half as large or less, in all processes
     together.
     """
     device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
-    planned = job.planner.settle(job.sizes)
+    planned = job.planner.plan_as_measured(job.sizes)
     apply_plan(job.net, planned.plan)
     job.net.to(device)
     compute_in = ComputeIn(job.net, precision.dtype, device.type)
@@ -279,8 +278,8 @@ def _settle(job: Job) -> tuple[PlannedRun, int]:
 
     if job.config.train.micro_batch_size == "auto":
         sizes, peak_bytes = shrink_until_it_fits(planned.sizes, attempt, device)
-        return job.planner.at(planned, sizes), peak_bytes
+        return replace(job.planner.rescaled(planned, sizes), measured_peak_bytes=peak_bytes)
     with UntilOutOfMemory():
-        return planned, attempt(planned.sizes.micro_size)
-    peak_bytes, free_bytes = planned.memory.activations_bytes, free_device_bytes(device)
+        return replace(planned, measured_peak_bytes=attempt(planned.sizes.micro_size))
+    peak_bytes, free_bytes = planned.activations_bytes, free_device_bytes(device)
     raise out_of_memory("before the first step", planned.sizes, peak_bytes, free_bytes)

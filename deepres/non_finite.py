@@ -15,6 +15,7 @@ from deepres.data import IGNORED_LABEL, Batch
 from deepres.distributed import to_first_process
 from deepres.engines import Engine
 from deepres.models import ResNet
+from deepres.recompute.random_state import RandomState
 
 _MAX_SAMPLES = 8
 _KINDS = (
@@ -27,7 +28,7 @@ _KINDS = (
 )
 
 
-def where_first(engine: Engine, batches: Sequence[Batch]) -> str:
+def where_first(engine: Engine, batches: Sequence[Batch], before: RandomState) -> str:
     """Replay a step's passes, which have changed no parameter yet, and tell the first place; collective.
 
     The text, for rank 0, names the process, the part of the net and the samples whose rows are not finite there
@@ -36,7 +37,9 @@ def where_first(engine: Engine, batches: Sequence[Batch]) -> str:
     Args:
         engine: its net must be a `ResNet`.
         batches: the micro batches of the step.
+        before: the generators' state at its beginning.
     """
+    before.restore()
     net = engine.net
     assert isinstance(net, ResNet)
     parts: list[tuple[str, nn.Module]] = [("the stem", net.stem)]

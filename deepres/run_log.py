@@ -103,9 +103,9 @@ class RunLog:
             disable=not (self._process.is_first and sys.stderr is not None and sys.stderr.isatty()),
         )
 
-    def begin(self, planned: PlannedRun, peak_bytes: int) -> None:
+    def begin(self, planned: PlannedRun) -> None:
         """What was planned, and if a micro batch was measured to take more; plan and provenance go to the folder."""
-        plan = planned.plan
+        plan, peak_bytes = planned.plan, planned.activations_bytes
         self.say(str(planned))
         if planned.budget_bytes is not None and peak_bytes > _TOLERANCE * planned.budget_bytes:
             self.say(
@@ -125,7 +125,7 @@ class RunLog:
                 nesting_depth=plan.nesting_depth,
                 micro_batch_size=planned.sizes.micro_size,
                 accumulation=planned.sizes.accumulation,
-                predicted_total_bytes=planned.memory.total_bytes,
+                predicted_total_bytes=planned.predicted_total_bytes,
             )
 
     def training(self, step: int, learning_rate: float, metrics: Metrics, images_per_s: float) -> None:
@@ -133,7 +133,7 @@ class RunLog:
         epoch = step / self._steps_per_epoch
         speed = "" if math.isnan(images_per_s) else f"  {images_per_s:.1f} images/s"
         self.say(
-            f"epoch {epoch:.2f}/{self._num_epochs}  step {step}/{self._num_steps}  rate {learning_rate:g}  "
+            f"epoch {epoch:.2f}/{self._num_epochs}  step {step}/{self._num_steps}  lr {learning_rate:g}  "
             f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %{speed}"
         )
         self._record("train", step, metrics, learning_rate=learning_rate, images_per_s=images_per_s)
@@ -206,7 +206,7 @@ class RunLog:
             )
 
 
-class Rate:
+class Throughput:
     """How fast a run trains, and what it waits for: pauses, and the first step after each, do not count.
 
     What a step waits for a checkpoint to be taken does.
@@ -233,7 +233,7 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """Images so far; NaN before the second step."""
+        """Images a second so far; NaN before the second step."""
         return self._images / self._seconds if self._seconds else float("nan")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,7 @@ from deepres.checkpoints.resuming import Checkpoint, identity_of_test
 from deepres.checkpoints.saving import Saver, SaveSchedule
 from deepres.checkpoints.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.config import Config
-from deepres.data import DataError, DataSource, Prefetch
+from deepres.data import Batch, DataError, DataSource, Prefetch
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.evaluation_pass import run_evaluation
@@ -25,7 +26,7 @@ from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
 from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
-from deepres.run_log import Rate, RunLog, Summary
+from deepres.run_log import RunLog, Summary, Throughput
 from deepres.step_flags import StepFlags
 from deepres.stopping import StopRequest
 
@@ -43,7 +44,6 @@ class Trainer:
         stop: when to stop before the end.
         start: the checkpoint that net and engine have been loaded from, if any.
         identity: what a run that goes on from one of this run's checkpoints must have in common with it.
-        activation_peak_bytes: measured before; told in the summary.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Trainer:
         stop: StopRequest,
         start: Checkpoint | None,
         identity: dict[str, Any],
-        activation_peak_bytes: int,
     ) -> None:
         self._config = config
         self._process = process
@@ -66,10 +65,9 @@ class Trainer:
         self._data = data
         self._folder = folder
         self._planned = planned
-        self._activation_peak_bytes = activation_peak_bytes
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         self._num_steps = config.train.num_steps(self._steps_per_epoch)
-        self._rate = Rate()
+        self._throughput = Throughput()
         self._stop = stop
         self._identity = identity
         self._saver = Saver(folder.path / CHECKPOINTS if folder else None, config.train.keep_checkpoints)
@@ -102,7 +100,7 @@ class Trainer:
         try:
             if with_history:
                 start_memory_history(self._process.device)
-            self._log.begin(self._planned, self._activation_peak_bytes)
+            self._log.begin(self._planned)
             unreached = self._schedule.unreached(self._num_steps)
             if unreached is not None:
                 self._log.say(f"note: {unreached}")
@@ -121,10 +119,10 @@ class Trainer:
             extra_share = self._planned.plan.extra_share
             summary = Summary(
                 self._test,
-                self._rate.per_s * self._process.world_size,
-                self._activation_peak_bytes,
-                self._planned.memory.activations_bytes,
-                self._rate.data_wait_share,
+                self._throughput.per_s * self._process.world_size,
+                self._planned.activations_bytes,
+                self._planned.plan.peak_bytes,
+                self._throughput.data_wait_share,
                 extra_share / (1 + extra_share),
             )
             self._finish(summary)
@@ -135,8 +133,7 @@ class Trainer:
     def _run_epoch(self) -> None:
         """Train to the end of an epoch, or of the run."""
         epoch, done = divmod(self._step, self._steps_per_epoch)
-        num_micro = self._engine.sizes.accumulation
-        batches = Prefetch(self._data.train_batches(epoch, start=done * num_micro), self._process.device)
+        batches = Prefetch(self._coming_batches(), self._process.device)
         self._batches = batches
         with UntilOutOfMemory() as attempt:
             batches.make_ahead()
@@ -149,11 +146,16 @@ class Trainer:
                 wishes: StepFlags | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
-                    self._rate.pause()
+                    self._throughput.pause()
                     self._evaluate()
                     wishes = None
                 self._save_or_stop(wishes)
-        self._rate.pause()
+        self._throughput.pause()
+
+    def _coming_batches(self) -> Iterator[Batch]:
+        """This process's micro batches of the epoch, from the next step on."""
+        epoch, done = divmod(self._step, self._steps_per_epoch)
+        return self._data.train_batches(epoch, start=done * self._engine.sizes.accumulation)
 
     def _run_step(self, batches: Prefetch) -> StepFlags:
         """Train one step; what some process wishes after it."""
@@ -172,14 +174,14 @@ class Trainer:
         self._sums += sums
         self._step += 1
         self._is_evaluated = False
-        self._rate.count(sizes.micro_size * sizes.accumulation, batches.waited_s())
+        self._throughput.count(sizes.micro_size * sizes.accumulation, batches.waited_s())
         if self._config.log.memory and self._folder is not None:
             memory = read_step_memory(self._process.device)
             if memory is not None:
                 self._folder.metrics.write("memory", step=self._step, **memory._asdict())
         if self._step % self._config.log.every == 0 or self._step == self._num_steps:
-            rate = self._rate.per_s * self._process.world_size
-            self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), rate)
+            images_per_s = self._throughput.per_s * self._process.world_size
+            self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), images_per_s)
             self._sums.zero_()
         return StepFlags(*wishes)
 
@@ -189,14 +191,11 @@ class Trainer:
         self._engine.run_eagerly()  # a recorded pass would not give its activations back
         free_bytes = free_device_bytes(self._process.device)
         when = f"in step {self._step + 1}"
-        return out_of_memory(when, self._engine.sizes, self._activation_peak_bytes, free_bytes)
+        return out_of_memory(when, self._engine.sizes, self._planned.activations_bytes, free_bytes)
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
-        before.restore()
-        epoch, done = divmod(self._step, self._steps_per_epoch)
-        num_batches = self._engine.sizes.accumulation
-        batches = self._data.train_batches(epoch, start=done * num_batches)
-        where = where_first(self._engine, list(islice(batches, num_batches)))
+        batches = list(islice(self._coming_batches(), self._engine.sizes.accumulation))
+        where = where_first(self._engine, batches, before)
         if self._folder is not None:
             self._folder.metrics.write(NOT_FINITE, step=self._step + 1, what=error.what, where=where)
         return RunError(

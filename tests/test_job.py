@@ -157,7 +157,7 @@ def test_a_plan_whose_micro_batch_ran_out_of_memory_is_told_as_it_is_with_the_sm
 
 def test_what_the_first_process_finds_reaches_the_others_whole(tmp_path):
     job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.budget=30MiB", f"train.run_dir={tmp_path}"])
-    planned = job.planner.settle(job.sizes)
+    planned = job.planner.plan_as_measured(job.sizes)
     assert pickle.loads(pickle.dumps(planned)) == planned
     error = pickle.loads(pickle.dumps(ConfigError("no plan fits:\n  raise the budget")))
     assert type(error) is ConfigError
@@ -166,16 +166,16 @@ def test_what_the_first_process_finds_reaches_the_others_whole(tmp_path):
 
 def test_a_plan_at_a_smaller_micro_batch_keeps_its_share_of_extra_time():
     job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.segments=3"])
-    planned = job.planner.settle(job.sizes)
+    planned = job.planner.plan_as_measured(job.sizes)
     smaller = next(sizes for sizes in smaller_micro_batches(job.sizes) if sizes.micro_size == 2)
-    found = job.planner.at(planned, smaller)
+    found = job.planner.rescaled(planned, smaller)
     assert found.sizes == smaller
     assert (found.plan.segments, found.plan.retentions) == (planned.plan.segments, planned.plan.retentions)
     assert found.plan.extra_share == pytest.approx(planned.plan.extra_share)
     assert found.plan.total_ms == planned.plan.total_ms / 4
     assert planned.plan.peak_bytes / 4 <= found.plan.peak_bytes < planned.plan.peak_bytes
-    assert found.memory.activations_bytes == found.plan.peak_bytes
-    assert job.planner.at(planned, job.sizes) is planned
+    assert found.activations_bytes == found.plan.peak_bytes
+    assert job.planner.rescaled(planned, job.sizes) is planned
 
 
 @pytest.mark.multi_process

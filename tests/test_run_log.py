@@ -5,7 +5,7 @@ import math
 from deepres.config import LogConfig
 from deepres.distributed import this_process
 from deepres.metrics import Metrics
-from deepres.run_log import Rate, RunLog
+from deepres.run_log import RunLog, Throughput
 
 METRICS = Metrics(loss=1.25, top1=0.5, top5=0.75, num_images=40)
 
@@ -15,11 +15,11 @@ def _log(num_steps, steps_per_epoch):
 
 
 def test_a_training_line_has_a_rate_only_where_there_is_one(capsys):
-    rate = Rate()
-    rate.count(8, 0.0)
-    assert math.isnan(rate.per_s)
-    line = "epoch 0.20/2  step 2/20  rate 0.1  loss 1.2500  top-1 50.0 %"
-    _log(20, 10).training(2, 0.1, METRICS, rate.per_s)
+    throughput = Throughput()
+    throughput.count(8, 0.0)
+    assert math.isnan(throughput.per_s)
+    line = "epoch 0.20/2  step 2/20  lr 0.1  loss 1.2500  top-1 50.0 %"
+    _log(20, 10).training(2, 0.1, METRICS, throughput.per_s)
     assert capsys.readouterr().out == f"{line}\n"
     _log(20, 10).training(2, 0.1, METRICS, 123.45)
     assert capsys.readouterr().out == f"{line}  123.5 images/s\n"

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from deepres import trainer
 from deepres.config import load_config
 from deepres.models import build_resnet
-from deepres.run_log import Rate
+from deepres.run_log import Throughput
 from deepres.train import main
 from tests.processes import (
     NO_PLAN,
@@ -72,13 +72,13 @@ def test_rates_follow_the_schedule_and_tests_come_when_they_are_due_and_at_the_e
 
 
 def test_all_micro_batches_of_a_step_count_for_images_per_second(tmp_path, monkeypatch):
-    count, counted = Rate.count, []
+    count, counted = Throughput.count, []
 
-    def noted(rate, num_images, waited_s):
+    def noted(throughput, num_images, waited_s):
         counted.append(num_images)
-        count(rate, num_images, waited_s)
+        count(throughput, num_images, waited_s)
 
-    monkeypatch.setattr(Rate, "count", noted)
+    monkeypatch.setattr(Throughput, "count", noted)
     arguments = (*SMALL, *PLAIN, "train.micro_batch_size=2", "train.max_steps=2", f"train.run_dir={tmp_path}")
     assert main(["--config", QUICKSTART, *arguments]) == 0
     assert counted == [8, 8]

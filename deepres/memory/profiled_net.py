@@ -14,7 +14,7 @@ from deepres.batch_sizes import batch_sizes
 from deepres.config import Config
 from deepres.distributed import Process
 from deepres.memory.gpus import GPUS, Gpu
-from deepres.memory.run_memory import RunMemory, predict_run_chain, run_memory
+from deepres.memory.run_memory import OtherMemory, other_memory, predict_run_chain
 from deepres.memory.run_planner import RunPlanner
 from deepres.memory.scaling import ScalingChain
 from deepres.recompute import Chain
@@ -62,7 +62,7 @@ class ProfiledNet:
             device = torch.device("cpu" if target.gpu is None else "cuda")
             process = Process(0, 0, world_size, world_size, device)
             planner = RunPlanner(config, self.net, self.image_size, process, target.gpu or GPUS[0])
-            sizes = planner.foresee(sizes).sizes
+            sizes = planner.plan_as_predicted(sizes).sizes
         self.batch = sizes.micro_size
 
     @cached_property
@@ -91,21 +91,20 @@ class ProfiledNet:
         """The net's chain at its batch, on the target."""
         return self.scaling.chains[0]
 
-    def memory(self, batch: int, activations_bytes: int = 0) -> RunMemory:
-        """What a process holds on the target, with so many images in a micro batch."""
-        return run_memory(
+    def other_memory(self, batch: int) -> OtherMemory:
+        """What a process holds on the target beside activations, with so many images in a micro batch."""
+        return other_memory(
             self.config,
             num_parameters=self.num_parameters,
             image_size=self.image_size,
             micro_size=batch,
             world_size=self.world_size,
             on_cuda=self.target.gpu is not None,
-            activations_bytes=activations_bytes,
         )
 
     def room(self, batch: int) -> int:
         """What the target has for activations; negative if the rest alone is too much."""
-        return self.target.memory_bytes - self.memory(batch).without_activations_bytes
+        return self.target.memory_bytes - self.other_memory(batch).total_bytes
 
     def within(self, memory_bytes: int) -> ProfiledNet:
         """The same net, costs included, on a device of other memory."""

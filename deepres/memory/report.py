@@ -78,13 +78,13 @@ def make_report(
             )
         )
     rows.append(strategy_row(profiled, "floor", "plan at the floor", frontier.floor))
-    memory = profiled.memory(profiled.batch)
+    memory = profiled.other_memory(profiled.batch)
     return Report(
         model=_model_row(profiled),
         engine=_engine_name(profiled.config.engine),
         device=profiled.target.name,
         device_bytes=profiled.target.memory_bytes,
-        other_bytes=memory.without_activations_bytes,
+        other_bytes=memory.total_bytes,
         images_bytes=memory.batch_bytes,
         workspace_bytes=memory.workspace_bytes,
         states=states_rows(profiled),
@@ -100,7 +100,7 @@ def _own_row(profiled: ProfiledNet) -> list[StrategyRow]:
     recompute, name = profiled.config.recompute, "the configuration's"
     if recompute.budget is not None or recompute == RecomputeConfig():
         return []
-    other_bytes = profiled.memory(profiled.batch).without_activations_bytes
+    other_bytes = profiled.other_memory(profiled.batch).total_bytes
     try:
         plan = plan_for(recompute, profiled.chain, other_bytes, profiled.target.memory_bytes)
     except InfeasibleBudgetError as error:
@@ -138,7 +138,7 @@ def strategy_row(profiled: ProfiledNet, kind: Kind, name: str, plan: PricedPlan)
         budget_bytes=None,
         plan=plan,
         peak_bytes=plan.peak_bytes,
-        total_bytes=profiled.memory(batch, plan.peak_bytes).total_bytes,
+        total_bytes=plan.peak_bytes + profiled.other_memory(batch).total_bytes,
         extra_forwards=sum(simulate(chain, plan).forward_runs) / plan.num_units - 1,
         extra_share=plan.extra_share,
         least_extra_share=None,
@@ -217,9 +217,9 @@ def _no_plan(
     budget_bytes: int,
     smallest_bytes: int,
 ) -> StrategyRow:
-    memory = profiled.memory(profiled.batch, smallest_bytes)
+    total_bytes = smallest_bytes + profiled.other_memory(profiled.batch).total_bytes
     return StrategyRow(
-        kind, name, share, budget_bytes, None, smallest_bytes, memory.total_bytes,
+        kind, name, share, budget_bytes, None, smallest_bytes, total_bytes,
         math.nan, math.nan, None, math.nan, math.nan, 0, fits=False,
     )  # fmt: skip
 

@@ -25,34 +25,27 @@ _CUDA_WORKSPACE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class RunMemory:
-    """Bytes on the device of one process, at the peak of a step.
+class OtherMemory:
+    """Bytes on the device of one process at the peak of a step, beside activations.
 
     Attributes:
         states: parameters, gradients, optimizer state and buckets.
         batch_bytes: a micro batch, and the images of data sets that live on the device.
-        activations_bytes: the plan's peak.
         workspace_bytes: a reserve for what a card's libraries take beside tensors; none on a CPU, where the plan's
             peak has it.
     """
 
     states: ModelStates
     batch_bytes: int
-    activations_bytes: int
     workspace_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """The sum."""
-        return self.without_activations_bytes + self.activations_bytes
-
-    @property
-    def without_activations_bytes(self) -> int:
-        """The sum of all but the activations."""
         return self.states.total_bytes + self.batch_bytes + self.workspace_bytes
 
 
-def run_memory(
+def other_memory(
     config: Config,
     *,
     num_parameters: int,
@@ -60,9 +53,8 @@ def run_memory(
     micro_size: int,
     world_size: int,
     on_cuda: bool,
-    activations_bytes: int = 0,
-) -> RunMemory:
-    """Put together what a run of `config` holds.
+) -> OtherMemory:
+    """Put together what a run of `config` holds beside activations.
 
     Args:
         config: the run's configuration.
@@ -71,7 +63,6 @@ def run_memory(
         micro_size: images of a micro batch.
         world_size: the run's processes.
         on_cuda: whether the device is a card.
-        activations_bytes: the plan's peak.
     """
     states = model_states(
         num_parameters,
@@ -84,11 +75,10 @@ def run_memory(
     image_bytes = 3 * image_size**2
     # Batches come contiguous, and are there to the step's end.
     copies = 2 if config.precision.channels_last else 1
-    return RunMemory(
+    return OtherMemory(
         states=states,
         batch_bytes=micro_size * (copies * 4 * image_bytes + 8)
         + (known.num_train + known.num_test) * (image_bytes + 8),
-        activations_bytes=activations_bytes,
         workspace_bytes=_CUDA_WORKSPACE_BYTES if on_cuda else 0,
     )
 

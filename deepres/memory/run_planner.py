@@ -16,11 +16,11 @@ from deepres.memory.gpus import GPUS, Gpu
 from deepres.memory.measure import measure_chain
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_memory import (
-    RunMemory,
+    OtherMemory,
     activation_budget,
+    other_memory,
     plan_for,
     predict_run_chain,
-    run_memory,
 )
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes
 from deepres.recompute import (
@@ -34,7 +34,7 @@ from deepres.recompute import (
 
 
 @dataclass(frozen=True)
-class _Lack:
+class _Shortfall:
     """Batch sizes whose smallest plan takes more than their budget."""
 
     sizes: BatchSizes
@@ -63,7 +63,7 @@ class RunPlanner:
         self._gpu = gpu if self._on_cuda else None
         self._chains: dict[int, Chain] = {}  # predicted, by micro batch
 
-    def predict(self, sizes: BatchSizes) -> BatchSizes:
+    def feasible_sizes(self, sizes: BatchSizes) -> BatchSizes:
         """Check that there is a plan for this net, on predicted bytes: no device is touched.
 
         Returns:
@@ -80,15 +80,15 @@ class RunPlanner:
             return sizes
         return next(self._feasible(sizes, self._free_bytes()))
 
-    def foresee(self, sizes: BatchSizes) -> PlannedRun:
-        """What `settle` would choose if predictions held; no device is touched.
+    def plan_as_predicted(self, sizes: BatchSizes) -> PlannedRun:
+        """What `plan_as_measured` would choose if predictions held; no device is touched.
 
         Raises:
             ConfigError: nothing fits.
         """
         return self._choose(sizes, may_measure=False)
 
-    def settle(self, sizes: BatchSizes) -> PlannedRun:
+    def plan_as_measured(self, sizes: BatchSizes) -> PlannedRun:
         """The plan, on costs that the first process measures on its device; collective.
 
         Raises:
@@ -108,7 +108,7 @@ class RunPlanner:
         assert planned is not None
         return planned
 
-    def at(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
+    def rescaled(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
         """The same plan with other micro batches: bytes as predicted, times in proportion; no device is touched."""
         if sizes == planned.sizes:
             return planned
@@ -171,13 +171,13 @@ class RunPlanner:
             ConfigError: there is none, or the micro batch has too few images for batch norm.
         """
         smaller = self._with_a_plan(smaller_micro_batches(sizes), device_bytes)
-        lack = self._lack(sizes, device_bytes)
-        if lack is None:
+        shortfall = self._shortfall(sizes, device_bytes)
+        if shortfall is None:
             yield sizes
         else:
             largest = next(smaller, None)
             if largest is None or not self._is_auto:
-                raise self._infeasible(lack, largest, device_bytes)
+                raise self._infeasible(shortfall, largest, device_bytes)
             yield largest
         if self._is_auto:
             yield from smaller
@@ -185,22 +185,22 @@ class RunPlanner:
     def _with_a_plan(self, candidates: Iterable[BatchSizes], device_bytes: int) -> Iterator[BatchSizes]:
         for sizes in candidates:
             try:
-                lack = self._lack(sizes, device_bytes)
+                shortfall = self._shortfall(sizes, device_bytes)
             except ConfigError:  # too few images for batch norm, and smaller ones have fewer
                 return
-            if lack is None:
+            if shortfall is None:
                 yield sizes
 
-    def _lack(self, sizes: BatchSizes, device_bytes: int) -> _Lack | None:
+    def _shortfall(self, sizes: BatchSizes, device_bytes: int) -> _Shortfall | None:
         """None if there is a plan for these sizes, on predicted bytes."""
         budget_bytes = self._budget(sizes, device_bytes)
         if budget_bytes is None:
             return None
         smallest_bytes = smallest_budget(self._predicted(sizes))
-        return _Lack(sizes, budget_bytes, smallest_bytes) if smallest_bytes > budget_bytes else None
+        return _Shortfall(sizes, budget_bytes, smallest_bytes) if smallest_bytes > budget_bytes else None
 
-    def _infeasible(self, lack: _Lack, fits: BatchSizes | None, device_bytes: int) -> ConfigError:
-        sizes, budget_bytes, smallest = lack.sizes, lack.budget_bytes, lack.smallest_bytes
+    def _infeasible(self, shortfall: _Shortfall, fits: BatchSizes | None, device_bytes: int) -> ConfigError:
+        sizes, budget_bytes, smallest = shortfall.sizes, shortfall.budget_bytes, shortfall.smallest_bytes
         advice = "no smaller micro batch fits"
         if fits is not None:
             advice = (
@@ -211,7 +211,7 @@ class RunPlanner:
         if device_memory is None:
             asked = f"recompute.budget {format_bytes(budget_bytes)} is too small"
         else:
-            other_bytes = self._memory(sizes).without_activations_bytes
+            other_bytes = self._other_memory(sizes).total_bytes
             limit = device_bytes if device_memory == "auto" else device_memory
             asked = (
                 f"recompute.device_memory {device_memory if device_memory == 'auto' else format_bytes(limit)} "
@@ -227,7 +227,7 @@ class RunPlanner:
     def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> PricedPlan:
         try:
             return plan_for(
-                self._config.recompute, chain, self._memory(sizes).without_activations_bytes, device_bytes
+                self._config.recompute, chain, self._other_memory(sizes).total_bytes, device_bytes
             )
         except InfeasibleBudgetError:
             raise
@@ -239,11 +239,10 @@ class RunPlanner:
             raise ConfigError(f"recompute: {error}") from None
 
     def _planned(self, plan: PricedPlan, sizes: BatchSizes, budget_bytes: int | None) -> PlannedRun:
-        memory = replace(self._memory(sizes), activations_bytes=plan.peak_bytes)
-        return PlannedRun(plan, sizes, memory, budget_bytes)
+        return PlannedRun(plan, sizes, self._other_memory(sizes), budget_bytes)
 
-    def _memory(self, sizes: BatchSizes) -> RunMemory:
-        return run_memory(
+    def _other_memory(self, sizes: BatchSizes) -> OtherMemory:
+        return other_memory(
             self._config,
             num_parameters=self._num_parameters,
             image_size=self._image_size,
@@ -253,9 +252,7 @@ class RunPlanner:
         )
 
     def _budget(self, sizes: BatchSizes, device_bytes: int) -> int | None:
-        return activation_budget(
-            self._config.recompute, self._memory(sizes).without_activations_bytes, device_bytes
-        )
+        return activation_budget(self._config.recompute, self._other_memory(sizes).total_bytes, device_bytes)
 
     def _predicted(self, sizes: BatchSizes) -> Chain:
         if sizes.micro_size not in self._chains:

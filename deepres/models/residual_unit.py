@@ -184,6 +184,11 @@ class ResidualUnit(nn.Module):
         )
 
     def _run(self, x: Tensor, memo: Memo | None, keep: ConvOutputs | None) -> Tensor:
+        if memo is not None and not memo and len(set(self.norms)) < len(self.norms):
+            raise RuntimeError(
+                "a batch norm that stands twice in a unit cannot be replayed: give each place its own, or train "
+                "without a plan"
+            )
         x = self._walk(self._before_split, x, memo, keep)
         h = self.shortcut(x, memo)
         y = self._walk(self._branch, x, memo, keep)

@@ -38,7 +38,8 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
 
     Raises:
         TypeError: there is no sequence of units, it has a `forward` of its own, FSDP shards a unit, or that is no plan.
-        ValueError: the plan is for another number of units, or names a retention that a unit does not offer.
+        ValueError: the plan is for another number of units, or names a retention that a unit does not offer; or a unit
+            does not offer `all`.
     """
     units = planned_units(model)
     executor = None if plan is None else _executor(units, plan)
@@ -59,6 +60,10 @@ def _executor(units: nn.Sequential, plan: Plan) -> PlanExecutor | None:
         )
     for i, (unit, retention) in enumerate(zip(units, plan.retentions, strict=True)):
         offered = retentions_of(unit)
+        if "all" not in offered:
+            raise ValueError(
+                f"unit {i} ({type(unit).__name__}) must offer the retention all, got {', '.join(offered)}"
+            )
         if retention not in offered:
             raise ValueError(
                 f"the plan keeps {retention!r} of unit {i} ({type(unit).__name__}), which offers "

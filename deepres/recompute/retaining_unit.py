@@ -13,10 +13,10 @@ from torch.nn.modules import module as of_all
 class RetainingUnit(Protocol):
     """A unit that can keep less than autograd would, and replays without help.
 
-    Its `forward(x, retention, memo)` gives the same result and gradients, bit for bit, for each of its
-    retentions. `memo` is a dict, empty at a batch's first run and handed back at each replay; a replay computes
-    from it whatever must not be computed twice (statistics of the batch) and updates nothing. Nor does it matter to the
-    result whether gradients are recorded.
+    One of its retentions is `all`, in which it is also run to be discarded. Its `forward(x, retention, memo)` gives the
+    same result and gradients, bit for bit, for each of its retentions. `memo` is a dict, empty at a batch's first run
+    and handed back at each replay; a replay computes from it whatever must not be computed twice (statistics of the
+    batch) and updates nothing. Nor does it matter to the result whether gradients are recorded.
     """
 
     retentions: tuple[str, ...]

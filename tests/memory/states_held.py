@@ -9,7 +9,7 @@ from deepres.config import Config, DataConfig, EngineConfig, ModelConfig, OptimC
 from deepres.data import Batch
 from deepres.distributed import any_process, start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
-from deepres.memory.run_memory import run_memory
+from deepres.memory.run_memory import other_memory
 from deepres.run_net import net_of
 
 process = this_process("cpu")
@@ -51,13 +51,13 @@ def micro_batches():
 engine.run_passes(micro_batches())
 assert storages(p.grad for p in parameters) == buckets, "buckets do not stay where they are"
 held = states | buckets | apart
-predicted = run_memory(
+predicted = other_memory(
     config, num_parameters=sum(p.numel() for p in parameters), image_size=8, micro_size=2,
     world_size=process.world_size, on_cuda=False,
 )  # fmt: skip
 any_process([False], process.device)
 if process.is_first:
-    num_bytes = predicted.without_activations_bytes - predicted.batch_bytes
+    num_bytes = predicted.total_bytes - predicted.batch_bytes
     print(
         "HELD",
         sum(held.values()),

@@ -20,7 +20,7 @@ from deepres.distributed import this_process
 from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak
 from deepres.memory.predict import predict_chain
-from deepres.memory.run_memory import accumulates, plan_for, predict_run_chain, run_memory
+from deepres.memory.run_memory import accumulates, other_memory, plan_for, predict_run_chain
 from deepres.recompute import Chain, Retention, UnitCost, sqrt_plan
 from deepres.run_net import net_of
 
@@ -44,7 +44,7 @@ def test_a_step_holds_its_batch_as_often_as_is_counted(channels_last):
     laid_out = images.contiguous(memory_format=config.precision.memory_format)
     activations = measure_activation_peak(net, engine.module, laid_out, labels)
     parameters = sum(p.numel() for p in net.parameters())
-    counted = run_memory(
+    counted = other_memory(
         config, num_parameters=parameters, image_size=32, micro_size=num, world_size=1, on_cuda=False
     )
     beside = images.nbytes + labels.nbytes + meter.peak_bytes - activations - counted.states.gradients_bytes
@@ -58,7 +58,7 @@ def test_images_that_live_on_the_device_count_and_a_card_has_a_reserve():
         train=TrainConfig(max_steps=1, micro_batch_size=4),
     )
     sizes = {"num_parameters": 10, "image_size": 32, "micro_size": 4, "world_size": 1}
-    on_cpu, on_card = (run_memory(config, **sizes, on_cuda=on_cuda) for on_cuda in (False, True))
+    on_cpu, on_card = (other_memory(config, **sizes, on_cuda=on_cuda) for on_cuda in (False, True))
     pixels = 3 * 32 * 32
     assert on_cpu.batch_bytes == 4 * (4 * pixels + 8) + 60_000 * (pixels + 8)
     assert on_card == replace(on_cpu, workspace_bytes=256 * 2**20)
@@ -95,7 +95,7 @@ SIZES = {"num_parameters": 10, "image_size": 32, "micro_size": 4, "on_cuda": Fal
 
 def test_a_run_without_momentum_has_no_room_for_one():
     assert (
-        run_memory(
+        other_memory(
             _config(optim={"momentum": 0, "nesterov": False}), **SIZES, world_size=1
         ).states.optimizer_bytes
         == 0
@@ -104,8 +104,8 @@ def test_a_run_without_momentum_has_no_room_for_one():
 
 def test_a_run_that_accumulates_holds_gradients_twice():
     config = _config(train={"max_steps": 1, "micro_batch_size": 4, "accumulation": 2})
-    assert run_memory(config, **SIZES, world_size=2).states.gradients_bytes == 80
-    assert run_memory(_config(), **SIZES, world_size=2).states.gradients_bytes == 40
+    assert other_memory(config, **SIZES, world_size=2).states.gradients_bytes == 80
+    assert other_memory(_config(), **SIZES, world_size=2).states.gradients_bytes == 40
 
 
 def test_segments_of_sqrt_are_about_the_root_of_the_units():

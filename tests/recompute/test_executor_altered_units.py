@@ -180,3 +180,11 @@ def test_pytorch_s_synchronised_batch_norm_may_take_its_place_without_a_plan():
     net = nn.SyncBatchNorm.convert_sync_batchnorm(_net()).eval()
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(net(x), _net().eval()(x))
+
+
+def test_a_norm_that_stands_twice_in_a_unit_is_refused():
+    net = _net()
+    net.units[1].norms[1] = net.units[1].norms[0]
+    apply_plan(net, uniform_plan(len(net.units), 2))
+    with pytest.raises(RuntimeError, match="a batch norm that stands twice in a unit cannot be replayed"):
+        net(torch.randn(2, 3, 8, 8))

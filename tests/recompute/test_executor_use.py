@@ -97,6 +97,16 @@ def test_a_retention_that_a_unit_does_not_offer_is_refused():
         apply_plan(copy.deepcopy(small_net(20)), keep_all_plan(9, "half"))
 
 
+class _Cheap(nn.Linear):
+    retentions = ("few",)
+
+
+def test_a_unit_that_cannot_be_kept_whole_is_refused():
+    model = nn.Sequential(_Cheap(3, 3), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"unit 0 \(_Cheap\) must offer the retention all, got few"):
+        apply_plan(model, Plan((), ("few", "all")))
+
+
 def test_a_plan_that_is_refused_leaves_the_one_before_it():
     net = copy.deepcopy(small_net(20))
     apply_plan(net, per_unit_plan(9))

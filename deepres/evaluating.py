@@ -15,7 +15,7 @@ from deepres.autocast import ComputeIn
 from deepres.checkpoints.snapshot import CLASSES, CONFIG
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import find_data
-from deepres.metrics import Metrics, answer_sums
+from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.tensor_files import TensorFile
@@ -126,7 +126,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
         for batch in data.test_batches():
             images = batch.images.contiguous(memory_format=precision.memory_format)
             logits = ten_crop_logits(module, images) if crop == "ten" else module(images)
-            sums += answer_sums(logits, batch.labels)
+            sums += metric_sums(logits, batch.labels)
     finally:
         data.close()
     return Metrics.over_processes(sums)

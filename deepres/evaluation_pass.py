@@ -8,7 +8,7 @@ from deepres.data import DataError, DataSource
 from deepres.distributed import any_process, from_any_process
 from deepres.engines import Engine
 from deepres.exit_status import ExitStatus, RunError
-from deepres.metrics import Metrics, answer_sums
+from deepres.metrics import Metrics, metric_sums
 from deepres.out_of_memory import UntilOutOfMemory
 from deepres.stopping import StopRequest
 
@@ -35,7 +35,7 @@ def run_evaluation(engine: Engine, data: DataSource, stop: StopRequest, batch_si
         try:
             with UntilOutOfMemory() as attempt:
                 batch = next(batches)
-                sums += answer_sums(engine.predict(batch.images), batch.labels)
+                sums += metric_sums(engine.predict(batch.images), batch.labels)
             if attempt.ran_out:
                 what = f"out of memory in the evaluation, with {batch_size} images at once: lower train.eval_batch_size"
                 failure = what, ExitStatus.OUT_OF_MEMORY

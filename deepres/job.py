@@ -37,7 +37,7 @@ from deepres.out_of_memory import (
     shrink_until_it_fits,
 )
 from deepres.recompute import apply_plan
-from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_inside, run_folder_path
+from deepres.run_folder import RunFolder, check_run_folder, is_inside, lock_run_folder, run_folder_path
 from deepres.run_log import Summary
 from deepres.run_net import net_of
 from deepres.screen import say
@@ -134,7 +134,7 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
     if not job.process.is_first:
         return _run_together(job, None, None, stop)
     path = run_folder_path(job.config, job.config_path)
-    with hold_run_folder(path):
+    with lock_run_folder(path):
         start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
         if start is not None:
             _tell_other_threads(start, job.process)

@@ -28,10 +28,10 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def answer_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
-    """Sums over a batch, (4,) float64: cross entropy, right answers, right among the best five, images.
+def metric_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
+    """Sums over a batch, (4,) float64: cross entropy, right predictions, right among the best five, images.
 
-    Logits of NaN or infinity are no answer (in training, where the loss is given, they end the step).
+    Logits of NaN or infinity are no prediction (in training, where the loss is given, they end the step).
 
     Args:
         logits: (N, num_classes).
@@ -58,7 +58,7 @@ class Metrics:
 
     @classmethod
     def over_processes(cls, sums: Tensor) -> Metrics:
-        """From every process's `answer_sums`, added up; collective."""
+        """From every process's `metric_sums`, added up; collective."""
         loss, top1, top5, count = sum_over_processes(sums.clone()).tolist()
         return cls(loss / count, top1 / count, top5 / count, int(count)) if count else cls.of_nothing()
 

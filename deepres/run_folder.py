@@ -50,7 +50,7 @@ def run_folder_path(config: Config, config_path: Path) -> Path:
 
 
 @contextmanager
-def hold_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+def lock_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
     """Make a folder and keep other runs out of it; if it is still empty in the end, it goes, with what was made for it.
 
     The lock is the system's (flock, of a file in the folder): it ends with the process, however that ends, and with the
@@ -97,7 +97,7 @@ def _hold(folder: Path, wait_s: float) -> int | None:
         os.close(descriptor)  # of a folder that another run has found empty and removed
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a run is being written to a folder."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)

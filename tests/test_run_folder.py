@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from deepres.config import Config, ConfigError
-from deepres.run_folder import RunFolder, check_run_folder, hold_run_folder, is_held, run_folder_path
+from deepres.run_folder import RunFolder, check_run_folder, is_locked, lock_run_folder, run_folder_path
 from tests.processes import environment
 
 HOLDER = """
     import sys
     from pathlib import Path
-    from deepres.run_folder import hold_run_folder
+    from deepres.run_folder import lock_run_folder
 
-    with hold_run_folder(Path(sys.argv[1])):
+    with lock_run_folder(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
 """
@@ -34,28 +34,28 @@ def _config(**train):
 
 def test_a_folder_that_a_process_holds_is_refused_until_it_ends_however_that_is(tmp_path):
     folder = tmp_path / "run"
-    assert not is_held(folder)
+    assert not is_locked(folder)
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder)]
     with subprocess.Popen(
         command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert is_held(folder)
+        assert is_locked(folder)
         with (
             pytest.raises(ConfigError, match="another process is writing a run to"),
-            hold_run_folder(folder, 0.2),
+            lock_run_folder(folder, 0.2),
         ):
             pass
         holder.kill()
-    assert not is_held(folder)
-    with hold_run_folder(folder, wait_s=0):
-        assert is_held(folder)
+    assert not is_locked(folder)
+    with lock_run_folder(folder, wait_s=0):
+        assert is_locked(folder)
 
 
 def test_a_folder_that_stays_empty_goes(tmp_path):
-    with hold_run_folder(tmp_path / "made" / "for" / "empty"):
+    with lock_run_folder(tmp_path / "made" / "for" / "empty"):
         pass
-    with hold_run_folder(tmp_path / "used"):
+    with lock_run_folder(tmp_path / "used"):
         (tmp_path / "used" / "file").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
@@ -103,7 +103,7 @@ def test_a_lock_is_not_one_of_a_folder_that_was_removed_meanwhile(tmp_path):
     folder = tmp_path / "run"
     held: list[bool] = []
     waiting = threading.Thread(target=lambda: held.append(_held(folder)))
-    with hold_run_folder(folder):
+    with lock_run_folder(folder):
         waiting.start()
         time.sleep(0.3)
     waiting.join()
@@ -111,5 +111,5 @@ def test_a_lock_is_not_one_of_a_folder_that_was_removed_meanwhile(tmp_path):
 
 
 def _held(folder: Path) -> bool:
-    with hold_run_folder(folder, wait_s=10):
-        return is_held(folder)
+    with lock_run_folder(folder, wait_s=10):
+        return is_locked(folder)

@@ -48,7 +48,7 @@ class Progress:
         steps_per_epoch: so epoch and position within it follow from `step`.
         is_evaluated: whether the evaluation that is due after this step is done.
         test: the last evaluation's loss, top-1, top-5 and number of images, if there was one.
-        sums: `answer_sums` since the last line of metrics, of each process.
+        sums: `metric_sums` since the last line of metrics, of each process.
         metrics_bytes: how long `metrics.jsonl` was.
         learning_rate: of the last step; the schedule is a function of `step`.
         has_averaged_buffers: whether the processes' buffers were the same.

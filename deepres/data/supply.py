@@ -66,9 +66,9 @@ class ResidentSupply:
     @classmethod
     def of_tensors(cls, images: Tensor, labels: Tensor, device: torch.device) -> "ResidentSupply":
         """Holds `images` (N, 3, H, W) uint8 and `labels` (N,) int64 on the device."""
-        table, answers = images.to(device), labels.to(device)
+        table, labels = images.to(device), labels.to(device)
         return cls(
-            lambda indices: (table.index_select(0, indices), answers.index_select(0, indices)),
+            lambda indices: (table.index_select(0, indices), labels.index_select(0, indices)),
             device,
         )
 

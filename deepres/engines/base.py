@@ -18,7 +18,7 @@ from deepres.config import Config
 from deepres.data import Batch
 from deepres.distributed import Process, average_over_processes, sum_over_processes
 from deepres.gradients import backward_in_this_thread
-from deepres.metrics import answer_sums, summed_loss
+from deepres.metrics import metric_sums, summed_loss
 from deepres.models import synchronize_batch_norm
 
 
@@ -85,7 +85,7 @@ class Engine:
             flags: what else the processes tell one another in the step's message, asked for after the passes.
 
         Returns:
-            This process's `answer_sums` over its micro batches, (4,) float64, and which of the flags are set in at
+            This process's `metric_sums` over its micro batches, (4,) float64, and which of the flags are set in at
             least one process.
 
         Raises:
@@ -192,10 +192,10 @@ class Engine:
         return
 
     def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
-        """The forward and backward pass of a micro batch; its `answer_sums`."""
+        """The forward and backward pass of a micro batch; its `metric_sums`."""
         logits = self._run(images)
         loss = summed_loss(logits, labels)
-        sums = answer_sums(logits, labels, loss)
+        sums = metric_sums(logits, labels, loss)
         # Engines average gradients over processes.
         with backward_in_this_thread():
             self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import Ints, costs_of
-from deepres.recompute.least_peak import needs_of
-from deepres.recompute.moves import Move, traced_plan
+from deepres.recompute.least_peak import least_needs
+from deepres.recompute.moves import Move, backtrack
 from deepres.recompute.plan import Plan
 
 _EXACT_TABLE_BYTES = 2**26
@@ -59,7 +59,7 @@ class DynamicProgram:
 
     1. What a move leaves may lie between two levels: E is then interpolated. Levels that hold every m a plan
        can meet (`exact_levels`) make E exact; others make it an estimate.
-    2. A plan is traced by exact bytes. A move is taken only if what it leaves is enough (`needs_of`), so that
+    2. A plan is traced by exact bytes. A move is taken only if what it leaves is enough (`least_needs`), so that
        each plan keeps its budget, whatever the levels; the table says only which move is the fastest.
     3. A part that fits in full needs no search, nor does one below its need.
     4. One table is held, of E(a, ·, ·); for the b at hand, E(j, b, m − x_j) + forward(0 … j−1) is laid
@@ -78,7 +78,7 @@ class DynamicProgram:
     def __init__(self, chain: Chain, levels: Ints, *, is_optimistic: bool = False) -> None:
         self._chain, self._costs, self._levels = chain, costs_of(chain), levels
         self._is_optimistic = is_optimistic
-        self._needs = needs_of(chain)
+        self._needs = least_needs(chain)
         self._first = np.searchsorted(levels, self._needs)
         num_kinds, num_parts, num_levels = self._costs.num_kinds, len(self._costs.forward_ms), len(levels)
         size = num_kinds * (num_parts + 1) * num_parts * num_levels * 8
@@ -108,7 +108,7 @@ class DynamicProgram:
             yield self._traced(num_bytes, distance_bytes * half // 2)
 
     def _traced(self, num_bytes: int, looked_up_bytes: int) -> Plan:
-        return traced_plan(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
+        return backtrack(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
 
     def _after(self, kind: int, a: int, b: int, size_bytes: int) -> tuple[int, NDArray[Any]]:
         """The first level that can spare so many bytes, and [a, b)'s row at what is left of it and each higher one."""

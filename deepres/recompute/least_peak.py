@@ -7,12 +7,12 @@ import numpy as np
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import ABSENT, Ints, costs_of
-from deepres.recompute.moves import Move, traced_plan
+from deepres.recompute.moves import Move, backtrack
 from deepres.recompute.plan import Plan
 
 
 @lru_cache(maxsize=4)
-def needs_of(chain: Chain) -> Ints:
+def least_needs(chain: Chain) -> Ints:
     """The least peak of each range of parts: at [k, a, b], what [a, b) needs beside an x_a of kind k and fixed bytes.
 
     NOTE [ The least peak ]
@@ -56,7 +56,7 @@ def needs_of(chain: Chain) -> Ints:
 
 def smallest_plan(chain: Chain) -> Plan:
     """A plan whose peak no plan is below."""
-    costs, needs = costs_of(chain), needs_of(chain)
+    costs, needs = costs_of(chain), least_needs(chain)
     loose = costs.num_kinds - 1
 
     def choose(a: int, b: int, kind: Any) -> Move:
@@ -72,4 +72,4 @@ def smallest_plan(chain: Chain) -> Plan:
             return Move(r, a + 1, None, int(costs.next_kind[r, a]))
         return Move(None, a + 1 + int(peaks.argmin()), kind, loose)
 
-    return traced_plan(chain, choose, 0)
+    return backtrack(chain, choose, 0)

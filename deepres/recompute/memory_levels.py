@@ -4,7 +4,7 @@ import numpy as np
 
 from deepres.recompute.chain import Chain
 from deepres.recompute.cost_arrays import Ints, costs_of
-from deepres.recompute.least_peak import needs_of
+from deepres.recompute.least_peak import least_needs
 
 
 def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
@@ -18,7 +18,7 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
         room_bytes: the highest level.
         max_levels: how many levels are too many.
     """
-    costs, needs = costs_of(chain), needs_of(chain)
+    costs, needs = costs_of(chain), least_needs(chain)
     most_held = room_bytes - int(needs[:, :-2].min())  # beyond it no range with a unit in it can run
     held = np.zeros(1, dtype=np.int64)
     for unit in range(len(chain.units) - 1):

@@ -23,7 +23,7 @@ class Move(NamedTuple):
     rest: Any
 
 
-def traced_plan(chain: Chain, choose: Callable[[int, int, Any], Move], state: Any) -> Plan:
+def backtrack(chain: Chain, choose: Callable[[int, int, Any], Move], state: Any) -> Plan:
     """The plan that follows from choosing how each range of parts begins.
 
     Args:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from deepres.bytesize import format_bytes
 from deepres.recompute.chain import Chain
 from deepres.recompute.dynamic_program import DynamicProgram, quickest_retentions
-from deepres.recompute.least_peak import needs_of
+from deepres.recompute.least_peak import least_needs
 from deepres.recompute.memory_levels import even_levels, exact_levels
 from deepres.recompute.plan import Plan, PricedPlan
 from deepres.recompute.simulate import price
@@ -35,7 +35,7 @@ class InfeasibleBudgetError(ValueError):
 
 def smallest_budget(chain: Chain) -> int:
     """The fewest bytes within which a chain can be trained, exactly: the least peak of any plan."""
-    return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(needs_of(chain)[0, 0, -1]))
+    return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(least_needs(chain)[0, 0, -1]))
 
 
 def fastest_plan(chain: Chain) -> Plan:

@@ -113,10 +113,10 @@ def test_a_folder_without_permission_is_refused(table):
         from pathlib import Path
         from deepres.config import ConfigError
         from deepres.config import load_config
-        from deepres.run_folder import hold_run_folder, check_run_folder
+        from deepres.run_folder import lock_run_folder, check_run_folder
         config = load_config(Path(sys.argv[1]))
         try:
-            with hold_run_folder(Path(sys.argv[2])):
+            with lock_run_folder(Path(sys.argv[2])):
                 check_run_folder(config, Path(sys.argv[2]))
         except ConfigError as error:
             print(error)

@@ -17,7 +17,7 @@ import reproduce_paper
 from deepres import build_resnet
 from deepres.config import load_config
 from deepres.known_sets import KNOWN_SETS
-from deepres.run_folder import hold_run_folder
+from deepres.run_folder import lock_run_folder
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.rows import CONFIGS, all_rows
 from paper_reproduction.runs import outcome_file
@@ -378,7 +378,7 @@ def test_a_run_that_another_process_took_meanwhile_is_left_to_it(tmp_path, call,
 
         def each_call(seed):
             if seed == 1:
-                others.enter_context(hold_run_folder(folder))
+                others.enter_context(lock_run_folder(folder))
                 return 2, False
             _leave_run(tmp_path, "resnet20/original", 2, 0.9)
             return 0, False
@@ -438,11 +438,13 @@ def test_a_run_that_was_stopped_or_whose_own_processes_hold_it_ends_the_command(
     folder = tmp_path / "resnet20" / "original" / "full" / "seed-1"
     asked = []
 
-    def is_held(_):
+    def is_locked(_):
         asked.append(time.monotonic())
         return len(asked) > 1 and time.monotonic() < asked[1] + held_s
 
-    monkeypatch.setattr(paper_reproduction.launch, "is_held", lambda path: path == folder and is_held(path))
+    monkeypatch.setattr(
+        paper_reproduction.launch, "is_locked", lambda path: path == folder and is_locked(path)
+    )
     call(lambda _: (status, is_stopped))
     assert _run_two(tmp_path) == status
     assert not folder.exists()

@@ -18,7 +18,7 @@ from deepres.commit import replace_text
 from deepres.config import Config, load_config
 from deepres.distributed import this_process
 from deepres.evaluating import evaluate
-from deepres.run_folder import CHECKPOINTS, CONFIG, is_held
+from deepres.run_folder import CHECKPOINTS, CONFIG, is_locked
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ROOT, ReproductionError, Row
 from paper_reproduction.runs import differences, outcome_file, read_run, seed_folder
@@ -96,7 +96,7 @@ def train(order: Order) -> int:
         if state == "untested":
             _test(run)
             continue
-        if is_held(run.folder):
+        if is_locked(run.folder):
             _say(f"{run}: another process is training it, in {run.folder}")
             continue
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
@@ -162,7 +162,7 @@ def _test(run: _Run) -> None:
 def _stays_held(folder: Path) -> bool:
     """Whether a run is being written to a folder by others than the processes that a run of ours may have left."""
     deadline = time.monotonic() + _OWN_PROCESSES_GONE_S
-    while is_held(folder):
+    while is_locked(folder):
         if time.monotonic() >= deadline:
             return True
         time.sleep(0.1)

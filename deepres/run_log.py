@@ -58,7 +58,7 @@ class Summary:
             f"peak activation memory {format_bytes(self.activation_peak_bytes)} "
             f"(predicted {format_bytes(self.predicted_peak_bytes)})\n"
             f"    {speed}   "
-            f"recomputation {100 * self.recompute_share:.1f} % of a step"
+            f"recomputation {100 * self.recompute_share:.1f} % of a step (predicted)"
         )
 
 
@@ -217,6 +217,7 @@ class Throughput:
         self._seconds = 0.0
         self._waited = 0.0
         self._since: float | None = None
+        self._told = (0, 0.0)
 
     def count(self, num_images: int, waited_s: float) -> None:
         """A step is done, in which the device waited that long for data."""
@@ -235,6 +236,12 @@ class Throughput:
     def per_s(self) -> float:
         """Images a second so far; NaN before the second step."""
         return self._images / self._seconds if self._seconds else float("nan")
+
+    def since_last_asked(self) -> float:
+        """Images a second since this was asked last; NaN if no step has counted since."""
+        images, seconds = self._images - self._told[0], self._seconds - self._told[1]
+        self._told = self._images, self._seconds
+        return images / seconds if seconds else float("nan")
 
     @property
     def data_wait_share(self) -> float:

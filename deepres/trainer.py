@@ -180,7 +180,7 @@ class Trainer:
             if memory is not None:
                 self._folder.metrics.write("memory", step=self._step, **memory._asdict())
         if self._step % self._config.log.every == 0 or self._step == self._num_steps:
-            images_per_s = self._throughput.per_s * self._process.world_size
+            images_per_s = self._throughput.since_last_asked() * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), images_per_s)
             self._sums.zero_()
         return StepFlags(*wishes)

@@ -18,11 +18,24 @@ def test_a_training_line_has_a_rate_only_where_there_is_one(capsys):
     throughput = Throughput()
     throughput.count(8, 0.0)
     assert math.isnan(throughput.per_s)
+    assert math.isnan(throughput.since_last_asked())
     line = "epoch 0.20/2  step 2/20  lr 0.1  loss 1.2500  top-1 50.0 %"
     _log(20, 10).training(2, 0.1, METRICS, throughput.per_s)
     assert capsys.readouterr().out == f"{line}\n"
     _log(20, 10).training(2, 0.1, METRICS, 123.45)
     assert capsys.readouterr().out == f"{line}  123.5 images/s\n"
+
+
+def test_a_training_line_tells_the_speed_since_the_line_before(monkeypatch):
+    throughput, clock = Throughput(), iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr("deepres.run_log.time.perf_counter", lambda: next(clock))
+    speeds = []
+    for _ in range(4):
+        throughput.count(8, 0.0)
+        speeds.append(throughput.since_last_asked())
+    assert math.isnan(speeds[0])
+    assert speeds[1:] == [8, 4, 2]
+    assert throughput.per_s == 24 / 7
 
 
 def test_a_test_line_says_how_many_epochs_were_trained(capsys):

@@ -60,8 +60,11 @@ def make_report(
     budgets = [(share, round(share * keep_all_bytes), f"{100 * share:.3g} %") for share in shares]
     if budget_bytes is not None:
         budgets.append((budget_bytes / keep_all_bytes, budget_bytes, format_bytes(budget_bytes)))
-        budgets.sort(reverse=True)
-    for share, num_bytes, budget in budgets:
+    room_bytes = profiled.room(profiled.batch)
+    has_own = profiled.config.recompute.device_memory is not None
+    if frontier.floor_bytes <= room_bytes < keep_all_bytes and not has_own:
+        budgets.append((room_bytes / keep_all_bytes, room_bytes, "the device"))
+    for share, num_bytes, budget in sorted(budgets, reverse=True):
         name = f"plan for {budget}"
         try:
             plan = frontier.plan(num_bytes)

@@ -27,18 +27,20 @@ def report_text(report: Report) -> str:
         name,
         *(f"  {fact}" for fact in facts),
         "",
-        f"Model states{' of a process' if report.model.world_size > 1 else ''}",
-        *_indented(states_table(report)),
-        "",
-        "Activations with everything kept",
-        *_indented(stages_table(report)),
+        *verdict(report),
         "",
         trade_title(report),
         f"  {division(report)}",
         "",
         *_indented(trade_table(report)),
         "",
-        *notes(report),
+        *(f"  {note}" for note in notes(report)),
+        "",
+        "Activations with everything kept",
+        *_indented(stages_table(report)),
+        "",
+        f"Model states{' of a process' if report.model.world_size > 1 else ''}",
+        *_indented(states_table(report)),
     ]
     return "\n".join(lines)
 
@@ -54,6 +56,24 @@ def model_lines(report: Report) -> list[str]:
         f"{model.num_parameters:,} parameters",
         f"{_count(model.multiply_adds)} multiply-adds forward, an image of {model.image_size} × {model.image_size}",
         f"batch {model.batch}{per}, {model.precision}",
+    ]
+
+
+def verdict(report: Report) -> list[str]:
+    """Whether the net fits the device, and what it costs to make it fit, a sentence each."""
+    keep_all, device = report.row("keep all"), format_bytes(report.device_bytes)
+    if keep_all.fits:
+        return [f"It fits with everything kept: {format_bytes(keep_all.total_bytes)} of {device}."]
+    kept = f"With everything kept it does not fit: it takes {format_bytes(keep_all.total_bytes)}, there are {device}."
+    plans = [row for row in report.rows if row.fits]
+    if not plans:
+        least = format_bytes(min(row.total_bytes for row in report.rows))
+        return [kept, f"Nothing fits: a run at batch {report.model.batch} takes at least {least}."]
+    fastest = min(plans, key=lambda row: row.extra_share)
+    share, total = f"{100 * fastest.extra_share:.1f} %", format_bytes(fastest.total_bytes)
+    return [
+        kept,
+        f"The fastest plan that fits takes {share} extra time, and {total}: recompute.device_memory makes such a one.",
     ]
 
 
@@ -124,16 +144,14 @@ def notes(report: Report) -> list[str]:
         "activations: the most that they take at once in a step; total: with model states, images and reserve",
         "extra runs: how often a unit is run forward again, on average; replays of batch norm and ReLU alone are none",
         "extra time: of a step with everything kept; bound: no plan within the same bytes takes less",
-        "largest batch: with which this very plan fits; plan for x %: the fastest found within x % of keep all",
+        "largest batch: with which this very plan fits",
+        "plan for x %: the fastest found within x % of keep all's bytes; at the floor: the fewest bytes of any plan",
     ]
     if report.workspace_bytes and not _is_measured(report):
         lines.append(
             f"activations are tensors; of the total, {format_bytes(report.workspace_bytes)} are for cuDNN's "
             "workspaces, which only the card tells (--measure)"
         )
-    if not any(row.fits for row in report.rows):
-        least = format_bytes(min(row.total_bytes for row in report.rows))
-        lines.append(f"nothing fits: a run at batch {report.model.batch} takes at least {least}")
     if report.units_per_group > 1:
         lines.append(
             f"to save planning time, up to {report.units_per_group} neighbouring units were planned as one: the best "

@@ -15,7 +15,7 @@ from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
 from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.report import make_report
-from deepres.memory.tables import gpus_text, report_csv, report_json, report_text
+from deepres.memory.tables import gpus_text, report_csv, report_json, report_text, verdict
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.recompute import simulate
 
@@ -135,6 +135,30 @@ def test_the_text_has_a_line_for_each_row_and_no_line_is_too_long(report):
     states, images, reserve = map(format_bytes, parts)
     assert f"{states} of it for model states (plain), {images} for images, {reserve} in reserve, " in text
     assert gpus_text().count("\n") > 20
+
+
+def test_the_first_lines_say_whether_it_fits_and_what_fits_best(report):
+    keep_all, floor = report.row("keep all"), report.row("floor")
+    for memory_bytes in (
+        keep_all.total_bytes,
+        keep_all.total_bytes - 1,
+        floor.total_bytes,
+        floor.total_bytes - 1,
+    ):
+        small = make_report(profiled_net(memory_bytes=memory_bytes))
+        for_device = [row for row in small.rows if row.strategy == "plan for the device"]
+        first, *second = verdict(small)
+        assert first.startswith("It fits") is (memory_bytes >= keep_all.total_bytes)
+        assert len(for_device) == (floor.total_bytes <= memory_bytes < keep_all.total_bytes)
+        if for_device:
+            assert for_device[0].extra_share == min(row.extra_share for row in small.rows if row.fits)
+            assert second[0].startswith(
+                f"The fastest plan that fits takes {100 * for_device[0].extra_share:.1f} %"
+            )
+        elif memory_bytes < floor.total_bytes:
+            least = format_bytes(floor.total_bytes)
+            assert second == [f"Nothing fits: a run at batch {small.model.batch} takes at least {least}."]
+        assert report_text(small).index(first) < report_text(small).index("The trade on")
 
 
 def test_more_depth_takes_linearly_more_with_everything_kept_and_its_root_in_segments():

@@ -27,6 +27,7 @@ from deepres.memory.tables import (
     states_table,
     trade_table,
     trade_title,
+    verdict,
 )
 from deepres.memory.trial import run_plan
 from html_page import MARK, Section, page_html
@@ -166,7 +167,7 @@ def page(command: str, answers: Sequence[Answer], rows: Sequence[DepthRow]) -> s
             Section(" ".join(model_lines(report)[:1]), model_lines(report)[1:]),
             Section(
                 trade_title(report),
-                [division(report), *notes(report)],
+                [*verdict(report), division(report), *notes(report)],
                 [("", trade_table(report))],
                 [pictures[""]],
             ),

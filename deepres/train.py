@@ -1,8 +1,10 @@
 """Train a residual network.
 
-deepspeed deepres/train.py --config configs/imagenet200_zero2.yaml [section.key=value ...]
-python deepres/train.py --config configs/cifar10_resnet110.yaml data.root=/path/to/cifar10
-torchrun --nproc_per_node 2 deepres/train.py --config configs/cifar10_resnet110.yaml
+deepspeed deepres/train.py --config configs/imagenet200_zero2.yaml data.root=DIR [section.key=value ...]
+python deepres/train.py --config configs/cifar10_resnet1001.yaml data.root=DIR recompute.device_memory=8GiB
+torchrun --nproc_per_node 2 deepres/train.py --config configs/cifar10_resnet110.yaml data.root=DIR
+
+docs/settings.md lists all settings.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from command_line import add_measuring_options, add_timing_options, positive, run_program
 from deepres import build_resnet
 from deepres.argument_parser import Parser
+from interface.command_line import add_measuring_options, add_timing_options, positive, run_program
 from measuring.child import ChildFailedError
 from measuring.report import Report
 from measuring.timing import Clock
-from training_speed import BARE, steps_of_options, trainer_and_bare_loop
+from measuring.training_speed import BARE, steps_of_options, trainer_and_bare_loop
 
 
 def main(arguments: list[str]) -> int:

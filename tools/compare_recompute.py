@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import add_measuring_options, add_timing_options, positive, run_program
 from deepres import build_resnet
 from deepres.argument_parser import Parser
+from interface.command_line import add_measuring_options, add_timing_options, positive, run_program
 from measuring.child import ChildFailedError, ChildTimeoutError
 from measuring.report import Report
 from measuring.timing import Clock

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from command_line import run_program
 from deepres.argument_parser import Parser
 from deepres.config import ConfigError
 from deepres.data import DataError
 from deepres.distributed import this_process
 from deepres.evaluating import Crop, evaluate, find_config
+from interface.command_line import run_program
 
 
 def main(arguments: list[str]) -> int:

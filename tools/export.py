@@ -12,13 +12,13 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import image_size, run_program, writable_file
 from deepres.argument_parser import Parser
 from deepres.commit import SaveError
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.exporting import SUFFIXES, export, export_path
 from deepres.out_of_memory import UntilOutOfMemory
+from interface.command_line import image_size, run_program, writable_file
 
 
 def main(arguments: list[str]) -> int:

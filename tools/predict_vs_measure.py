@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from command_line import device, run_program, writable_file
 from deepres.argument_parser import Parser
 from deepres.bytesize import format_bytes
 from deepres.config import Config
@@ -28,6 +27,7 @@ from deepres.memory.trial import card_at_hand, run_plan, with_measured_costs
 from deepres.provenance import origin_text, provenance
 from deepres.recompute import simulate
 from deepres.text_table import aligned
+from interface.command_line import device, run_program, writable_file
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 

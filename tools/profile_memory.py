@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from command_line import image_size, num_bytes, positive, run_program, writable_file
 from deepres.argument_parser import Parser
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
@@ -27,6 +26,7 @@ from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.net_options import ACTIVATIONS, FAMILIES
 from deepres.text_table import aligned
 from deepres.wording import listed
+from interface.command_line import image_size, num_bytes, positive, run_program, writable_file
 from memory_profile.outputs import Answer, check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, on_target, read_configs
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from command_line import device, positive, run_program, seed, writable_folder
 from deepres.analysis.measured_net import batch_of, checkpoint_nets, fresh_nets
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.report import NOTES, propagation_json, propagation_text, units_text
 from deepres.argument_parser import Parser
 from deepres.net_options import ACTIVATIONS, FAMILIES
+from interface.command_line import device, positive, run_program, seed, writable_folder
 
 
 def parser() -> Parser:

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import run_program
 from deepres.argument_parser import Parser
 from deepres.commit import SaveError, replace_text
 from deepres.config import ConfigError
 from deepres.data import DataError
+from interface.command_line import run_program
 from paper_reproduction.launch import Order, train
 from paper_reproduction.length import FULL, Length
 from paper_reproduction.report import listing, read_results, results_html, results_markdown, results_text

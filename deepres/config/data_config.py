@@ -15,6 +15,7 @@ class DataConfig(Section):
     """The images; `deepres.data.find_data` finds them."""
 
     name: SetName
+    """The data set. `digits` comes with scikit-learn; `synthetic` is random numbers, to try things out."""
     root: HostPath = Path("data")
     """Where the files are. CIFAR: the folder that holds the official folder, or that folder itself. `imagenet` and
     `image_folder`: a folder or an archive with `train/` and `val/` or `test/`."""

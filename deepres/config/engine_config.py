@@ -16,7 +16,9 @@ class EngineConfig(Section):
     """How a step is run across processes."""
 
     name: Literal["plain", "deepspeed", "fairscale"] = "plain"
+    """`plain`: one process, or DistributedDataParallel; `fairscale` shards optimizer states; `deepspeed`: ZeRO."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed: 1 shards optimizer states over the processes, 2 gradients too, 3 parameters too."""
     offload_optimizer: bool = False

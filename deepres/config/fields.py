@@ -21,7 +21,13 @@ from deepres.bytesize import parse_bytes
 class Section(BaseModel):
     """Settings that belong together: checked, frozen, without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -61,8 +67,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 NumClasses = Annotated[int, Field(ge=1, le=10_000_000)]
 AnyFloat = Annotated[float, AfterValidator(_in_fp32)]
-PositiveFloat = Annotated[AnyFloat, Field(gt=0)]
-NonNegativeFloat = Annotated[AnyFloat, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_fp32)]
+NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_fp32)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 HostPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
 """May begin with `~`, which no shell expands behind `key=`."""

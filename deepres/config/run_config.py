@@ -39,6 +39,7 @@ class PrecisionConfig(Section):
     compute: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run under autocast, fp16 (CUDA only) with loss scaling."""
     channels_last: bool = False
+    """Images and activations in NHWC."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,6 +60,7 @@ class LogConfig(Section):
     note: str = ""
     """A remark on the run, for `metrics.jsonl` and the tables of `tools/reproduce_paper.py`."""
     tensorboard: bool = False
+    """Write TensorBoard's files, too (extra `tensorboard`)."""
     plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""
     memory: bool = False

@@ -14,6 +14,7 @@ class TrainConfig(Section):
     """Length, batch, reproducibility and checkpoints of a run."""
 
     epochs: PositiveInt | None = None
+    """Passes over the training images."""
     max_steps: PositiveInt | None = None
     """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
     global_batch_size: PositiveInt | None = None
@@ -22,11 +23,13 @@ class TrainConfig(Section):
     micro_batch_size: Literal["auto"] | PositiveInt | None = None
     """`auto`: the largest that fits `recompute.device_memory` or `recompute.budget`."""
     accumulation: PositiveInt | None = None
+    """Micro batches of an optimizer step."""
     eval_batch_size: PositiveInt | None = None
     """Images a process tests at once; by default the micro batch."""
     eval_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    """Of the parameters, the order of images, augmentation and dropout."""
     deterministic: bool = False
     """Only algorithms whose results are the same in every run."""
     output: HostPath = Path("runs")

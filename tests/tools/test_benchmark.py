@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import benchmark
-import training_speed
+from measuring import training_speed
 from tests.processes import ROOT, run
 
 TOOL = ROOT / "tools" / "benchmark.py"

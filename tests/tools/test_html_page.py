@@ -4,7 +4,7 @@ import re
 
 from matplotlib.figure import Figure
 
-from html_page import Section, page_html
+from interface.html_page import Section, page_html
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_escapes_its_text():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from command_line import writable_folder
 from deepres.memory.capacity import EXTRA_SHARES, CapacityRow, capacity_table
 from deepres.memory.depths import DepthRow, depths_table, growth, laws_table
 from deepres.memory.profiled_net import ProfiledNet
@@ -30,7 +29,8 @@ from deepres.memory.tables import (
     verdict,
 )
 from deepres.memory.trial import run_plan
-from html_page import MARK, Section, page_html
+from interface.command_line import writable_folder
+from interface.html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # for pictures alone, from an extra

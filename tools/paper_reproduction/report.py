@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepres.config import Config, load_config
 from deepres.text_table import aligned
-from html_page import Section, page_html
+from interface.html_page import Section, page_html
 from paper_reproduction.claims import TABLES, Table
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ROOT, Row

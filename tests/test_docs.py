@@ -14,6 +14,9 @@ DOCUMENTS = (
     "docs/paper.md",
     "docs/plans.md",
     "docs/reliability.md",
+    "docs/reproducing.md",
+    "docs/settings.md",
+    "docs/training.md",
     "results/propagation/README.md",
 )
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")

@@ -76,7 +76,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="leave compiled units out, which take minutes and on a CPU g++",
+        help="skip compiled units, which take minutes, and on a CPU need g++",
     )
     return parser
 

@@ -40,8 +40,12 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
-    parser.add_argument("--crop", choices=get_args(Crop), default="config")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument(
+        "--crop", choices=get_args(Crop), default="config", help="of image files (as configured)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override the run's settings"
+    )
     return parser
 
 

@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     if attempt.ran_out:
         print(f"error: there is not enough memory for images of {side} x {side} pixels", file=sys.stderr)
         return 2
-    print(f"{target}: {target.stat().st_size} bytes; logits differ by {difference:.2g} of the largest")
+    size = f"{target.stat().st_size} bytes"
+    print(f"{target}: {size}; logits differ from the net's by at most {difference:.2g} of the largest")
     return 0
 
 

@@ -35,7 +35,11 @@ def parser() -> Parser:
     """All options."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="of a training configuration"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="any setting of a run (docs/settings.md)",
     )
     what = parser.add_argument_group("the run")
     what.add_argument(
@@ -45,20 +49,24 @@ def parser() -> Parser:
     )
     what.add_argument("--depths", help="several, with commas: adds how memory and time grow")
     what.add_argument(
-        "--config", type=Path, help="take everything from a training configuration; options go first"
+        "--config", type=Path, help="a training configuration; options and settings override it"
     )
-    what.add_argument("--dataset", choices=FAMILIES)
+    what.add_argument("--dataset", choices=FAMILIES, help="the kind of net (of --depth)")
     what.add_argument("--batch-size", type=positive, help="images of a process's micro batch (the recipe's)")
     what.add_argument("--image-size", type=image_size, help="height and width (32; ImageNet 224)")
-    what.add_argument("--precision", choices=("fp32", "bf16"))
+    what.add_argument("--precision", choices=("fp32", "bf16"), help="what is computed in (fp32)")
     what.add_argument("--optimizer", choices=("momentum", "sgd"), help="SGD with momentum, or without")
-    what.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3))
+    what.add_argument(
+        "--zero-stage", type=int, choices=(0, 1, 2, 3), help="train with DeepSpeed, at this stage"
+    )
     what.add_argument(
         "--offload", action="store_true", help="optimizer, at stage 3 parameters too, on the CPU"
     )
     what.add_argument("--world-size", type=positive, default=1, help="processes")
     what.add_argument("--activation", choices=ACTIVATIONS, help="of the units (full_preactivation)")
-    what.add_argument("--budget", type=num_bytes, help="plan for this much of activations too, such as 2GiB")
+    what.add_argument(
+        "--budget", type=num_bytes, help="add a plan for so many bytes of activations, such as 2GiB"
+    )
     where = parser.add_argument_group("the device")
     where.add_argument("--gpu", help=f'a card, "list" shows all ({DEFAULT_GPU})')
     where.add_argument(
@@ -66,7 +74,11 @@ def parser() -> Parser:
         type=num_bytes,
         help="what a process has of the device's memory, such as 8GiB (the card's)",
     )
-    where.add_argument("--measure", action="store_true", help="run every plan on the device at hand too")
+    where.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the units and run every plan on the device at hand: minutes on a CPU",
+    )
     where.add_argument(
         "--snapshot",
         type=writable_file,
@@ -74,10 +86,10 @@ def parser() -> Parser:
     )
     out = parser.add_argument_group("output")
     out.add_argument(
-        "--capacity", action="store_true", help="the largest batch on cards of 8, 12 and 24 GiB too"
+        "--capacity", action="store_true", help="add the largest batches on cards of 8, 12 and 24 GiB"
     )
-    out.add_argument("--json", type=writable_file)
-    out.add_argument("--csv", type=writable_file)
+    out.add_argument("--json", type=writable_file, help="all numbers")
+    out.add_argument("--csv", type=writable_file, help="a line for each plan")
     out.add_argument(
         "--plot",
         type=writable_file,

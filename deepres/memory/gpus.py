@@ -62,7 +62,7 @@ GPUS: tuple[Gpu, ...] = (
 
 
 def find_gpu(name: str) -> Gpu:
-    """The card of that name; case and spaces do not matter.
+    """The card of that name, or the only one whose name has all its words; case and spaces do not matter.
 
     Raises:
         ValueError: there is none; the message has the nearest names.
@@ -70,6 +70,10 @@ def find_gpu(name: str) -> Gpu:
     keys = {_key(gpu.name): gpu for gpu in GPUS}
     if _key(name) in keys:
         return keys[_key(name)]
+    words = set(name.lower().split())
+    having_all = [gpu for gpu in GPUS if words and words <= set(gpu.name.lower().split())]
+    if len(having_all) == 1:
+        return having_all[0]
     nearest = [key for key in keys if _key(name) and (_key(name) in key or key in _key(name))]
     nearest = (nearest + difflib.get_close_matches(_key(name), keys, n=3, cutoff=0.3) + list(keys))[:3]
     names = ", ".join(dict.fromkeys(keys[key].name for key in nearest))

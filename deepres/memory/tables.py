@@ -73,7 +73,7 @@ def verdict(report: Report) -> list[str]:
     share, total = f"{100 * fastest.extra_share:.1f} %", format_bytes(fastest.total_bytes)
     return [
         kept,
-        f"The fastest plan that fits takes {share} extra time, and {total}: recompute.device_memory makes such a one.",
+        f"The fastest plan that fits takes {share} extra time, in {total}: recompute.device_memory finds it.",
     ]
 
 

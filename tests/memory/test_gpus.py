@@ -26,8 +26,20 @@ def test_case_and_spaces_do_not_matter(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "full"), [("3060", "RTX 3060 12GB"), ("rtx 3060", "RTX 3060 12GB"), ("H100", "H100 80GB")]
+)
+def test_words_that_one_card_alone_has_will_do(name, full):
+    assert find_gpu(name).name == full
+
+
+@pytest.mark.parametrize(
     ("name", "nearest"),
-    [("RTX 3060", "RTX 3060 12GB"), ("A100", "A100 40GB, A100 80GB"), ("H10O", "H100 80GB")],
+    [
+        ("RTX 306", "RTX 3060 12GB"),
+        ("RTX", "RTX 2060"),
+        ("A100", "A100 40GB, A100 80GB"),
+        ("H10O", "H100 80GB"),
+    ],
 )
 def test_an_unknown_card_is_refused_with_the_nearest_names(name, nearest):
     with pytest.raises(ValueError, match=f"unknown GPU '{name}'; nearest: .*{nearest}"):

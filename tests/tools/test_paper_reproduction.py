@@ -565,4 +565,4 @@ def test_a_run_that_another_process_ends_meanwhile_is_done(tmp_path, call, monke
 def test_a_launcher_that_leaves_no_run_is_told(tmp_path, capsys):
     arguments = ["run", "resnet20/original", "--seeds", "1", "--results", str(tmp_path), "--launcher", "true"]
     assert reproduce_paper.main(arguments) == 1
-    assert "the launcher ended with status 0 and left no run in" in capsys.readouterr().out
+    assert "training ended with status 0 (see above) and left no run in" in capsys.readouterr().out

@@ -227,7 +227,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         ((*SMALL, "recompute.plan=/nowhere"), "recompute.plan /nowhere cannot be read: No such file"),
         ((*SMALL, "model.shortcutt=conv1x1"), "unknown key model.shortcutt; did you mean model.shortcut?"),
         ((*SMALL, "conv1x1"), "expected section.key=value (e.g. train.epochs=3), got 'conv1x1'"),
-        ((*SMALL, "--gpu", "RTX 3060"), "unknown GPU 'RTX 3060'; nearest: RTX 3060 12GB"),
+        ((*SMALL, "--gpu", "RTX 306"), "unknown GPU 'RTX 306'; nearest: RTX 3060 12GB"),
         (
             (*SMALL, "--budget", "1MiB"),
             "no plan fits a budget of 1.00 MiB at batch 16: the smallest that any plan needs",

@@ -138,6 +138,6 @@ def writable_file(text: str) -> Path:
 
 def add_timing_options(parser: argparse.ArgumentParser, steps: int) -> None:
     """`--rounds`, `--steps` (so many by default) and `--device`."""
-    parser.add_argument("--rounds", type=positive, default=5, help="turns of each kind (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed rounds of each kind (%(default)s)")
     parser.add_argument("--steps", type=positive, default=steps, help="timed steps a turn (%(default)s)")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")

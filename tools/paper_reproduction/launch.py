@@ -115,7 +115,7 @@ def train(order: Order) -> int:
             goes_on = "goes on" if (run.folder / CHECKPOINTS).exists() else "begins anew"
             _say(f"{run}: ended with status {status} before its end; the same command {goes_on}")
         else:
-            _say(f"{run}: the launcher ended with status {status} and left no run in {run.folder}")
+            _say(f"{run}: training ended with status {status} (see above) and left no run in {run.folder}")
         return status or 1
     return 0
 

@@ -245,13 +245,25 @@ def test_list_has_every_row_and_what_was_run(tmp_path, capsys):
     _leave_run(tmp_path, "table1/original", 1, 0.9)
     _leave_run(tmp_path, "table1/original", 2, None, end="unfinished", length=Length.parse("0.1"))
     assert reproduce_paper.main(["list", "--results", str(tmp_path)]) == 0
-    _, *lines = capsys.readouterr().out.splitlines()
+    _, *lines, _, where = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(ROWS)
     ran = "full: 1 seed; short-0.1: 0 seeds, 1 unfinished"
     assert lines[0].split("  ")[0] == "table1/original"
     assert "1,727,962" in lines[0]
     assert [line.split()[0] for line in lines if ran in line] == list(ROWS["table1/original"].twins)
-    assert all((CONFIGS / line.split("configs/paper/")[1]).is_file() for line in lines)
+    assert where == "the config of a row: configs/paper/ROW.yaml"
+    assert all((CONFIGS / f"{row}.yaml").is_file() for row in ROWS)
+
+
+def test_a_remark_on_many_recipes_is_told_once_below_the_tables(tmp_path, capsys):
+    names = ("original", "conv1x1", "dropout", "constant_scaling_both", "exclusive_gating_bias-6")
+    for count, name in enumerate(names, 1):
+        _leave_run(tmp_path, f"table1/{name}", 1, 0.9, "precision.compute=bf16")
+        out = _table(capsys, tmp_path)
+        text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+        remark = "precision.compute is bf16, not fp32"
+        assert _cells(text, "Table 1", "original")[0][-1] == ("a" if count > 3 else remark)
+        assert (f"\na: {remark}.\n" in out) == (f"\na: {remark}.\n" in text) == (count > 3)
 
 
 @pytest.mark.parametrize(

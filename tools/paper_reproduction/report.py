@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from string import ascii_lowercase
 
 from deepres.config import Config, load_config
 from deepres.text_table import aligned
@@ -31,23 +32,17 @@ net and recipe as that row, of which it shows the runs.""",
 
 
 def listing(rows: Sequence[Row], results: Path) -> str:
-    """Every row with its config, the paper's figure, its parameters and what has been run.
+    """Every row with its parameters, the paper's figure and what has been run; where the configs are.
 
     Raises:
         ReproductionError, ConfigError: results cannot be read.
     """
-    heading = ["row", "parameters", "paper, %", "run here", "config"]
-    cells = [
-        [
-            row.name,
-            f"{row.num_parameters:,}",
-            row.figure,
-            _what_was_run(row, results),
-            _short(row.config_path),
-        ]
-        for row in rows
-    ]
-    return "\n".join(aligned([heading, *cells], left=(0, 3, 4)))
+    heading = ["row", "parameters", "paper, %", "run here"]
+    cells = [[row.name, f"{row.num_parameters:,}", row.figure, _what_was_run(row, results)] for row in rows]
+    folder = rows[0].config_path.relative_to(ROOT).parents[1]
+    return "\n".join(
+        [*aligned([heading, *cells], left=(0, 3)), "", f"the config of a row: {folder}/ROW.yaml"]
+    )
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,25 @@ def read_results(rows: Sequence[Row], results: Path) -> Results:
     Raises:
         ReproductionError, ConfigError: it cannot be read.
     """
-    tables = []
+    tables = list[tuple[Table, list[_Line]]]()
     machines: dict[Path, tuple[str, ...]] = {}
     for table in TABLES:
-        lines = [_HEADING]
+        lines = list[_Line]()
         for row in (row for row in rows if row.table == table):
             found = runs_of(row, results)
             machines |= {run.folder: run.machines for runs in found.values() for run in runs}
             groups = [group for length, runs in found.items() for group in _of_one_recipe(row, length, runs)]
             lines += [_line(row, group) for group in groups] or [_not_run(row)]
         tables.append((table, lines))
-    return Results(tables, [*_NOTES, *_machines_texts(machines.values())])
+    letters = _letters(line for _, lines in tables for line in lines)
+    return Results(
+        [(table, [_HEADING, *(line.as_cells(letters) for line in lines)]) for table, lines in tables],
+        [
+            *_NOTES,
+            *(f"{letter}: {remark}." for remark, letter in letters.items()),
+            *_machines_texts(machines.values()),
+        ],
+    )
 
 
 def results_text(results: Results) -> str:
@@ -106,6 +109,27 @@ def results_html(results: Results, command: str) -> str:
     return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of a table: all cells but the last, and the remarks that it is made of."""
+
+    cells: Sequence[str]
+    remarks: Sequence[str]
+
+    def as_cells(self, letters: Mapping[str, str]) -> list[str]:
+        """With the remarks that have one as their letters."""
+        told = [remark for remark in self.remarks if remark not in letters]
+        noted = ", ".join(sorted(letters[remark] for remark in self.remarks if remark in letters))
+        return [*self.cells, "; ".join(filter(None, [*told, noted]))]
+
+
+def _letters(lines: Iterable[_Line]) -> dict[str, str]:
+    """A letter for each remark on more than three recipes, to be told once below."""
+    own = (line.remarks for line in lines if not any(remark.startswith("= ") for remark in line.remarks))
+    number = Counter(remark for remarks in own for remark in remarks)
+    return dict(zip((remark for remark, n in number.items() if n > 3), ascii_lowercase, strict=False))
+
+
 def _machines_texts(of_runs: Iterable[tuple[str, ...]]) -> list[str]:
     """A sentence for each machine, or machines in turn, with the number of runs that it trained."""
     texts = []
@@ -124,8 +148,8 @@ def _made_by(command: str) -> str:
     return f"Made by `{command}` on {date.today().isoformat()}."
 
 
-def _not_run(row: Row) -> list[str]:
-    return [row.claim.label, row.figure, "not run", "", "", "", _twin(row)]
+def _not_run(row: Row) -> _Line:
+    return _Line([row.claim.label, row.figure, "not run", "", "", ""], list(filter(None, [_twin(row)])))
 
 
 @dataclass(frozen=True)
@@ -155,7 +179,7 @@ def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_G
     ]
 
 
-def _line(row: Row, group: _Group) -> list[str]:
+def _line(row: Row, group: _Group) -> _Line:
     runs = group.runs
     ended = [run for run in runs if run.has_result]
     columns = [[run.error for run in ended]]
@@ -163,15 +187,15 @@ def _line(row: Row, group: _Group) -> list[str]:
         columns.append([run.top5_error for run in ended])
     here = " / ".join(_error(statistics.median(column)) for column in columns if column)
     spans = [f"{_error(min(column))}–{_error(max(column))}" for column in columns if len(set(column)) > 1]
-    return [
+    cells = [
         row.claim.label,
         row.figure,
         here or runs[0].state,
         " / ".join(spans),
         str(len(ended)) if ended else "",
         group.trained_for,
-        "; ".join(filter(None, [_twin(row), *group.differences, *_remarks(runs)])),
     ]
+    return _Line(cells, list(filter(None, [_twin(row), *group.differences, *_remarks(runs)])))
 
 
 def _remarks(runs: Sequence[SeedRun]) -> list[str]:
@@ -229,7 +253,3 @@ def _twin(row: Row) -> str:
 
 def _error(error: float) -> str:
     return "fail" if math.isinf(error) else f"{error:.2f}"
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT))

@@ -33,3 +33,7 @@ class RunError(RuntimeError):
     def __init__(self, message: str, exit_status: ExitStatus) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class LoneRunError(RunError):
+    """One that this process alone has, while the others wait for it: it can do nothing with them any more."""

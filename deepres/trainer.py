@@ -17,7 +17,7 @@ from deepres.data import Batch, DataError, DataSource, Prefetch
 from deepres.distributed import Process, any_process, sum_over_processes, to_first_process
 from deepres.engines import Engine, NonFiniteError
 from deepres.evaluation_pass import run_evaluation
-from deepres.exit_status import ExitStatus, RunError
+from deepres.exit_status import ExitStatus, LoneRunError, RunError
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics
@@ -286,8 +286,8 @@ class Trainer:
         batch_size = self._config.train.eval_batch_size or self._engine.sizes.micro_size
         try:
             metrics = run_evaluation(self._engine, self._data, self._stop, batch_size)
-        except RunError:  # in all processes: what was trained is not lost
-            if self._config.train.save_every is not None:
+        except RunError as error:  # in all processes: what was trained is not lost
+            if not isinstance(error, LoneRunError) and self._config.train.save_every is not None:
                 self._save()
                 self._saver.finish(self._process.device)
             raise

@@ -9,7 +9,7 @@ from deepres.engines import Engine
 from deepres.exit_status import ExitStatus
 from deepres.train import main
 from tests.faults.forks import same_weights
-from tests.processes import PLAIN, QUICKSTART, SMALL
+from tests.processes import PLAIN, QUICKSTART, SMALL, TRAIN, torchrun
 
 
 @pytest.fixture
@@ -41,6 +41,25 @@ def test_a_test_image_that_cannot_be_read_loses_no_training(images, tmp_path, ca
     (images / "test/hue1/3.png").write_bytes(good)
     assert _train(images, tmp_path / "run") == 0
     assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.multi_process
+def test_a_process_that_cannot_read_its_first_test_image_keeps_no_other_waiting_for_its_parameters(
+    images, tmp_path
+):
+    (images / "test/hue0/0.png").write_bytes(b"")
+    sharded = (
+        "engine.name=deepspeed",
+        "engine.zero_stage=3",
+        "recompute.segments=none",
+        "train.eval_batch_size=2",
+    )
+    data = ("data.name=image_folder", f"data.root={images}", "data.num_images=null")
+    arguments = (*SMALL, *data, *sharded, f"train.run_dir={tmp_path / 'run'}")
+    done = torchrun(TRAIN, "--config", QUICKSTART, *arguments)
+    assert done.stderr.count("hue0/0.png") >= 1
+    assert "error: " in done.stderr
+    assert [path.name for path in tmp_path.glob("run/checkpoints/step-*")] == ["step-00000003"]
 
 
 def test_test_images_that_take_too_much_memory_lose_no_training(images, tmp_path, capsys, monkeypatch):

@@ -360,14 +360,33 @@ def test_a_network_that_fails_for_a_moment_costs_no_image(tmp_path, monkeypatch)
     assert not failures
 
 
-def test_a_tested_net_is_tested_anew_where_the_test_is_another(tmp_path):
+@pytest.mark.parametrize(
+    "other_test",
+    [("data.eval_image_size=12", "data.eval_shorter_side=12"), ("precision.compute=bf16",), ()],
+    ids=["crop", "precision", "images"],
+)
+def test_a_tested_net_is_tested_anew_where_the_test_is_another(tmp_path, other_test):
     settings = _folder_of_images(tmp_path / "images", 4, 2)
     assert main(["--config", QUICKSTART, *settings, f"train.run_dir={tmp_path / 'run'}"]) == 0
     again = (*settings, f"train.run_dir={tmp_path / 'run'}", "train.resume=auto")
     assert main(["--config", QUICKSTART, *again]) == 0
     assert len(metrics(tmp_path / "run", "test")) == 2  # of two epochs
+    if not other_test:  # as many images, but not the same
+        old = tmp_path / "images" / "val" / "a" / "0.png"
+        Image.new("RGB", (8, 8), "red").save(old.with_name("new.png"))
+        old.unlink()
     other = (*settings, f"train.run_dir={tmp_path / 'other'}", f"train.resume={tmp_path / 'run'}")
-    assert main(["--config", QUICKSTART, *other, "data.eval_image_size=12", "data.eval_shorter_side=12"]) == 0
+    assert main(["--config", QUICKSTART, *other, *other_test]) == 0
     assert len(metrics(tmp_path / "other", "test")) == 1
     loss = metrics(tmp_path / "other", "test")[0]["loss"]
     assert loss != metrics(tmp_path / "run", "test")[-1]["loss"]
+
+
+def test_an_image_that_no_step_needs_stops_no_run(tmp_path):
+    """One of the batch that is taken ahead in the last step."""
+    settings = _folder_of_images(tmp_path / "images", 8, 2)
+    files = sorted((tmp_path / "images" / "train").rglob("*.png"))
+    files[shuffled(len(files), 0, 0)[4]].write_bytes(b"no image")
+    run_dir = f"train.run_dir={tmp_path / 'run'}"
+    assert main(["--config", QUICKSTART, *settings, run_dir, "train.max_steps=1"]) == 0
+    assert main(["--config", QUICKSTART, *settings, run_dir, "train.resume=auto", "train.max_steps=2"]) == 2

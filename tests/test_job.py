@@ -13,8 +13,9 @@ from deepres.batch_sizes import smaller_micro_batches
 from deepres.config import ConfigError
 from deepres.distributed import Process, share_cores
 from deepres.job import prepare, run_job
+from deepres.memory import run_planner
 from deepres.models import build_resnet
-from deepres.recompute import Plan, keep_all_plan
+from deepres.recompute import InfeasibleBudgetError, Plan, keep_all_plan
 from deepres.stopping import StopRequest
 from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, SMALL, metrics
@@ -176,6 +177,21 @@ def test_a_plan_at_a_smaller_micro_batch_keeps_its_share_of_extra_time():
     assert planned.plan.peak_bytes / 4 <= found.plan.peak_bytes < planned.plan.peak_bytes
     assert found.activations_bytes == found.plan.peak_bytes
     assert job.planner.rescaled(planned, job.sizes) is planned
+
+
+def test_what_is_measured_is_the_runs_own_precision(monkeypatch):
+    asked = []
+
+    def measure(_net, shape, device, dtype, *, channels_last):
+        asked.append((shape, device.type, dtype, channels_last))
+        raise InfeasibleBudgetError(1, 2)
+
+    monkeypatch.setattr(run_planner, "measure_chain", measure)
+    precision = ("precision.compute=bf16", "precision.channels_last=true")
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.segments=3", *precision])
+    with pytest.raises(ConfigError, match="as measured on cpu, "):
+        job.planner.plan_as_measured(job.sizes)
+    assert asked == [((8, 3, 8, 8), "cpu", torch.bfloat16, True)]
 
 
 @pytest.mark.multi_process

@@ -126,6 +126,11 @@ class Engine:
                 sums += self._pass(batch.images, batch.labels, is_last=is_last)
         return sums
 
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether a pass gathers parameters from the other processes."""
+        return self.config.engine.zero_stage == 3 and self.process.world_size > 1
+
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) in evaluation mode; collective where parameters are sharded."""

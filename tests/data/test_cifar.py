@@ -124,7 +124,9 @@ def test_a_cut_off_python_file_is_told(tiny_cifar):
         find_cifar(cifar, root)
 
 
-@pytest.mark.parametrize("kind", ["images", "labels", "labels are text", "label too large", "huge label"])
+@pytest.mark.parametrize(
+    "kind", ["images", "labels", "labels are text", "label too large", "huge label", "ignored label"]
+)
 def test_a_python_file_without_the_right_content_is_told(tiny_cifar, python2_pickle, kind):
     cifar, root = tiny_cifar.cifar, tiny_cifar.root
     layout = cifar.layouts[1]
@@ -144,6 +146,7 @@ def test_a_python_file_without_the_right_content_is_told(tiny_cifar, python2_pic
             f"0 … {cifar.num_classes}; .* damaged",
         ),
         "huge label": (cifar.label_key, [0] * 9 + [2**31 - 1], "damaged"),
+        "ignored label": (cifar.label_key, [0] * 9 + [-100], r"found -100 … 0; the file is damaged"),
     }[kind]
     (root / layout.folder / layout.test).write_bytes(python2_pickle(batch | {key: value}))
     with pytest.raises(DataError, match=f"{layout.test}: .*{message}"):

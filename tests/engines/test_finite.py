@@ -42,6 +42,17 @@ def _step_with_gradient(engine, value):
     return next(momentum for _, momentum in engine.momentum()).view(-1)[0]
 
 
+def _step_with_an_impossible_label(engine, learning_rate):
+    """One whose loss is infinite and whose gradients are finite."""
+    offset = torch.zeros(10)
+    offset[0] = -torch.inf
+    hook = engine.net.register_forward_hook(lambda _module, _input, logits: logits + offset)
+    try:
+        _step(engine, learning_rate)
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_enough(value, fused):
@@ -50,7 +61,7 @@ def test_one_value_that_is_not_finite_is_enough(value, fused):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", "loss alone", "gradient"])
 def test_a_bad_step_changes_neither_parameters_nor_momentum(fused, what):
     """Nor does it where the update has been launched before that is known; a good step before it does."""
     engine = _engine(fused=fused)
@@ -63,8 +74,9 @@ def test_a_bad_step_changes_neither_parameters_nor_momentum(fused, what):
     bad_step = {
         "gradient": lambda: _step_with_gradient(engine, float("nan")),
         "loss": lambda: _step(engine, 0.1, scale=float("inf")),
+        "loss alone": lambda: _step_with_an_impossible_label(engine, 0.1),
     }[what]
-    with pytest.raises(NonFiniteError, match=f"the {what} is not finite"):
+    with pytest.raises(NonFiniteError, match=f"the {what.split()[0]} is not finite"):
         bad_step()
     assert all(torch.equal(p, before[name]) for name, p in engine.net.named_parameters())
     assert all(torch.equal(m, momentum[name]) for name, m in engine.momentum())

@@ -45,3 +45,20 @@ def test_momentum_that_was_loaded_is_there_before_a_step():
     momentum = dict(engine.momentum())
     assert momentum.keys() == dict(engine.net.named_parameters()).keys()
     assert all((tensor == 1).all() for tensor in momentum.values())
+
+
+def test_what_was_taken_for_a_checkpoint_does_not_follow_the_training():
+    """It may be written while the next steps run."""
+    engine = _fp16_engine()
+
+    def step() -> None:
+        engine.step([Batch(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)), torch.arange(4))], 0.1)
+
+    step()
+    ways = (engine.whole_parameters, engine.momentum, engine.averaged_buffers, engine.state)
+    taken = [dict(way()) for way in ways]
+    before = [{name: tensor.clone() for name, tensor in each.items()} for each in taken]
+    step()
+    for way, each, was in zip(ways, taken, before, strict=True):
+        assert all(torch.equal(each[name], was[name]) for name in was)
+        assert not all(torch.equal(tensor, was[name]) for name, tensor in dict(way()).items())

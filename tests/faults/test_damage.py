@@ -113,6 +113,11 @@ def test_a_run_with_nothing_but_damaged_checkpoints_is_not_silently_begun_anew(r
         (["data.name=digits", "data.num_images=null"], "data.name is digits here, synthetic in the checkpoint"),
         (["train.seed=5", "optim.learning_rate=1"], "run: train.seed is 5 here, 0 in the checkpoint\n"),
         (["train.global_batch_size=16"], "the global batch size is 16 here, 8 in the checkpoint"),
+        (["data.augmentation=crop"], "data.augmentation is crop here, none in the checkpoint"),
+        (["data.lighting=0.1"], "data.lighting is 0.1 here, 0.0 in the checkpoint"),
+        (["data.normalize=half"], "data.normalize is half here, mean_std in the checkpoint"),
+        (["data.image_size=12"], "data.image_size is 12 here, 16 in the checkpoint"),
+        (["data.num_images=72"], "the number of training images is 72 here, 64 in the checkpoint"),
     ],
 )  # fmt: skip
 def test_a_foreign_checkpoint_is_refused_with_every_difference(run_dir, capsys, overrides, difference):

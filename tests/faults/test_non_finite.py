@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepres.data import DataSource
 from deepres.exit_status import RunError
 from deepres.job import prepare, run_job
 from deepres.stopping import StopRequest
@@ -68,3 +69,23 @@ def test_what_a_random_number_caused_shows_again_in_the_replay(tmp_path):
     job.net.units[1].register_forward_hook(spoil)
     with pytest.raises(RunError, match=r"the loss of step 5 is not finite: .* the output of unit 1 "):
         run_job(job, StopRequest())
+
+
+def test_what_is_told_is_of_the_steps_own_images_among_several_micro_batches(tmp_path, monkeypatch):
+    finish, first = DataSource._finish, []
+
+    def spoil(source, fetched, *, augment):
+        batch = finish(source, fetched, augment=augment)
+        first.append(int(batch.indices[1]))
+        if augment and len(first) > 10:  # the third of step 3's
+            batch.images[batch.indices == first[10]] = torch.inf
+        return batch
+
+    monkeypatch.setattr(DataSource, "_finish", spoil)
+    settings = ("train.micro_batch_size=2", f"train.run_dir={tmp_path}")
+    job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, *settings])
+    with pytest.raises(
+        RunError, match=r"the loss of step 3 is not finite: .* in the images; samples "
+    ) as told:
+        run_job(job, StopRequest())
+    assert f"; samples {first[10]};" in str(told.value)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from deepres import build_resnet, measure_chain, predict_chain
-from deepres.memory.gpus import GPUS
+from deepres.memory.gpus import GPUS, Gpu
+from deepres.memory.roofline import Roofline
 from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.recompute import Chain
 
@@ -104,6 +106,43 @@ def test_a_card_is_found_by_its_name_and_its_speed_counts():
     slow, fast = (predict_chain(net, (64, 3, 32, 32), name) for name in ("RTX 3050", "RTX 4090"))
     assert fast.step_ms < slow.step_ms
     assert [u.output_bytes for u in fast.units] == [u.output_bytes for u in slow.units]
+
+
+CARD = Gpu("a card", 2**30, 100.0, 10.0, 20.0, 40.0, "made up")
+OLD_CARD = Gpu("an old card", 2**30, 100.0, 10.0, None, None, "made up")
+MS_PER_BYTE, LAUNCH_MS = 1 / (100e6 * 0.75), 0.004
+
+
+def _ms(card, run, *arguments):
+    with Roofline(card) as roofline:
+        run(*arguments)
+    return roofline.total_ms
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "tflops"),
+    [
+        (CARD, torch.float32, 20),
+        (CARD, torch.bfloat16, 40),
+        (OLD_CARD, torch.float32, 10),
+        (OLD_CARD, torch.half, 10),
+    ],
+)
+def test_a_large_product_takes_its_arithmetic_at_the_rate_of_its_format(card, dtype, tflops):
+    x = torch.empty(2048, 2048, device="meta", dtype=dtype)
+    assert _ms(card, torch.mm, x, x) == pytest.approx(2 * 2048**3 / (tflops * 1e9 * 0.4) + LAUNCH_MS)
+
+
+def test_other_operators_take_their_traffic_and_what_computes_nothing_is_free():
+    x = torch.empty(8, 16, 64, 64, device="meta")
+    num_bytes = x.numel() * 4
+    assert _ms(CARD, torch.relu, x) == pytest.approx(2 * num_bytes * MS_PER_BYTE + LAUNCH_MS)
+    assert _ms(CARD, lambda: (x.view(-1), x.detach(), torch.empty_like(x))) == 0
+    tested, trained = (
+        _ms(CARD, F.batch_norm, x, *torch.zeros(2, 16, device="meta"), None, None, is_training)
+        for is_training in (False, True)
+    )  # its statistics are read off x first
+    assert trained - tested == pytest.approx(num_bytes * MS_PER_BYTE, rel=0.01)
 
 
 @pytest.mark.parametrize("costs", [predict_chain, measure_chain])

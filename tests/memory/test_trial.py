@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from deepres.config import Config
+from deepres.memory import trial
 from deepres.memory.profiled_net import ProfiledNet, Target
 from deepres.memory.trial import run_plan, with_measured_costs
 from deepres.models import ResidualUnit
+from deepres.recompute.chain import combine
 
 CPU = torch.device("cpu")
 
@@ -42,3 +44,36 @@ def test_parameters_are_laid_out_as_the_engine_has_them(engine, is_channels_last
         hook.remove()
     assert seen == {is_channels_last}
     assert all(p.grad is None for p in profiled.net.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_costs_take_the_measured_times_and_a_cards_transients_and_grow_with_the_batch(monkeypatch, device):
+    """As if measured: 3 ms for every time, and of bytes a hundred more than was predicted."""
+    profiled, asked = _profiled("plain"), []
+    before = profiled.scaling.chains
+
+    def cost(name: str, value: float) -> float:
+        return 3.0 if name.endswith("_ms") else value if name == "reads_input" else value + 100
+
+    def measure(*_: object, repeats: int, **__: object) -> object:
+        asked.append(repeats)
+        return combine((before[0],), cost)
+
+    monkeypatch.setattr(trial, "measure_chain", measure)
+    with_measured_costs(profiled, torch.device(device), repeats=7)
+    assert asked == [7]
+    assert profiled.scaling.batches == (2, 4)
+    for factor, old, new in zip((1, 2), before, profiled.scaling.chains, strict=True):
+        more = 100 * factor if device == "cuda" else 0
+        assert (new.fixed_ms, new.fixed_bytes) == (3 * factor, old.fixed_bytes)
+        assert (new.stem_bytes, new.head_bytes) == (old.stem_bytes + more, old.head_bytes + more)
+        was, now = old.units[1], new.units[1]
+        assert (now.forward_ms, now.backward_ms, now.output_bytes) == (
+            3 * factor,
+            3 * factor,
+            was.output_bytes,
+        )
+        assert now.forward_temp_bytes == was.forward_temp_bytes + more
+        for kept_before, kept in zip(was.retentions, now.retentions, strict=True):
+            assert (kept.kept_bytes, kept.freed_bytes) == (kept_before.kept_bytes, kept_before.freed_bytes)
+            assert kept.backward_temp_bytes == kept_before.backward_temp_bytes + more

@@ -114,7 +114,6 @@ class Trainer:
                 self._save_or_stop()
             while self._step < self._num_steps:
                 self._run_epoch()
-            self._save_or_stop()
             assert self._test is not None
             extra_share = self._planned.plan.extra_share
             summary = Summary(

@@ -119,6 +119,24 @@ def test_plans_are_as_fast_as_the_best_of_all_plans(num_units: int, num_retentio
         check_against(front, chain, all_budgets(front))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_mind_what_a_discarding_run_takes_for_a_moment(seed: int) -> None:
+    draw = random.Random(seed)
+    units = [
+        UnitCost(
+            forward_ms=float(draw.randint(1, 5)),
+            backward_ms=1.0,
+            output_bytes=draw.randint(1, 6),
+            retentions=(Retention("all", draw.randint(6, 16)),),
+            forward_temp_bytes=draw.choice((0, 0, 5, 20, 40)),
+        )
+        for _ in range(5)
+    ]
+    chain = Chain(draw.randint(1, 5), tuple(units))
+    front = priced_plans(chain, with_trailing=True)
+    check_against(front, chain, all_budgets(front))
+
+
 def test_a_segment_that_only_the_head_follows_helps_if_the_head_is_large_and_never_else() -> None:
     for seed in range(2):
         chain = random_chain(4, 2, seed)

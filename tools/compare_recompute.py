@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> int:
     if draws:
         from recompute_benchmark.picture import draw_frontier  # needs matplotlib, of an extra
 
-        draw_frontier({**report.data, "rows": report.rows}, options.out / f"{report.name}.png")
+        written = options.out / f"{report.name}.json"
+        draw_frontier(json.loads(written.read_text(encoding="utf-8")), written.with_suffix(".png"))
     return 0
 
 

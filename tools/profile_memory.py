@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from deepres.argument_parser import Parser
 from deepres.config import ConfigError
 from deepres.memory.capacity import capacity, capacity_table
@@ -136,7 +138,8 @@ def profile(options: argparse.Namespace, arguments: list[str]) -> None:
         if device is not None:
             with_measured_costs(profiled, device)
             report = ask()
-            report = replace(report, rows=tuple(measured_row(profiled, row, device) for row in report.rows))
+            rows_to_run = tqdm(report.rows, "running each strategy", leave=False, disable=None)
+            report = replace(report, rows=tuple(measured_row(profiled, row, device) for row in rows_to_run))
         print(report_text(report), end="\n\n", flush=True)
         cards = capacity(profiled) if options.capacity or options.html else ()
         if options.capacity:

@@ -122,7 +122,7 @@ def trade_table(report: Report) -> list[list[str]]:
         "images/s",
     ]
     if is_measured:
-        heading += ["measured", "peak off by", "ms", "measured ms", "time off by"]
+        heading += ["measured", "peak off by", "predicted ms", "measured ms", "time off by"]
     rows = [
         _trade_cells(row, with_measured=is_measured)
         for row in report.rows

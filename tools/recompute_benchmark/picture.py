@@ -15,20 +15,33 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     """Draw measured costs: memory an image against extra time.
 
     Args:
-        document: what `frontier_report` put together: `depth`, `batch`, `points`, `uniform` and the rows.
+        document: what a `frontier_report` wrote: `depth`, `batch`, `machine`, `points`, `uniform`
+            and the rows.
         path: of the PNG.
     """
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     uniform = [(point["mib"], point["extra_percent"]) for point in document["uniform"]]
     curves = (
-        (uniform, ORANGE, (0, (4, 2)), "predicted: uniform segments, best number", ("steps-post", 2.4)),
-        (_curve(document, "measured_all"), BLUE, "-", "predicted: plan, retention “all”", ("default", 2.8)),
+        (
+            uniform,
+            ORANGE,
+            (0, (4, 2)),
+            "uniform segments, as of torch.utils.checkpoint: predicted",
+            ("steps-post", 2.4),
+        ),
+        (
+            _curve(document, "measured_all"),
+            BLUE,
+            "-",
+            "plans that keep or discard whole units: predicted",
+            ("default", 2.8),
+        ),
         (
             _curve(document, "measured_both"),
             GREEN,
             "-",
-            "predicted: plan, both retentions",
+            "plans that may keep outputs of convolutions alone: predicted",
             ("default", 3.6),
         ),
     )
@@ -52,14 +65,14 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
             "D",
             color=BLACK,
             markersize=8,
-            label="measured: steps under plans, both",
+            label="steps under these: measured",
             zorder=5,
         )
     axes.set_xscale("log", base=2)
     axes.set_xlim(1.5, 200)
     ticks = [2, 4, 8, 16, 32, 64, 128]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel("activations, MiB an image (log scale)", fontsize=15)
+    axes.set_xlabel("activations, MiB per image (log scale)", fontsize=15)
     axes.set_ylabel("extra time, % of a step", fontsize=15)
     axes.set_ylim(0, 80)
     axes.tick_params(labelsize=14)
@@ -67,7 +80,8 @@ def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=14, frameon=False, loc="upper right")
     axes.set_title(
-        f"ResNet-{document['depth']}: what a byte budget costs, every bit of training the same",
+        f"ResNet-{document['depth']}: what a byte budget costs, every bit of training the same\n"
+        f"batch {document['batch']}, fp32, {document['machine']}",
         fontsize=16,
         loc="left",
     )

@@ -177,7 +177,7 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
 
 
 def _this_host() -> str:
-    """Of machines that have one name, as copies of an image do, each has its own."""
+    """A name of this machine alone, also where several share a host name, as copies of an image do."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(str(Path("/proc/self/ns/pid").readlink()))

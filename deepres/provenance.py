@@ -26,7 +26,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that figures depend on, as far as they are installed."""
+    """The versions of Python and of the packages that figures depend on, as far as they are installed."""
     found = {"Python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the prediction, relative to what was measured."""
+        """The prediction's error, relative to what was measured."""
         return self.predicted_bytes / self.measured_bytes - 1
 
 
@@ -125,7 +125,7 @@ def chosen(report: Report) -> list[StrategyRow]:
 
 
 def heading(device: str) -> list[str]:
-    """Of the table."""
+    """The table's heading."""
     beside = ["predicted without the card"] if device == "cuda" else []
     return ["net × batch", "precision", "strategy", "predicted", "measured", "off by", *beside]
 

@@ -181,7 +181,7 @@ class _Step:
 
 
 def _lambdas(units: Sequence[ResidualUnit]) -> tuple[float, ...] | None:
-    """Of each unit, for Equation 8; None where that does not speak of the net: f is another than the identity."""
+    """Each unit's λ of Equation 8; None where that does not speak of the net, as f is not the identity."""
     is_scaled = all(unit.shortcut.name in ("identity", "constant_scaling") for unit in units)
     if not is_scaled or any(unit.acts_after_addition for unit in units):
         return None

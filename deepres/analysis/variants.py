@@ -93,7 +93,7 @@ def parse_variants(text: str, activation: Activation | None = None) -> tuple[Var
 
 
 def _named(variant: Variant) -> Variant:
-    """With its activation in its name, unless that is the usual one."""
+    """The variant with its activation in its name, unless that is the usual one."""
     if variant.activation in ("full_preactivation", *variant.name.split("+")):
         return variant
     return replace(variant, name=f"{variant.name}+{variant.activation}")

@@ -14,7 +14,7 @@ _INT = "tag:yaml.org,2002:int"
 
 
 class _Loader(yaml.SafeLoader):
-    """Without YAML 1.1's whole numbers that are none elsewhere: `010` for 8, `1:30` for 90."""
+    """A loader without YAML 1.1's whole numbers that are none elsewhere: `010` for 8, `1:30` for 90."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in forms if tag != _INT]

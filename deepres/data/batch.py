@@ -41,7 +41,7 @@ class DataInfo:
 
     @property
     def classes_sha256(self) -> str:
-        """Of the names of a set of image files' classes, whose order decides the labels; empty for other sets."""
+        """A checksum of the names of image files' classes, whose order decides the labels; empty for other sets."""
         if not KNOWN_SETS[self.name].is_files:
             return ""
         return hashlib.sha256("/".join(self.class_names).encode("utf-8", "surrogatepass")).hexdigest()[:12]

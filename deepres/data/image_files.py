@@ -44,7 +44,7 @@ class ImageFiles(ABC):
         self._extents = np.array([(e.offset, e.num_bytes, e.crc) for e in entries], dtype=np.int64)
 
     def names_sha256(self) -> str:
-        """Of the files' names, in their order."""
+        """A checksum of the files' names, in their order."""
         return hashlib.sha256(self._names.data).hexdigest()[:12]
 
     def path(self, index: int) -> str:

@@ -39,7 +39,7 @@ class SyntheticImages:
 
     @staticmethod
     def normalization(*, divide_by_std: bool) -> Normalization:
-        """That of the distribution: a pixel is the sum of two numbers, each uniform in 0 … 127."""
+        """The normalization of the distribution: a pixel is the sum of two numbers, each uniform in 0 … 127."""
         std = (2 * (128**2 - 1) / 12) ** 0.5 if divide_by_std else 255.0
         return Normalization.of_constants((127 / 255,) * 3, (std / 255,) * 3)
 

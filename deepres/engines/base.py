@@ -267,7 +267,7 @@ class Engine:
 
     @cached_property
     def _parameters(self) -> tuple[nn.Parameter, ...]:
-        """Of the net as the engine has made it; to look for them in each step takes milliseconds."""
+        """Those of the net as the engine has made it; looking for them in each step takes milliseconds."""
         return tuple(self.net.parameters())
 
     def _make_momentum(self) -> None:

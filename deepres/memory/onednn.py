@@ -124,7 +124,7 @@ def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
 def _scratch(
     x: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> int:
-    """Of the kernel that makes a result of this shape from x."""
+    """The scratch of the kernel that makes a result of this shape from x."""
     num_pixels, num_bytes = math.prod(shape[2:]), 0
     if not _is_pointwise(weight):
         if _has_channels_innermost(x) and x.shape[1] > 64:  # of fewer channels, some rows
@@ -139,7 +139,7 @@ def _scratch(
 
 
 def _weight_copies(weight: Tensor) -> int:
-    """Of a weight, where images are channels_last."""
+    """The bytes of a weight's copies, where images are channels_last."""
     is_as_they_are = _is_pointwise(weight) or _is_channels_last(weight)
     return _bytes(weight) * (1 if is_as_they_are else 2)
 
@@ -153,7 +153,7 @@ def _weight_scratch(
     *,
     is_channels_last: bool = False,
 ) -> int:
-    """Of the kernel that makes the weight's gradient."""
+    """The scratch of the kernel that makes the weight's gradient."""
     num_threads = torch.get_num_threads()
     num_parts = num_threads if _images_are_shared_out(gradient, x, weight, stride, padding) else 1
     sums, gradient_bytes = weight.numel() * 4, _bytes(gradient) // x.shape[0]
@@ -238,7 +238,7 @@ def _output_shape(
 
 
 def _padded_bytes(x: Tensor, padding: Sequence[int], multiple: int = 1) -> int:
-    """Of one image with its padding, rows filled up to a multiple."""
+    """The bytes of one image with its padding, rows filled up to a multiple."""
     sides = [side + 2 * p for side, p in zip(x.shape[2:], padding, strict=True)]
     sides[-1] = math.ceil(sides[-1] / multiple) * multiple
     return x.shape[1] * math.prod(sides) * x.element_size()

@@ -183,7 +183,7 @@ def depths_figure(rows: Sequence[DepthRow]) -> Figure:
 
 
 def _depths_curves(peaks: Axes, times: Axes, rows: Sequence[DepthRow], *, is_first: bool) -> None:
-    """Of nets of one kind of unit; those after the first are fainter, and not in the legend again."""
+    """Draw the nets of one kind of unit; kinds after the first are fainter, and not in the legend again."""
     units = [row.num_units for row in rows]
     alpha = 1.0 if is_first else 0.4
     for values, colour, style, label in (

@@ -87,7 +87,7 @@ class _FakeBench:
         self._dtype = dtype
 
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-        """With fake parameters and buffers; of units that are compiled, the eager form."""
+        """A copy with fake parameters and buffers; of units that are compiled, the eager form."""
         memo: dict[int, Any] = dict(instead)
         for tensor in _tensors(module, instead):
             memo[id(tensor)] = self._mode.from_tensor(_on_cpu(tensor))
@@ -98,7 +98,7 @@ class _FakeBench:
         return copied
 
     def tensor(self, spec: Spec) -> Tensor:
-        """Without values."""
+        """A fake tensor, which has no values."""
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
     def meter(self) -> Meter:
@@ -150,7 +150,7 @@ def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """Of the same kind, without a copy: fake tensors are made from it."""
+    """A tensor of the same kind on the CPU, without a copy: fake tensors are made from it."""
     if tensor.device.type in ("cpu", "meta") and not tensor.is_meta:
         return tensor
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

@@ -67,12 +67,12 @@ class ProfiledNet:
 
     @cached_property
     def num_parameters(self) -> int:
-        """That are trained."""
+        """The number of trained parameters."""
         return sum(p.numel() for p in self.net.parameters() if p.requires_grad)
 
     @cached_property
     def multiply_adds(self) -> int:
-        """Of one image's forward pass, in convolutions and linear layers."""
+        """The multiply-adds of one image's forward pass, in convolutions and linear layers."""
         counter: Any = FlopCounterMode(display=False)
         self.net.eval()
         with torch.no_grad(), counter:

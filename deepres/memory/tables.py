@@ -78,7 +78,7 @@ def verdict(report: Report) -> list[str]:
 
 
 def trade_title(report: Report) -> str:
-    """Of the trade, with the device and its memory."""
+    """The heading of the trade, with the device and its memory."""
     return f"The trade on {report.device}, {format_bytes(report.device_bytes)}"
 
 
@@ -219,7 +219,7 @@ def _values(row: StrategyRow) -> dict[str, Any]:
 
 
 def _has_no_plan(row: StrategyRow) -> bool:
-    """Of a share of keep-all; of a budget that was asked for in bytes, it is always told."""
+    """Whether there is none for a share of keep-all; of a budget that was asked for in bytes, that is always told."""
     return row.kind == "budget" and row.plan is None and row.strategy.endswith("%")
 
 

@@ -88,7 +88,7 @@ class Retention:
             raise ValueError(f"reads_input of {what} must be a bool, got {self.reads_input!r:.60}")
 
     def dropped_bytes(self, input_bytes: int) -> int:
-        """Of an input of so many bytes, what goes once the unit was run keeping, if nobody else holds it: all or none.
+        """What goes of an input of so many bytes once the unit was run keeping, if nobody else holds it: all or none.
 
         The backward of a unit that begins with a ReLU reads that one's output, not its input. An input that is larger
         than all that the unit keeps is taken to be read: so no run keeping leaves fewer bytes than it found.

@@ -42,7 +42,7 @@ class CoarseChain:
 
     @property
     def num_units_per_group(self) -> int:
-        """Of the largest group."""
+        """The number of units in the largest group."""
         return max(stop - start for start, stop in pairwise(self.starts))
 
     def expand(self, plan: Plan) -> Plan:

@@ -34,7 +34,7 @@ class _Shift(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of a range that is to be planned: the bytes beside x_a, and of which kind that is."""
+    """What a range has that is to be planned: bytes beside x_a, and the kind of x_a."""
 
     num_bytes: int
     kind: int

@@ -125,7 +125,7 @@ class PlanExecutor:
         return self.run(input)
 
     def run(self, x: Tensor) -> Tensor:
-        """The same, not to be compiled."""
+        """What a call does, without the compiler."""
         units = list(self._units)
         if not self._states.are_of(units):
             self._take_in(units)
@@ -175,7 +175,7 @@ class PlanExecutor:
 def _refuse_sharded(units: list[nn.Module]) -> None:
     for i, unit in enumerate(units):
         for module in unit.modules():
-            # By name, for to import FSDP takes long.
+            # By name, because importing FSDP is slow.
             if {"FSDPModule", "FullyShardedDataParallel"} & {each.__name__ for each in type(module).__mro__}:
                 raise TypeError(
                     f"unit {i} is sharded by FSDP, which frees its parameters between its runs: shard the whole model "

@@ -94,7 +94,7 @@ def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
 
 
 def read_depths(options: argparse.Namespace) -> list[int]:
-    """Of `--depth` or `--depths`; none if neither is given.
+    """The depths of `--depth` or `--depths`; none if neither is given.
 
     Raises:
         ValueError: they are no numbers, or too large.

@@ -69,7 +69,7 @@ class _Run:
         return f"{self.row.name}, seed {self.seed}"
 
     def state(self) -> str:
-        """Of what its folder holds; empty if it holds nothing."""
+        """The state of what its folder holds; empty if it holds nothing."""
         if not (self.folder / CONFIG).exists():
             return ""
         return read_run(self.row, self.asked, self.folder, self.seed).state

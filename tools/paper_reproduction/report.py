@@ -117,7 +117,7 @@ class _Line:
     remarks: Sequence[str]
 
     def as_cells(self, letters: Mapping[str, str]) -> list[str]:
-        """With the remarks that have one as their letters."""
+        """All cells; of the remarks, those that have a letter as that."""
         told = [remark for remark in self.remarks if remark not in letters]
         noted = ", ".join(sorted(letters[remark] for remark in self.remarks if remark in letters))
         return [*self.cells, "; ".join(filter(None, [*told, noted]))]

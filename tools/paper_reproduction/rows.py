@@ -72,7 +72,7 @@ class Row:
 
     @property
     def num_parameters(self) -> int:
-        """Of the net, all trained."""
+        """The net's parameters, all trained."""
         return _num_parameters(self.config.model, expected_num_classes(self.config))
 
 

@@ -153,7 +153,7 @@ def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str
 
 
 def _best_uniform(chain: Chain) -> list[tuple[int, float]]:
-    """Of uniform segments, those that no other number beats in peak and time, the least peak first."""
+    """The numbers of uniform segments that no other number beats in peak and time, the least peak first."""
     best = list[tuple[int, float]]()
     for peak, extra in sorted(_uniform_peaks(chain)):
         if not best or extra < best[-1][1]:

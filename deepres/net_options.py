@@ -45,6 +45,11 @@ LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 """Weighted layers in a unit's branch."""
 
 
+def acts(setting: str, shortcut: ShortcutName, activation: Activation) -> bool:
+    """Whether a net with that shortcut and activation has a setting of `ACTING_ON`."""
+    return not {shortcut, activation}.isdisjoint(ACTING_ON[setting])
+
+
 def default_block(depth: int, dataset: Family) -> Block:
     """The kind of unit that the paper uses at this depth."""
     if dataset == "imagenet":

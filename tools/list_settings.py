@@ -40,9 +40,9 @@ def reference() -> str:
         lines += ["| setting | values | default | |", "|---|---|---|---|"]
         required = section.get("required", [])
         for key, setting in section["properties"].items():
-            values = _escaped(" or ".join(dict.fromkeys(_values(key, setting))))
+            values = " or ".join(dict.fromkeys(_values(key, setting)))
             default = "must be given" if key in required else f"`{_plain(setting['default'])}`"
-            about = _escaped(_one_line(setting["description"]))
+            about = _one_line(setting["description"])
             lines.append(f"| `{name}.{key}` | {values} | {default} | {about} |")
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -76,10 +76,6 @@ def _plain(default: object) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from deepres.net_options import (
     Activation,
     Family,
     ShortcutName,
+    acts,
 )
 from deepres.wording import nearest
 
@@ -127,7 +128,7 @@ def _parse(name: str, activation: Activation) -> Variant:
         tuple(settings.items()),
     )
     for key in settings:
-        if not {variant.shortcut, variant.activation} & set(ACTING_ON[key]):
+        if not acts(key, variant.shortcut, variant.activation):
             raise VariantError(
                 f"variant {name!r}: {key} has no effect there; it is for {' or '.join(ACTING_ON[key])}"
             )

@@ -16,6 +16,7 @@ from deepres.net_options import (
     Preactivation,
     ShortcutName,
     StrideOn,
+    acts,
     default_block,
     default_matching,
     default_stem_activation,
@@ -62,9 +63,8 @@ class ModelConfig(Section):
     def _check(self) -> ModelConfig:
         for key, where in ACTING_ON.items():
             value = getattr(self, key)
-            if value != type(self).model_fields[key].default and not {self.shortcut, self.activation} & set(
-                where
-            ):
+            is_chosen = value != type(self).model_fields[key].default
+            if is_chosen and not acts(key, self.shortcut, self.activation):
                 what = "activation" if key == "preactivation" else "shortcut"
                 raise ValueError(
                     f"{key}={value} has no effect with {what}={getattr(self, what)}; it is for {' or '.join(where)}"

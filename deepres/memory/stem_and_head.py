@@ -84,6 +84,8 @@ class StemAndHead:
             value.backward()
         # To the step's end: the answer, the loss, and a gradient of `first` that comes from the head.
         held_bytes = max(0, meter.live_bytes - last.num_bytes)
+        # While the units' backward passes run: the gradient of the loss, and what stands in for that of their output.
+        held_bytes += value.itemsize + last.dtype.itemsize
         return Chain(
             input_bytes=self.first.num_bytes,
             units=units,

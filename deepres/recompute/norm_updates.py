@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ _HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
 def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
     """Hide the running statistics of PyTorch's norms in `unit`, which a batch in training is normalised without.
 
+    They stay among the norms' buffers: whoever takes a `state_dict` meanwhile, a hook or another thread, finds them.
+
     Args:
         unit: is replayed.
         by_value: as of `without_changes`.
@@ -33,10 +35,11 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
         for norm in unit.modules()
         if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats
     }
-    kept = {norm: {name: getattr(norm, name) for name in values} for norm, values in hidden.items()}
+    kept = {norm: {name: norm._buffers[name] for name in values} for norm, values in hidden.items()}
     are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
     with without_changes(unit, by_value=by_value, but=are_hidden):
-        _set(hidden)
+        for norm, values in hidden.items():
+            norm.__dict__.update(values)  # found before the buffers of these names
         try:
             yield
         except (AttributeError, TypeError, AssertionError) as error:
@@ -47,7 +50,10 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
                 f"changed, so it cannot be replayed ({error}): {_ADVICE}"
             ) from error
         finally:
-            _set(kept)
+            for norm, buffers in kept.items():
+                for name in buffers:
+                    norm.__dict__.pop(name, None)
+                norm._buffers.update(buffers)  # where the norm has put another in its place
 
 
 @contextlib.contextmanager
@@ -96,12 +102,6 @@ def _hidden(norm: nn.Module) -> dict[str, Any]:
         "running_var": None,
         "num_batches_tracked": None if count is None else count.clone(),
     }
-
-
-def _set(values: Mapping[Any, dict[str, Any]]) -> None:
-    for module, of_module in values.items():
-        for name, value in of_module.items():
-            setattr(module, name, value)
 
 
 def _tensors(unit: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

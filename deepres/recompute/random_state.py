@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RandomState:
-    """The state of the generators that a unit can draw from: the CPU's and its device's."""
+    """The state of the generators that a unit can draw from: the CPU's and its device's.
+
+    As bytes, not tensors: a plan's budget counts every tensor on the CPU, too.
+    """
 
     device: torch.device
-    states: tuple[Tensor, ...]
+    states: tuple[bytes, ...]
 
     @classmethod
     def read(cls, device: torch.device) -> RandomState:
@@ -23,18 +25,14 @@ class RandomState:
         states = [torch.get_rng_state()]
         if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             states.append(torch.cuda.get_rng_state(device))
-        return cls(device, tuple(states))
+        return cls(device, tuple(state.numpy().tobytes() for state in states))
 
     def restore(self) -> None:
         """Go back to it."""
-        torch.set_rng_state(self.states[0])
-        if len(self.states) > 1:
-            torch.cuda.set_rng_state(self.states[1], self.device)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
-
-    __hash__ = None  # type: ignore[assignment]
+        states = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in self.states]
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
 
 
 class Draws:

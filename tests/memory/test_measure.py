@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deepres import ResNet, apply_plan, build_resnet, predict_chain
+from deepres import ResNet, apply_plan, build_resnet, make_plan, measure_chain, predict_chain
 from deepres.memory import measure_activation_peak
-from deepres.recompute import Plan, keep_all_plan, per_unit_plan, simulate, sqrt_plan
+from deepres.recompute import Plan, keep_all_plan, per_unit_plan, simulate, smallest_budget, sqrt_plan
 
 
 def _batch(size: int, side: int = 8) -> tuple[Tensor, Tensor]:
@@ -95,6 +95,18 @@ def test_a_plan_lowers_the_peak():
     assert len(peaks) == 4
     assert peaks[1] < 0.65 * peaks[0]  # of tensors alone it is 0.6; convolutions copy
     assert peaks[3] < 0.42 * peaks[0]
+
+
+@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
+@pytest.mark.parametrize("factor", [1, 1.5])
+def test_a_budget_is_kept_to_the_byte(shortcut, factor):
+    """Also the smallest, and where every unit draws random numbers."""
+    net = build_resnet(20, shortcut=shortcut)
+    chain = measure_chain(net, (16, 3, 8, 8), repeats=0)
+    plan = make_plan(chain, round(factor * smallest_budget(chain)))
+    assert plan.segments
+    apply_plan(net, plan)
+    assert measure_activation_peak(net, net, *_batch(16)) == plan.peak_bytes
 
 
 def test_an_image_takes_half_the_bytes_in_bf16():

@@ -120,3 +120,31 @@ def test_batch_norm_with_16_bit_parameters_is_refused_under_a_plan(plan):
         TypeError, match=r"^batch norm with torch.bfloat16 parameters cannot be replayed exactly"
     ):
         net(images).float().sum().backward()
+
+
+@PLANS
+def test_a_state_that_a_hook_takes_during_a_replay_is_whole(plan):
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()) for _ in range(4)])
+    found, whole = list[set[str]](), set(model.state_dict())
+    for unit in model:
+        unit[2].register_forward_hook(lambda *_: found.append(set(model.state_dict())))
+    apply_plan(model, plan)
+    _loss(model).backward()
+    assert len(found) > 4  # with replays
+    assert all(names == whole for names in found)
+    assert all(int(unit[1].num_batches_tracked) == 1 for unit in model)
+
+
+class _CountsAnew(nn.BatchNorm1d):
+    """Puts another tensor in its counter's place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.num_batches_tracked = self.num_batches_tracked + 1
+        return y
+
+
+@PLANS
+def test_a_counter_that_a_norm_replaces_is_the_first_run_s(plan):
+    units = [nn.Sequential(nn.Linear(6, 6), _CountsAnew(6)) for _ in range(4)]
+    assert_exact(nn.Sequential(*units), plan, loss=_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from deepres.autocast import ComputeIn
 from deepres.checkpoints.snapshot import CLASSES, CONFIG
@@ -19,7 +21,7 @@ from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.tensor_files import TensorFile
-from deepres.trained_net import check_net
+from deepres.trained_net import TrainedNetError, check_net, recorded_arguments
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 Crop = Literal["config", "224", "320", "ten"]
@@ -28,6 +30,8 @@ _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
 
 def find_config(weights: Path, given: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """The configuration of the net whose weights are at a path.
+
+    A file that records its net, but is of no run, has the data set that the paper has for such nets, unless overridden.
 
     Args:
         weights: a run's folder, a checkpoint, or a file of weights.
@@ -40,13 +44,22 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     if given is not None:
         return load_config(given, overrides)
     path = config_file_of(weights)
-    if path is None:
+    if path is not None:
+        return load_config(path, overrides)
+    try:
+        arguments = recorded_arguments(load_weights(weights)) if weights.is_file() else None
+    except TrainedNetError as error:
+        raise ConfigError(str(error)) from None
+    if arguments is None:
         folder = weights if weights.is_dir() else weights.parent
         raise ConfigError(
             f"the architecture of {weights} is recorded nowhere: {folder} has no {RUN_CONFIG} of a run and no "
             f"{CONFIG} of a checkpoint; name one with --config FILE"
         )
-    return load_config(path, overrides)
+    name = "imagenet" if arguments["dataset"] == "imagenet" else "cifar10"
+    of_net = [f"model.{key}={json.dumps(value)}" for key, value in arguments.items()]
+    of_net += [f"data.name={name}", "train.max_steps=1", "train.global_batch_size=32"]
+    return load_config(None, [*of_net, *overrides])
 
 
 def load_net(path: Path, config: Config) -> ResNet:
@@ -123,7 +136,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
             )
         precision = config.precision
         module = ComputeIn(net.to(device), precision.dtype, device.type)
-        for batch in data.test_batches():
+        for batch in tqdm(data.test_batches(), "testing", unit=" batches", leave=False, disable=None):
             images = batch.images.contiguous(memory_format=precision.memory_format)
             logits = ten_crop_logits(module, images) if crop == "ten" else module(images)
             sums += metric_sums(logits, batch.labels)

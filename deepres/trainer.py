@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deepres.checkpoints.restoring import own_sums
-from deepres.checkpoints.resuming import Checkpoint, identity_of_test
+from deepres.checkpoints.resuming import Checkpoint, batch_norm_size, identity_of_test
 from deepres.checkpoints.saving import Saver, SaveSchedule
 from deepres.checkpoints.snapshot import Progress, take_snapshot, weights_metadata
 from deepres.config import Config
@@ -188,9 +188,12 @@ class Trainer:
         if self._config.log.memory_history and self._folder is not None:
             write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
         self._engine.run_eagerly()  # a recorded pass would not give its activations back
-        free_bytes = free_device_bytes(self._process.device)
-        when = f"in step {self._step + 1}"
-        return out_of_memory(when, self._engine.sizes, self._planned.activations_bytes, free_bytes)
+        return out_of_memory(
+            f"in step {self._step + 1}",
+            self._engine.sizes,
+            self._planned.activations_bytes,
+            free_device_bytes(self._process.device),
+        )
 
     def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
         batches = list(islice(self._coming_batches(), self._engine.sizes.accumulation))
@@ -263,6 +266,7 @@ class Trainer:
             has_averaged_buffers=self._engine.has_averaged_buffers,
             num_processes=self._process.world_size,
             num_threads=self._process.num_threads,
+            batch_norm_size=batch_norm_size(self._config, self._engine.sizes),
             loss_scaler=scaler.state_dict() if scaler is not None else None,
             num_skipped=self._engine.num_skipped,
             identity=self._identity,

@@ -65,7 +65,7 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
     if kind == "onnx":
         pytest.importorskip("onnxscript")
     assert status(export, run_dir, "--format", kind) == 0
-    assert "logits differ from the net's by at most" in capsys.readouterr().out
+    assert "; logits " in capsys.readouterr().out
     suffix = {"safetensors": "safetensors", "torchscript": "pt", "onnx": "onnx"}[kind]
     assert (run_dir / f"export.{suffix}").stat().st_size > 100_000
     if kind == "torchscript":
@@ -99,9 +99,20 @@ def test_the_tools_are_started_as_programs(run_dir, tmp_path):
     target = tmp_path / "net.safetensors"
     done = run(sys.executable, "tools/export.py", run_dir, "--format", "safetensors", "--output", target)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(
-        f"{target}: {target.stat().st_size} bytes; logits differ from the net's by at most 0 "
-    )
+    assert done.stdout.startswith(f"{target}: {target.stat().st_size} bytes; logits are the net's\n")
+
+
+def test_a_file_that_records_its_net_needs_no_configuration(run_dir, tmp_path, capsys):
+    net = tmp_path / "net.safetensors"
+    shutil.copy(run_dir / "model.safetensors", net)
+    assert status(export, net, "--format", "torchscript") == 0
+    own = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["data"]
+    names = ("name", "image_size", "num_images", "num_test_images", "normalize", "num_classes")
+    data = [f"data.{name}={own[name]}" for name in names if own.get(name) is not None]
+    assert status(evaluate, net, *data) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last_test(run_dir))
+    assert status(evaluate, net) == 2
+    assert "set data.root" in capsys.readouterr().err
 
 
 class _NoNumberAlone(torch.nn.Module):

@@ -38,8 +38,10 @@ def main(arguments: list[str]) -> int:
     if attempt.ran_out:
         print(f"error: there is not enough memory for images of {side} x {side} pixels", file=sys.stderr)
         return 2
-    size = f"{target.stat().st_size} bytes"
-    print(f"{target}: {size}; logits differ from the net's by at most {difference:.2g} of the largest")
+    logits = (
+        f"differ from the net's by at most {difference:.2g} of the largest" if difference else "are the net's"
+    )
+    print(f"{target}: {target.stat().st_size} bytes; logits {logits}")
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from deepres.net_options import ACTIVATIONS, FAMILIES
 from deepres.text_table import aligned
 from deepres.wording import listed
 from interface.command_line import image_size, num_bytes, positive, run_program, writable_file
-from memory_profile.outputs import Answer, check_outputs, write_outputs
+from memory_profile.outputs import OUTPUT, Answer, check_outputs, write_outputs
 from memory_profile.question import DEFAULT_GPU, find_target, on_target, read_configs
 
 
@@ -90,8 +91,10 @@ def parser() -> Parser:
     out.add_argument(
         "--capacity", action="store_true", help="add the largest batches on cards of 8, 12 and 24 GiB"
     )
-    out.add_argument("--json", type=writable_file, help="all numbers")
-    out.add_argument("--csv", type=writable_file, help="a line for each plan")
+    out.add_argument(
+        "--json", type=_file_or_output, metavar="FILE", help="all numbers; of - alone on standard output"
+    )
+    out.add_argument("--csv", type=writable_file, metavar="FILE", help="a line for each plan")
     out.add_argument(
         "--plot",
         type=writable_file,
@@ -108,13 +111,19 @@ def main(arguments: list[str]) -> int:
         print(gpus_text())
         return 0
     try:
-        profile(options, arguments)
+        # Whoever pipes the JSON still sees the report.
+        with redirect_stdout(sys.stderr if options.json == OUTPUT else sys.stdout):
+            profile(options, arguments)
     except BrokenPipeError:
         raise
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _file_or_output(text: str) -> Path:
+    return OUTPUT if text == str(OUTPUT) else writable_file(text)
 
 
 def profile(options: argparse.Namespace, arguments: list[str]) -> None:

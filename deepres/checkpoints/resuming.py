@@ -229,6 +229,11 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
     }
 
 
+def batch_norm_size(config: Config, sizes: BatchSizes) -> int:
+    """The images whose statistics batch norm takes at once."""
+    return sizes.micro_size * (sizes.world_size if config.engine.sync_batch_norm else 1)
+
+
 def identity_of_test(config: Config, info: DataInfo) -> dict[str, Any]:
     """What must be the same in two tests of a net for the second to be needless."""
     return {

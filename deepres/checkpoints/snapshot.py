@@ -54,6 +54,7 @@ class Progress:
         has_averaged_buffers: whether the processes' buffers were the same.
         num_processes: how many there were.
         num_threads: that the first of them computed with on a CPU; None on a card.
+        batch_norm_size: images whose statistics batch norm took at once.
         loss_scaler: state of fp16's loss scaler.
         num_skipped: steps in a row that it has skipped.
         identity: what must be the same in a run that goes on from here.
@@ -70,6 +71,7 @@ class Progress:
     has_averaged_buffers: bool
     num_processes: int
     num_threads: int | None
+    batch_norm_size: int
     loss_scaler: dict[str, float] | None
     num_skipped: int
     identity: dict[str, Any]

@@ -19,6 +19,8 @@ _COMMAND_LINE = "command line"
 _PLAINLY = {
     "model_type": "be a section of lines `key: value`",
     "path_type": "be a path",
+    "bool_parsing": "be true or false",
+    "bool_type": "be true or false",
     "tuple_type": "be a list",
     "string_pattern_mismatch": "be such as '500 steps', '1 epoch' or '30 minutes'",
     "string_type": "be text, '…' in quotes",
@@ -102,7 +104,10 @@ def _apply_override(source: _Source, override: str) -> None:
         section = section.setdefault(part, {}) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         raise ConfigError(f"{override!r}: {'.'.join(path[:-1])} is not a section")
-    section[path[-1]] = parse_value(text)
+    try:
+        section[path[-1]] = parse_value(text)
+    except YamlError as error:
+        raise ConfigError(f"{key.strip()}: {error}") from None
     for keys in [k for k in source.places if k[: len(path)] == path]:
         del source.places[keys]
     for length in range(1, len(path) + 1):

@@ -25,6 +25,8 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
+_MOST_VALUES = 100_000
+
 _MISTAKES = (yaml.YAMLError, ValueError, KeyError, RecursionError)
 """What PyYAML raises; the last three of impossible dates, `!!bool x` and thousands of brackets."""
 
@@ -38,7 +40,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
     Raises:
         YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key or one that is no
-            text, or asks for anything but plain data (`!!python/object`).
+            text, is too long with its aliases written out, or asks for anything but plain data (`!!python/object`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,7 +51,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         node = yaml.compose(text, Loader=_Loader)
         lines: dict[KeyPath, int] = {}
         if node is not None:
-            _note_lines(node, (), lines, path, ())
+            _count_values(node, path, {})
+            _note_lines(node, (), lines, path)
         content = yaml.load(text, _Loader)
     except YamlError:
         raise
@@ -80,15 +83,30 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def _note_lines(
-    node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path, around: tuple[yaml.Node, ...]
-) -> None:
+def _count_values(node: yaml.Node, path: Path, counted: dict[yaml.Node, int | None]) -> int:
+    """How many values there are with all aliases written out: each may double what the one before it holds.
+
+    Args:
+        node: counts with all that it holds.
+        path: of the file.
+        counted: of each node that was met; None while it is being counted.
+    """
+    if node not in counted:
+        counted[node] = None
+        values = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for value in values for child in (value if isinstance(value, tuple) else (value,))]
+        counted[node] = 1 + sum(_count_values(child, path, counted) for child in children)
+    num, line = counted[node], node.start_mark.line + 1
+    if num is None:
+        raise YamlError(f"{path}:{line}: a section may not hold itself (an alias, `*name`, does)")
+    if num > _MOST_VALUES:
+        raise YamlError(f"{path}:{line}: more than {_MOST_VALUES} values with aliases (`*name`) written out")
+    return num
+
+
+def _note_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
-    if node in around:
-        raise YamlError(
-            f"{path}:{node.start_mark.line + 1}: a section may not hold itself (an alias, `*name`, does)"
-        )
     seen: set[Hashable] = set()
     for key, value in node.value:
         line = key.start_mark.line + 1
@@ -99,4 +117,4 @@ def _note_lines(
             raise YamlError(f"{path}:{line}: duplicate key {'.'.join((*prefix, str(key.value)))!r}")
         seen.add(key.value)
         lines[*prefix, str(key.value)] = line
-        _note_lines(value, (*prefix, str(key.value)), lines, path, (*around, node))
+        _note_lines(value, (*prefix, str(key.value)), lines, path)

@@ -29,7 +29,7 @@ from deepres.memory.bench import Bench, Loss, Spec, copied
 from deepres.memory.stem_and_head import StemAndHead
 from deepres.models.signature import signature
 from deepres.recompute import Chain, RetainingUnit, Retention, UnitCost
-from deepres.recompute.discarding import can_need_grad, leaf_to_discard
+from deepres.recompute.discarding import CHANGES_INPUT, can_need_grad, changes_leaf, leaf_to_discard
 from deepres.recompute.executor import planned_units
 from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.retaining_unit import retentions_of, run_unit
@@ -45,9 +45,12 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         loss: of the model's output.
 
     Raises:
-        TypeError: the model has no sequence of units, or one of them does not return one tensor.
+        TypeError: the model has no sequence of units, or one of them does not return one tensor or changes its input.
+        ValueError: there are no units.
     """
     units = planned_units(model)
+    if not len(units):
+        raise ValueError(f"the {type(model).__name__} has no units to plan")
     stem_and_head = StemAndHead(model, units, images, bench, loss)
     spec, needs_grad = stem_and_head.first, stem_and_head.needs_grad
     known: dict[object, tuple[_Unit, Spec]] = {}
@@ -195,8 +198,13 @@ def _reads_input(unit: nn.Module, name: str, spec: Spec, needs_grad: bool, bench
 
 
 def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: dict[Any, Any]) -> Tensor:
-    with bench.compute():
-        y = run_unit(unit, x, is_retaining=isinstance(unit, RetainingUnit), keep=keep, memo=memo)
+    try:
+        with bench.compute():
+            y = run_unit(unit, x, is_retaining=isinstance(unit, RetainingUnit), keep=keep, memo=memo)
+    except RuntimeError as error:
+        if not changes_leaf(error):
+            raise
+        raise TypeError(f"{type(unit).__name__} {CHANGES_INPUT}") from error
     if not isinstance(y, Tensor):
         raise TypeError(f"{type(unit).__name__} must return one tensor, got {type(y).__name__}")
     return y if keep is not None else y.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -20,6 +21,7 @@ from deepres.recompute import (
     sqrt_plan,
     uniform_plan,
 )
+from deepres.recompute.frontier import MAX_GROUPS, Frontier
 
 _CUDA_WORKSPACE_BYTES = 256 * 2**20
 
@@ -106,6 +108,8 @@ def predict_run_chain(
 def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> PricedPlan:
     """The plan that a `recompute` section asks for, with its costs on a chain.
 
+    One for a budget is `make_plan`'s, of more than 400 units the `Frontier`'s, which takes seconds instead of minutes.
+
     Args:
         recompute: the section.
         chain: the units' costs.
@@ -120,7 +124,8 @@ def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_
     num_units = len(chain.units)
     budget_bytes = activation_budget(recompute, other_bytes, device_bytes)
     if budget_bytes is not None:
-        return make_plan(chain, max(1, budget_bytes))
+        find = Frontier(chain).plan if num_units > MAX_GROUPS else partial(make_plan, chain)
+        return find(max(1, budget_bytes))
     if recompute.plan is not None:
         return price(chain, Plan.load(recompute.plan))
     if recompute.segments == "none":

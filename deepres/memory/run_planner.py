@@ -127,19 +127,19 @@ class RunPlanner:
         error: ConfigError | None = None
         for candidate in self._feasible(sizes, device_bytes):
             chain, budget_bytes = self._predicted(candidate), self._budget(candidate, device_bytes)
-            try:
-                with UntilOutOfMemory() as attempt:
-                    if may_measure and self._must_be_measured(chain, budget_bytes):
-                        chain = self._measured(candidate)
-                    plan = self._plan(chain, candidate, device_bytes)
-            except InfeasibleBudgetError as infeasible:
-                error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
-                continue
+            with UntilOutOfMemory() as attempt:
+                if may_measure and self._must_be_measured(chain, budget_bytes):
+                    chain = self._measured(candidate)
             if attempt.ran_out:
                 error = ConfigError(
                     f"{self._process.device} has no memory to measure a single unit with a micro batch of "
                     f"{candidate.micro_size}: lower train.micro_batch_size"
                 )
+                continue
+            try:
+                plan = self._plan(chain, candidate, device_bytes)
+            except InfeasibleBudgetError as infeasible:
+                error = ConfigError(f"as measured on {self._process.device}, {infeasible}")
                 continue
             if self._is_auto and plan.extra_share > recompute.max_extra:
                 error = ConfigError(

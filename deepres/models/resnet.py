@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from numbers import Integral, Real
 
 from torch import Tensor, nn
 
 from deepres.models.batch_norm import BatchNorm2d
+from deepres.models.layout import layout_of
 from deepres.models.residual_unit import ResidualUnit, UnitPreactivation, leading_activation
 from deepres.net_options import (
     ACTIVATIONS,
     BLOCKS,
     FAMILIES,
-    LAYERS,
     MATCHINGS,
     PREACTIVATIONS,
     SHORTCUTS,
@@ -31,15 +30,6 @@ from deepres.net_options import (
     default_matching,
     default_stem_activation,
 )
-
-_IMAGENET_UNITS: dict[tuple[Block, int], tuple[int, ...]] = {
-    ("basic", 18): (2, 2, 2, 2),
-    ("basic", 34): (3, 4, 6, 3),
-    ("bottleneck", 50): (3, 4, 6, 3),
-    ("bottleneck", 101): (3, 4, 23, 3),
-    ("bottleneck", 152): (3, 8, 36, 3),
-    ("bottleneck", 200): (3, 24, 36, 3),
-}
 
 
 class ResNet(nn.Module):
@@ -67,13 +57,6 @@ class ResNet(nn.Module):
         """Logits (N, num_classes) of images `x: (N, 3, H, W)`."""
         logits: Tensor = self.head(self.units(self.stem(x)))
         return logits
-
-
-@dataclass(frozen=True)
-class _Layout:
-    stem_channels: int
-    units: tuple[int, ...]
-    widths: tuple[int, ...]
 
 
 def build_resnet(
@@ -144,8 +127,8 @@ def build_resnet(
     _check_whole({"depth": depth, "num_classes": num_classes})
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    layout = layout_of(depth, dataset, block)
     block = block or default_block(depth, dataset)
-    layout = _layout(depth, dataset, block)
     leading = leading_activation(activation)
     if stem_activation is None:
         stem_activation = default_stem_activation(dataset)
@@ -241,29 +224,6 @@ def _head(channels: int, num_classes: int, leading: str) -> nn.Sequential:
     layers["flatten"] = nn.Flatten()
     layers["linear"] = nn.Linear(channels, num_classes)
     return nn.Sequential(OrderedDict(layers))
-
-
-def _layout(depth: int, dataset: Family, block: Block) -> _Layout:
-    """Units and widths of each stage.
-
-    Raises:
-        ValueError: no such net; names the nearest depths.
-    """
-    if dataset == "imagenet":
-        if (block, depth) not in _IMAGENET_UNITS:
-            known = sorted(d for b, d in _IMAGENET_UNITS if b == block)
-            allowed = f"one of {', '.join(map(str, known))}" if known else "that of a CIFAR net"
-            raise ValueError(f"depth must be {allowed} for ImageNet nets of {block} units, got {depth}")
-        return _Layout(64, _IMAGENET_UNITS[block, depth], (64, 128, 256, 512))
-    step = 3 * LAYERS[block]
-    if depth < step + 2 or (depth - 2) % step:
-        below = max(1, (depth - 2) // step) * step + 2
-        nearest = f"{below}, {below + step}" if depth > below else f"{below}"
-        example = {"basic": "20, 110", "bottleneck": "164, 1001", "single": "110"}[block]
-        raise ValueError(
-            f"depth must be {step}n+2 for {block} units (e.g. {example}), got {depth}; nearest: {nearest}"
-        )
-    return _Layout(16, ((depth - 2) // step,) * 3, (16, 32, 64))
 
 
 def resnet110(num_classes: int = 10) -> ResNet:

@@ -19,6 +19,16 @@ OTHER_WAYS = (
     "deepres.apply_plan(model, None)"
 )
 
+CHANGES_INPUT = (
+    "changes its input in place, so it cannot be replayed: make its first layer work out of place "
+    "(inplace=False)"
+)
+
+
+def changes_leaf(error: RuntimeError) -> bool:
+    """Whether PyTorch complains that a unit changes its input, which is a leaf, in place."""
+    return "a leaf Variable that requires grad" in str(error)
+
 
 def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
     """`x` as the input of a discarding run.

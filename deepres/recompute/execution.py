@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepres.recompute.discarding import leaf_to_discard
+from deepres.recompute.discarding import CHANGES_INPUT, changes_leaf, leaf_to_discard
 from deepres.recompute.gradient_guard import GradientGuard, is_under_ddp
 from deepres.recompute.gradient_holder import GradientHolder
 from deepres.recompute.norm_updates import without_changes, without_updates
@@ -148,23 +148,21 @@ class Execution:
                 retention = self._retentions[i] if keep else None
                 y = run_unit(unit, x, is_retaining=self._is_retaining[i], keep=retention, memo=memo)
         except RuntimeError as error:
-            if "a leaf Variable that requires grad" not in str(error):
+            if not changes_leaf(error):
                 raise
-            raise _changes_input(i, unit) from error
+            raise RuntimeError(f"{_name(i, unit)} {CHANGES_INPUT}") from error
         if not isinstance(y, Tensor):
-            raise TypeError(
-                f"unit {i} ({type(unit).__name__}) must return one tensor, got {type(y).__name__}"
-            )
+            raise TypeError(f"{_name(i, unit)} must return one tensor, got {type(y).__name__}")
         if x._version != version:
-            raise _changes_input(i, unit)
+            raise RuntimeError(f"{_name(i, unit)} {CHANGES_INPUT}")
         if y.device != x.device:
             raise RuntimeError(
-                f"unit {i} ({type(unit).__name__}) leads from {x.device} to {y.device}: under a plan all units run on "
+                f"{_name(i, unit)} leads from {x.device} to {y.device}: under a plan all units run on "
                 "one device, whose random numbers are replayed"
             )
         if y.requires_grad and not self._needs_grad[i + 1]:
             raise RuntimeError(
-                f"unit {i} ({type(unit).__name__}) uses a tensor that needs a gradient and is neither its input nor "
+                f"{_name(i, unit)} uses a tensor that needs a gradient and is neither its input nor "
                 "its parameter, so that a plan would leave it untrained: register it, or take the plan off with "
                 "deepres.apply_plan(model, None)"
             )
@@ -192,21 +190,18 @@ class Execution:
             return
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.draws.replay(i))
-            is_first = i not in self._states.replayed
+            unit, is_first = self._units[i], i not in self._states.replayed
             if not self._is_retaining[i]:
                 by_value = is_first and not self._is_captured  # it waits for the device
-                stack.enter_context(without_updates(self._units[i], by_value=by_value))
+                stack.enter_context(without_updates(unit, _name(i, unit), by_value=by_value))
             elif is_first:  # of its norms that are not replayed by the memo, or of parametrizations
-                stack.enter_context(without_changes(self._units[i]))
+                stack.enter_context(without_changes(unit, _name(i, unit)))
             yield
         self._states.replayed.add(i)
 
 
-def _changes_input(i: int, unit: nn.Module) -> RuntimeError:
-    return RuntimeError(
-        f"unit {i} ({type(unit).__name__}) changes its input in place, so it cannot be replayed: "
-        "make its first layer work out of place (inplace=False)"
-    )
+def _name(i: int, unit: nn.Module) -> str:
+    return f"unit {i} ({type(unit).__name__})"
 
 
 class _RunPlan(torch.autograd.Function):

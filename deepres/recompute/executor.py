@@ -37,7 +37,8 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
         plan: a plan for that number of units.
 
     Raises:
-        TypeError: there is no sequence of units, it has a `forward` of its own, FSDP shards a unit, or that is no plan.
+        TypeError: there is no sequence of units, it has a `forward` of its own, a unit is TorchScript or sharded by
+            FSDP, or that is no plan.
         ValueError: the plan is for another number of units, or names a retention that a unit does not offer; or a unit
             does not offer `all`.
     """
@@ -81,7 +82,8 @@ def planned_units(model: nn.Module) -> nn.Sequential:
     units = model if isinstance(model, nn.Sequential) else getattr(model, "units", None)
     if not isinstance(units, nn.Sequential):
         raise TypeError(
-            f"a plan applies to an nn.Sequential or a module with one as `.units`, got {type(model).__name__}"
+            f"a plan applies to an nn.Sequential or a module with one as `.units`, got {type(model).__name__}: if "
+            "its units are in one (`model.blocks`, or the `module` of DistributedDataParallel), give that"
         )
     own = units.__dict__.get("forward")
     if type(units).forward is not nn.Sequential.forward or not isinstance(own, PlanExecutor | None):
@@ -163,7 +165,7 @@ class PlanExecutor:
                 f"the plan of this model is for {self.plan.num_units} units, but now it has {len(units)}: "
                 "make a new plan, or take this one off with deepres.apply_plan(model, None)"
             )
-        _refuse_sharded(units)
+        _refuse_others(units)
         self.release()  # what is watched keeps parameters from going that were replaced
         self._states = UnitStates(units)
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
@@ -172,8 +174,13 @@ class PlanExecutor:
         self._continues = [follows and not self._states.share_parameters for follows in self._follows]
 
 
-def _refuse_sharded(units: list[nn.Module]) -> None:
+def _refuse_others(units: list[nn.Module]) -> None:
+    """Refuse modules that are no longer run as they are written."""
     for i, unit in enumerate(units):
+        if isinstance(unit, torch.jit.ScriptModule):
+            raise TypeError(
+                f"unit {i} is TorchScript, which a plan cannot replay: use the module that it was made of"
+            )
         for module in unit.modules():
             # By name, because importing FSDP is slow.
             if {"FSDPModule", "FullyShardedDataParallel"} & {each.__name__ for each in type(module).__mro__}:

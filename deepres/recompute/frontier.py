@@ -19,6 +19,8 @@ _MOST_UNITS_FOR_FLOOR = 1000
 _FEW_UNITS = 100
 """For which a table for each budget is a matter of a tenth of a second."""
 _NUM_LEVELS = 300
+MAX_GROUPS = 400
+"""How many units, or groups of them, a `Frontier` plans."""
 
 
 class Frontier:
@@ -36,7 +38,7 @@ class Frontier:
         units_per_group: the most; 1 if units are planned one by one.
     """
 
-    def __init__(self, chain: Chain, max_groups: int = 400) -> None:
+    def __init__(self, chain: Chain, max_groups: int = MAX_GROUPS) -> None:
         self._chain = chain
         self._coarse = coarsen(chain, max_groups)
         self.units_per_group = self._coarse.num_units_per_group

@@ -18,13 +18,14 @@ _HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
 
 
 @contextlib.contextmanager
-def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
+def without_updates(unit: nn.Module, name: str, *, by_value: bool) -> Iterator[None]:
     """Hide the running statistics of PyTorch's norms in `unit`, which a batch in training is normalised without.
 
     They stay among the norms' buffers: whoever takes a `state_dict` meanwhile, a hook or another thread, finds them.
 
     Args:
         unit: is replayed.
+        name: what errors call it.
         by_value: as of `without_changes`.
 
     Raises:
@@ -37,7 +38,7 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
     }
     kept = {norm: {name: norm._buffers[name] for name in values} for norm, values in hidden.items()}
     are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
-    with without_changes(unit, by_value=by_value, but=are_hidden):
+    with without_changes(unit, name, by_value=by_value, but=are_hidden):
         for norm, values in hidden.items():
             norm.__dict__.update(values)  # found before the buffers of these names
         try:
@@ -46,7 +47,7 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
             if not hidden:
                 raise
             raise RuntimeError(
-                f"a {type(unit).__name__} uses the running statistics of a norm in training, which its first run "
+                f"{name} uses the running statistics of a norm in training, which its first run "
                 f"changed, so it cannot be replayed ({error}): {_ADVICE}"
             ) from error
         finally:
@@ -58,12 +59,13 @@ def without_updates(unit: nn.Module, *, by_value: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_changes(
-    unit: nn.Module, *, by_value: bool = False, but: Container[int] = frozenset()
+    unit: nn.Module, name: str, *, by_value: bool = False, but: Container[int] = frozenset()
 ) -> Iterator[None]:
     """See that a replay leaves a unit's buffers and parameters as they are.
 
     Args:
         unit: is replayed.
+        name: what errors call it.
         by_value: compare the values of its buffers, too, which takes their bytes: what is written by `.data` is not
             counted.
         but: the `id` of tensors that do not count.
@@ -72,26 +74,32 @@ def without_changes(
         RuntimeError: the unit changes one, as it did when the batch passed first.
     """
     before = {
-        (kind, name): (tensor, version_of(tensor), tensor.clone() if by_value and kind == "buffer" else None)
-        for kind, name, tensor in _tensors(unit)
+        (kind, own_name): (
+            tensor,
+            version_of(tensor),
+            tensor.clone() if by_value and kind == "buffer" else None,
+        )
+        for kind, own_name, tensor in _tensors(unit)
         if id(tensor) not in but
     }
     yield
-    for kind, name, tensor in _tensors(unit):
+    for kind, own_name, tensor in _tensors(unit):
         if id(tensor) in but:
             continue
-        old, version, value = before.get((kind, name), (None, 0, None))
+        old, version, value = before.get((kind, own_name), (None, 0, None))
         is_same = old is not None and version_of(old) == version
         if is_same and old is not tensor:  # another tensor in its place
             value = old
         if not is_same or (value is not None and not torch.equal(value, tensor)):
             raise RuntimeError(
-                f"a {type(unit).__name__} changes its {kind} {name!r} whenever it is run, so it cannot be replayed: "
+                f"{name} changes its {kind} {own_name!r} whenever it is run, so it cannot be replayed: "
                 f"{_ADVICE}"
             )
 
 
-_ADVICE = "leave this unit out of segments, or let it update nothing in replays (see `RetainingUnit`)"
+_ADVICE = (
+    "keep it (a Plan whose segments leave it out), or let it update nothing in replays (see `RetainingUnit`)"
+)
 
 
 def _hidden(norm: nn.Module) -> dict[str, Any]:

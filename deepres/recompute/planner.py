@@ -61,8 +61,13 @@ def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
 
     Raises:
         InfeasibleBudgetError: no plan fits; it says which budget would do.
+        TypeError: the chain is none.
         ValueError: the budget or `slots` is not an int of at least 1.
     """
+    if not isinstance(chain, Chain):
+        raise TypeError(
+            f"chain must be a Chain (of measure_chain or predict_chain), got {type(chain).__name__}"
+        )
     for name, value in (("budget_bytes", budget_bytes), ("slots", slots)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")

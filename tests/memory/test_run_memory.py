@@ -21,7 +21,8 @@ from deepres.engines import make_engine
 from deepres.memory import AllocatedBytes, measure_activation_peak
 from deepres.memory.predict import predict_chain
 from deepres.memory.run_memory import accumulates, other_memory, plan_for, predict_run_chain
-from deepres.recompute import Chain, Retention, UnitCost, sqrt_plan
+from deepres.recompute import Chain, Retention, UnitCost, smallest_budget, sqrt_plan
+from deepres.recompute.frontier import Frontier
 from deepres.run_net import net_of
 
 
@@ -122,3 +123,11 @@ def test_a_chain_is_predicted_for_the_precision_of_the_run(precision):
     expected = predict_chain(net, (4, 3, 32, 32), None, dtype, channels_last="channels_last" in precision)
     assert found == expected
     assert found != predict_chain(net, (4, 3, 32, 32), None, torch.float32)
+
+
+def test_hundreds_of_units_are_planned_for_a_run_as_for_the_profiler():
+    chain = Chain(1, (UnitCost(1.0, 2.0, 999, (Retention("all", 2501), Retention("less", 1303, 0.5))),) * 430)
+    budget_bytes = 5 * smallest_budget(chain)
+    plan = plan_for(RecomputeConfig(budget=budget_bytes), chain, 0)
+    assert plan == Frontier(chain).plan(budget_bytes)
+    assert plan.peak_bytes <= budget_bytes

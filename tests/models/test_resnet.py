@@ -182,7 +182,10 @@ def test_the_default_unit_of_an_imagenet_net_is_the_paper_s(depth, block):
         (
             1000,
             None,
-            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
+            (
+                "depth must be 6n+2 for basic units (e.g. 20, 110) or 9n+2 for bottleneck units (e.g. 164, 1001), "
+                "got 1000; nearest: 998, 1001"
+            ),
         ),
         (
             1000,

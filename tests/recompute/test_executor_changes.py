@@ -152,7 +152,9 @@ def test_a_unit_that_begins_to_change_a_buffer_is_refused():
     apply_plan(net, per_unit_plan(4))
     SEQUENCES(net).backward()
     net[1].counts = True
-    with pytest.raises(RuntimeError, match=r"^a _CountsLater changes its buffer 'seen' whenever it is run"):
+    with pytest.raises(
+        RuntimeError, match=r"^unit \d+ \(_CountsLater\) changes its buffer 'seen' whenever it is run"
+    ):
         SEQUENCES(net).backward()
 
 

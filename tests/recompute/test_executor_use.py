@@ -78,6 +78,15 @@ def test_an_input_changed_before_the_backward_pass_is_noticed_as_without_a_plan(
         loss.backward()
 
 
+def test_torchscript_is_refused():
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        unit = torch.jit.script(nn.Linear(4, 4))
+    with pytest.raises(
+        TypeError, match=r"^unit 1 is TorchScript, which a plan cannot replay: use the module"
+    ):
+        apply_plan(nn.Sequential(nn.Linear(4, 4), unit), per_unit_plan(2))
+
+
 def test_a_plan_for_another_number_of_units_is_refused():
     message = "this plan is for 8 units, the model has 9: make one for this model"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -117,8 +126,8 @@ def test_a_plan_that_is_refused_leaves_the_one_before_it():
 
 
 def test_a_model_without_a_sequence_of_units_is_refused():
-    message = "a plan applies to an nn.Sequential or a module with one as `.units`, got Linear"
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+    message = "a plan applies to an nn.Sequential or a module with one as `.units`, got Linear: if its units are in one"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         apply_plan(nn.Linear(3, 3), per_unit_plan(1))
 
 

@@ -97,6 +97,14 @@ def test_numbers_tell_the_command_that_makes_them_again(capsys, tmp_path):
     )
 
 
+def test_numbers_can_be_piped_while_the_report_is_read():
+    done = run_process(sys.executable, "tools/profile_memory.py", *SMALL, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (net,) = json.loads(done.stdout)["nets"]
+    assert net["model"]["depth"] == 20
+    assert "keep all" in done.stderr
+
+
 def test_what_cards_train_is_among_the_numbers(capsys, tmp_path):
     out = tmp_path / "a.json"
     assert run(*SMALL, "--capacity", "--json", out) == 0
@@ -213,7 +221,10 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a 
         ((), "give --depth, --depths or --config"),
         (
             ("--depth", "1000"),
-            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 1000; nearest: 992, 1001",
+            (
+                "depth must be 6n+2 for basic units (e.g. 20, 110) or 9n+2 for bottleneck units (e.g. 164, 1001), "
+                "got 1000; nearest: 998, 1001"
+            ),
         ),
         (("--depth", "51", "--dataset", "imagenet"), "depth must be one of 50, 101, 152, 200"),
         (("--depth", "99999999"), "depth must be at most 30,000 here"),

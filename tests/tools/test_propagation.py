@@ -176,7 +176,7 @@ def test_a_place_is_refused_where_the_run_s_data_have_none(run_dir, capsys):
         ((), "give --depth (e.g. 110), or --checkpoint with the folder of a run"),
         (
             ("--depth", 21),
-            "depth must be 9n+2 for bottleneck units (e.g. 164, 1001), got 21; nearest: 20, 29",
+            "or 9n+2 for bottleneck units (e.g. 164, 1001), got 21; nearest: 20, 26",
         ),
         (
             (*SMALL, "--variants", "identity,dropot"),

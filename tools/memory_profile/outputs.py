@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,10 @@ from interface.html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # for pictures alone, from an extra
+
+
+OUTPUT = Path("-")
+"""Where `--json -` writes: standard output."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,11 @@ def write_outputs(
             cards = [list(map(asdict, answer.cards)) for answer in answers]
             more["capacity"] = {"extra_shares": EXTRA_SHARES, "nets": cards}
         text = report_json(reports, command=command, torch=torch.__version__, **more)
-        options.json.write_text(text + "\n", encoding="utf-8")
-        print(f"wrote {options.json}")
+        if options.json == OUTPUT:
+            print(text, file=sys.__stdout__, flush=True)
+        else:
+            options.json.write_text(text + "\n", encoding="utf-8")
+            print(f"wrote {options.json}")
     if options.csv is not None:
         options.csv.write_text(report_csv(reports), encoding="utf-8")
         print(f"wrote {options.csv}")

@@ -18,11 +18,11 @@ from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.checkpoints.restoring import restore_engine, restore_net
 from deepres.checkpoints.resuming import (
     Checkpoint,
-    batch_norm_size,
     choose_start,
     identity_of_test,
     run_identity,
     share_start,
+    warn_of_changes,
 )
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError, load_config
@@ -144,28 +144,9 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
     with lock_run_folder(path):
         start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
         if start is not None:
-            _tell_other_threads(start, job.process)
-            _tell_other_batch_norm(start, job)
+            warn_of_changes(start, job.config, job.process, job.sizes, say)
         check_run_folder(job.config, path)
         return _run_together(job, path, start, stop)
-
-
-def _tell_other_threads(start: Checkpoint, process: Process) -> None:
-    before, now = start.progress.num_threads, process.num_threads
-    if before is not None and now is not None and before != now:
-        say(
-            f"WARNING: the checkpoint's run computed with OMP_NUM_THREADS={before}, this one with {now}: from here on "
-            "sums are rounded in another order"
-        )
-
-
-def _tell_other_batch_norm(start: Checkpoint, job: Job) -> None:
-    before, now = start.progress.batch_norm_size, batch_norm_size(job.config, job.sizes)
-    if before != now:
-        say(
-            f"WARNING: batch norm saw {before} images at once in the checkpoint's run and sees {now} in this one: from "
-            "here on it is another training (train.micro_batch_size and engine.sync_batch_norm decide)"
-        )
 
 
 def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary:

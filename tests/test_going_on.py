@@ -304,6 +304,15 @@ def test_another_number_of_threads_is_told(stopped, capsys, monkeypatch):
     assert told in capsys.readouterr().out
 
 
+def test_another_batch_of_batch_norm_is_told(stopped, capsys):
+    _, again = stopped
+    assert main(["--config", QUICKSTART, *again]) == 0
+    assert "batch norm saw" not in capsys.readouterr().out
+    assert main(["--config", QUICKSTART, *again, "train.micro_batch_size=4"]) == 0
+    told = "WARNING: batch norm saw 8 images at once in the checkpoint's run and sees 4 in this one"
+    assert told in capsys.readouterr().out
+
+
 def _folder_of_images(root: Path, num_train: int, num_test: int) -> tuple[str, ...]:
     random = np.random.default_rng(0)
     for split, count in (("train", num_train), ("val", num_test)):

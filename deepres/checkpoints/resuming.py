@@ -259,3 +259,22 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     ]
     if differences:
         raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")
+
+
+def warn_of_changes(
+    checkpoint: Checkpoint, config: Config, process: Process, sizes: BatchSizes, say: Callable[[str], None]
+) -> None:
+    """Say by what a run that goes on from a checkpoint differs from one that was never stopped."""
+    progress = checkpoint.progress
+    before, now = progress.num_threads, process.num_threads
+    if before is not None and now is not None and before != now:
+        say(
+            f"WARNING: the checkpoint's run computed with OMP_NUM_THREADS={before}, this one with {now}: from here on "
+            "sums are rounded in another order"
+        )
+    if progress.batch_norm_size != batch_norm_size(config, sizes):
+        say(
+            f"WARNING: batch norm saw {progress.batch_norm_size} images at once in the checkpoint's run and sees "
+            f"{batch_norm_size(config, sizes)} in this one, which changes the training from here on: "
+            "train.micro_batch_size and engine.sync_batch_norm decide"
+        )

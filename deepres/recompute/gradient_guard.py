@@ -178,4 +178,4 @@ def is_under_ddp() -> bool:
 
 
 def _ddp() -> DistributedDataParallel | None:
-    return getattr(DistributedDataParallel, "_active_ddp_module", None)
+    return DistributedDataParallel._active_ddp_module

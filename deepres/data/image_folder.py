@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from mimetypes import MimeTypes
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -52,10 +54,13 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
         num_classes: how many classes there must be.
 
     Raises:
-        DataError: a split is missing, a class has no images or is in one split only, or the number of classes is
+        DataError: a file has the suffix of something else, a split is missing, a class has no images or is in one split only, or the number of classes is
             another; or as `find_image_files`.
     """
     files, entries = find_image_files(root)
+    stray = next((entry for entry in entries if _has_other_kind(PurePosixPath(entry.file_name).suffix)), None)
+    if stray is not None:
+        raise DataError(f"{root}: {'/'.join(stray[:3])} has the name of no image: remove it")
     splits = np.array([entry.split for entry in entries], dtype=np.str_)
     found = set(splits.tolist())
     test_split = "val" if "val" in found else "test"
@@ -84,6 +89,13 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
     labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
     train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)
     return ImageFolder(files, class_names, (train, labels[train]), (test, labels[test]))
+
+
+@cache
+def _has_other_kind(suffix: str) -> bool:
+    """Whether files with that suffix are known to be no images; what is not known may be one."""
+    kind, _ = MimeTypes().guess_type(f"file{suffix}")
+    return kind is not None and not kind.startswith("image/")
 
 
 _MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)

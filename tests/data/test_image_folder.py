@@ -240,8 +240,12 @@ def test_tests_can_use_another_crop_than_training(image_folder, options, sides):
             "train and test have different classes; only in train: dog; only in test: fox",
         ),
         (lambda root: (root / "train" / "new").mkdir(), "train/new: a class without images"),
+        (
+            lambda root: (root / "train" / "dog" / "notes.TXT").touch(),
+            "train/dog/notes.TXT has the name of no image: remove it",
+        ),
     ],
-    ids=["no train", "no test", "other classes", "empty class"],
+    ids=["no train", "no test", "other classes", "empty class", "stray file"],
 )
 def test_a_half_complete_folder_says_what_is_wrong(image_folder, change, message):
     change(image_folder)

@@ -54,8 +54,8 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
         num_classes: how many classes there must be.
 
     Raises:
-        DataError: a file has the suffix of something else, a split is missing, a class has no images or is in one split only, or the number of classes is
-            another; or as `find_image_files`.
+        DataError: a file is no image by its suffix, a split is missing, a class has no images or is in one split
+            only, or the number of classes is another; or as `find_image_files`.
     """
     files, entries = find_image_files(root)
     stray = next((entry for entry in entries if _has_other_kind(PurePosixPath(entry.file_name).suffix)), None)

@@ -1,4 +1,4 @@
-"""How signals and gradients travel through a net: what the equations of the paper say, measured."""
+"""How signals and gradients propagate through a net: what the paper's equations say, measured."""
 
 from deepres.analysis.propagation import Propagation, measure_propagation
 from deepres.analysis.variants import Variant, VariantError, parse_variants

@@ -1,4 +1,4 @@
-"""What is measured: freshly drawn nets, or one out of a checkpoint beside its like at initialisation."""
+"""The nets to measure: freshly drawn ones, or one from a checkpoint along with the same net at initialisation."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class MeasuredNet:
     Attributes:
         name: in tables and pictures.
         depth, dataset, num_classes: as in `build_resnet`.
-        config: of the run that the net is from, if it is from one.
-        make: makes it, from a seed.
+        config: of the run that the net is from, if any.
+        make: makes the net from a seed.
     """
 
     name: str
@@ -64,7 +64,7 @@ def checkpoint_nets(
     activation: Activation | None,
     dataset: Family | None,
 ) -> tuple[MeasuredNet, ...]:
-    """A trained net, after its like at initialisation.
+    """A trained net, preceded by the same net at initialisation.
 
     Args:
         path: a run's folder, a checkpoint or a file of weights that records its architecture; any other file needs
@@ -72,7 +72,7 @@ def checkpoint_nets(
         depth, variants, activation, dataset: of such a file's net (`identity` and `cifar` if unset).
 
     Raises:
-        ConfigError: there are no weights, or they are another net's, or a run is told what it knows.
+        ConfigError: there are no weights, they are another net's, or arguments repeat what the file records.
         VariantError, ValueError: there is no such net, or the file is damaged.
     """
     weights = load_weights(path)
@@ -121,19 +121,19 @@ def _of_arguments(arguments: dict[str, Any], num_classes: int, config: Config | 
 
 
 def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple[Tensor, Tensor, str]:
-    """Images (N, 3, H, W) and labels (N,) that a net can take, and what they are.
+    """Images (N, 3, H, W) and labels (N,) that a net can take, and the name of their data.
 
     Args:
-        net: what is measured.
-        where: the place of CIFAR or of an image folder; or `noise`: normal noise with labels at random. None: the
-            training images of the net's run, noise for a net of no run.
+        net: the net to measure.
+        where: the folder of CIFAR or of images; or `noise`: normal noise with random labels. None: the training
+            images of the net's run, or noise for a net of no run.
         size: N.
         seed: of noise, and of order and augmentation for a net of no run. A run's net has those of its `train.seed`,
-            of which synthetic images are made, too.
+            which synthetic images are made from too.
 
     Raises:
         deepres.data.DataError: the data cannot be used.
-        ConfigError: the data has no place, or more classes than the net.
+        ConfigError: the data has no folder, or more classes than the net.
     """
     run = net.config
     name = _DATA_NAMES[net.dataset] if run is None else run.data.name
@@ -143,7 +143,7 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
         images = torch.randn(size, 3, side, side, generator=generator)
         return images, torch.randint(net.num_classes, (size,), generator=generator), NOISE
     if run is None:
-        name = "image_folder" if name == "imagenet" else name  # a part of its classes will do
+        name = "image_folder" if name == "imagenet" else name  # a subset of its classes will do
         assert where is not None
         asked = DataConfig(name=name, root=Path(where))
     else:
@@ -172,7 +172,7 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
 
 def _fresh(variant: Variant, depth: int, dataset: Family, num_classes: int) -> MeasuredNet:
     with torch.device("meta"):
-        variant.build(depth, dataset, num_classes)  # tells a mistake before anything is measured
+        variant.build(depth, dataset, num_classes)  # reports a mistake before anything is measured
 
     def build(seed: int) -> ResNet:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Pictures of measured propagation: signals and gradients by depth, a curve a net."""
+"""Plots of measured propagation: signals and gradients by depth, a curve for each net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from deepres.analysis.propagation import Propagation
 from deepres.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
-# Styles tell colours apart in grey.
+# Line styles tell the curves apart in greyscale.
 _STYLES = (
     (VERMILION, "-"), (GREEN, "--"), (ORANGE, "-."), (PURPLE, "-"), (SKY, "--"), (BLACK, ":"), (GREY, "-."),
 )  # fmt: skip
@@ -22,7 +22,7 @@ _NAMES_SHARE = 0.1
 """Of an axis' height, above the curves, for the stages' names."""
 _PREDICTED = "product of λ (Equation 8)"
 _LEAST = 1e-20
-"""Where the axis ends; smaller values are drawn on it, and it says so."""
+"""The axis' lower end; smaller values are drawn there, with a note."""
 
 
 def gradient_figure(nets: Mapping[str, Propagation], title: str) -> Figure:

@@ -10,7 +10,7 @@ NOTE [ What is measured ]
    share too. `is_direct` tells the former units apart.
 3. Signals are compared as root mean squares, so that shapes do not matter. Gradients are compared as norms of the
    whole batch's tensor: a map of a quarter of the size and twice the channels has half as many values, but the
-   loss is as steep in the direction of the gradient as its norm says. JSON has both.
+   norm is still the slope of the loss along the gradient. JSON has both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deepres.models import ResidualUnit, ResNet
 class Propagation:
     """What was measured of a net with units 1 … L.
 
-    Values at x_1 … x_{L+1} come in tuples of L + 1, the last of them at the last unit's output; those of a unit in
+    Values at x_1 … x_{L+1} come in tuples of L + 1, the last of them at the last unit's output; values of units in
     tuples of L.
 
     Attributes:
@@ -42,7 +42,8 @@ class Propagation:
         gradient_rms: the same per value.
         shortcut_gradient_norm: the norm of what reaches x_l through shortcuts alone, the residuals held constant.
         shortcut_term_norm, residual_term_norm: of the two summands of y_l, each with its factor.
-        lambdas: by which shortcuts multiply x_l; None if they are no constants, or an activation follows the addition.
+        lambdas: the constants by which shortcuts multiply x_l; None if there are none, or an activation follows the
+            addition.
         is_direct: whether the unit's shortcut takes x_l as it is: it keeps the shape, and nothing is activated
             before the split.
     """
@@ -78,7 +79,7 @@ class Propagation:
 
     @property
     def relative_shortcut_gradient(self) -> tuple[float, ...]:
-        """The shortcuts' share of it."""
+        """The same for what arrives through shortcuts alone."""
         return _relative(self.shortcut_gradient_norm)
 
     @property
@@ -93,7 +94,7 @@ class Propagation:
 
     @property
     def direct_factor(self) -> float:
-        """By how much the share shrinks over all direct units: the product of their quotients."""
+        """By how much the shortcuts' share shrinks over all direct units: the product of their quotients."""
         quotients = zip(self.shortcut_gradient_norm, self.shortcut_gradient_norm[1:], strict=False)
         return math.prod(
             before / after if after else 0.0
@@ -115,10 +116,10 @@ def measure_propagation(net: ResNet, images: Tensor, labels: Tensor, *, seed: in
     The net is copied: its parameters, buffers and mode stay as they are, and so do the random number generators.
 
     Args:
-        net: at any point of its training; a plan of recomputation that is applied to it is not followed.
+        net: at any point of its training; a recomputation plan applied to it is not followed.
         images: (N, 3, H, W), of the net's dtype and device.
         labels: (N,) int64.
-        seed: of what is drawn on the way (dropout).
+        seed: of what units draw (dropout).
     """
     net = copy.deepcopy(net).train().requires_grad_(False)
     units = [unit for unit in net.units if isinstance(unit, ResidualUnit)]
@@ -181,7 +182,7 @@ class _Step:
 
 
 def _lambdas(units: Sequence[ResidualUnit]) -> tuple[float, ...] | None:
-    """Each unit's λ of Equation 8; None where that does not speak of the net, as f is not the identity."""
+    """Each unit's λ of Equation 8; None if that does not apply to the net's shortcuts, or f is not the identity."""
     is_scaled = all(unit.shortcut.name in ("identity", "constant_scaling") for unit in units)
     if not is_scaled or any(unit.acts_after_addition for unit in units):
         return None

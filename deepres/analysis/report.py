@@ -29,13 +29,13 @@ _HEADER = (
 
 
 def summary(found: Propagation) -> dict[str, float | None]:
-    """What a net's curves come to.
+    """A net's curves in a few numbers.
 
     Returns:
         `gradient_first_to_last`, and `gradient_widest`: the largest over the smallest norm of all units;
         `shortcut_gradient_first_to_last`, which includes what units that change the shape do, and `direct_factor`,
         which does not; `lambda_product` and `direct_lambdas`: what Equation 8 predicts for both, None if it
-        does not speak of the net.
+        does not apply to the net.
     """
     smallest = min(found.gradient_norm)
     products = found.lambda_product
@@ -50,7 +50,7 @@ def summary(found: Propagation) -> dict[str, float | None]:
 
 
 def propagation_text(nets: Mapping[str, Propagation]) -> str:
-    """A table, a line a net; see `NOTES`."""
+    """A table with a line for each net; see `NOTES`."""
     rows = [[group for group, _ in _HEADER], [title for _, title in _HEADER]]
     for name, found in nets.items():
         of_net, ratios = summary(found), found.term_ratio
@@ -60,7 +60,7 @@ def propagation_text(nets: Mapping[str, Propagation]) -> str:
 
 
 def units_text(found: Propagation, most: int = 12) -> str:
-    """A table of one net, a line a unit (of many, some of them)."""
+    """A table of one net with a line for each unit, or for some of them if there are many."""
     step = max(1, math.ceil(found.num_units / most))
     numbers = [*range(0, found.num_units, step), found.num_units]
     rows = [["unit", "signal rms", "gradient norm", "shortcuts alone", "h/F"]]
@@ -79,7 +79,7 @@ def units_text(found: Propagation, most: int = 12) -> str:
 
 
 def propagation_json(nets: Mapping[str, Propagation], about: Mapping[str, Any]) -> dict[str, Any]:
-    """All numbers; what is not finite is null.
+    """All numbers; null if not finite.
 
     Args:
         nets: by name.

@@ -26,7 +26,7 @@ GROUPS = {"shortcuts": SHORTCUTS, "activations": ACTIVATIONS}
 
 
 class VariantError(ValueError):
-    """A variant that there is not; the message is one line."""
+    """An invalid variant; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Variant:
     Attributes:
         name: as it was written, with its activation.
         shortcut, activation: as in `build_resnet`.
-        settings: names (of `SETTINGS`) and values, which are `build_resnet`'s too.
+        settings: names (of `SETTINGS`) and values, as in `build_resnet`.
     """
 
     name: str
@@ -73,7 +73,7 @@ def parse_variants(text: str, activation: Activation | None = None) -> tuple[Var
         activation: of the variants that name none (`full_preactivation` if unset).
 
     Raises:
-        VariantError: a part is unknown (the message has the nearest that is known), given twice, no number, or
+        VariantError: a part is unknown (the message has the nearest that is known), given twice, not a number, or
             without effect.
     """
     variants = list[Variant]()

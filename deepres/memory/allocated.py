@@ -37,7 +37,7 @@ class AllocatedBytes:
         self._collects_garbage = True
 
     def reset_peak(self) -> None:
-        """Begin to look for a new peak."""
+        """Start looking for a new peak."""
         self.peak_bytes = self.live_bytes
 
     def __enter__(self) -> Self:
@@ -46,9 +46,9 @@ class AllocatedBytes:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._cuda_bytes = self._on_cuda("current")
         else:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr that it starts and stops
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it logs start and stop to stderr
             self._collects_garbage = gc.isenabled()
-            gc.disable()  # what was made before must not be freed now
+            gc.disable()  # garbage from before must not be freed now
             self._profile = profiler.profile(profile_memory=True)
             self._profile.__enter__()
         return self
@@ -70,7 +70,7 @@ class AllocatedBytes:
         self._profile = None
 
     def _on_cuda(self, which: str) -> int:
-        # What was asked for, CUDA's own allocator does not tell (PYTORCH_ALLOC_CONF=backend:cudaMallocAsync).
+        # CUDA's own allocator does not report requested bytes (PYTORCH_ALLOC_CONF=backend:cudaMallocAsync).
         asked = not self._rounded and torch.cuda.get_allocator_backend() == "native"
         stat = f"{'requested' if asked else 'allocated'}_bytes.all.{which}"
         # There are no figures before the first allocation.

@@ -18,7 +18,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Spec(NamedTuple):
-    """What a tensor is without its values."""
+    """A tensor's properties without its values."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -32,7 +32,7 @@ class Spec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """What a tensor like this holds; a view counts its whole storage."""
+        """The bytes that such a tensor holds; a view counts its whole storage."""
         return max(torch.Size(self.shape).numel() * self.dtype.itemsize, self.storage_bytes)
 
 
@@ -43,32 +43,32 @@ class Meter(AbstractContextManager[Any], Protocol):
     peak_bytes: int
 
     def reset_peak(self) -> None:
-        """Begin to look for a new peak."""
+        """Start looking for a new peak."""
 
 
 class Bench(Protocol):
     """Where passes are run.
 
     Attributes:
-        cache_bytes: more than the caches hold.
+        cache_bytes: a size that no longer fits the caches.
     """
 
     cache_bytes: int
 
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-        """A copy of `module` to be run here, with the modules in `instead` (by `id`) in place of its own."""
+        """A copy of `module` to run here, with its modules replaced by those in `instead` (by `id`)."""
 
     def tensor(self, spec: Spec) -> Tensor:
-        """A tensor of random values, or of none."""
+        """A tensor with random values, or a fake one without any."""
 
     def meter(self) -> Meter:
         """A new meter."""
 
     def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
-        """How long each of some pieces of work takes, in each of some rounds."""
+        """How long each of `runs` takes, in each of several rounds."""
 
     def compute(self) -> AbstractContextManager[Any]:
-        """The number format to compute in (autocast)."""
+        """A context that sets the number format (autocast)."""
 
 
 def copied(bench: Bench, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
@@ -97,7 +97,7 @@ def checked_input(
     *,
     channels_last: bool,
 ) -> Spec:
-    """The model's input, if the model can be run on it in a number format.
+    """The spec of the model's input, after checks that the model can run on it in `dtype`.
 
     Raises:
         ValueError: it cannot.
@@ -130,7 +130,7 @@ def default_loss(output: Tensor) -> Tensor:
     """Cross entropy of logits (N, num_classes), the mean of anything else.
 
     Raises:
-        TypeError: it is no tensor.
+        TypeError: the output is not a tensor.
     """
     if not isinstance(output, Tensor):
         raise TypeError(

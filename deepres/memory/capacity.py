@@ -1,4 +1,4 @@
-"""The largest batch that a card trains, for so much extra time at most."""
+"""The largest batch that a card trains within a limit on extra time."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def capacity(
     """The largest batches of a net on cards of some memory.
 
     Args:
-        profiled: the net; its target's memory does not matter. Plans are made at its batch, the smallest that take
-            no more time, and then kept as the batch grows.
+        profiled: the net; its target's memory does not matter. Plans are made at its batch, with the least peak
+            for each extra time, and then kept as the batch grows.
         cards_bytes: the cards' memory.
         extra_shares: the extra time that a plan may take, as shares of a step with everything kept; ascending.
     """

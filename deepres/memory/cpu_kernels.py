@@ -1,7 +1,7 @@
-"""What operators on a CPU allocate beside their results, where that is more than some KiB.
+"""What operators on a CPU allocate besides their results, where that is more than some KiB.
 
-Of convolutions, see `deepres.memory.onednn`. Batch norm's backward pass allocates the gradient of its input twice,
-unless that input and the gradient of its output are laid out differently; so the allocator's events in PyTorch 2.13.
+For convolutions, see `deepres.memory.onednn`. Batch norm's backward pass allocates the gradient of its input twice,
+unless that input and the gradient of its output are laid out differently (by PyTorch 2.13's allocator events).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 
 
 def operator_peak_bytes(func: Any, args: Sequence[Any]) -> int:
-    """The most that an operator allocates, its results included; 0 for no more than these.
+    """The most that an operator allocates, including its results; 0 if only those.
 
     Args:
         func: the ATen operator.

@@ -52,9 +52,9 @@ class Growth:
         what: what was fitted.
         law: the law in words, with its numbers.
         exponent: of the units, in the least-squares fit of log bytes to log units; None for other laws.
-        largest_error: by how much the law is off at most: of bytes a share of them, of times a share of a step with
-            everything kept, as the law has it (extra times can be 0).
-        of_times: whether it is the law of extra times.
+        largest_error: of the law: for bytes, relative to them; for extra times, which can be 0, as a share of a step
+            with everything kept.
+        of_times: whether this is the law of extra times.
     """
 
     what: str
@@ -96,10 +96,10 @@ def depth_row(profiled: ProfiledNet, report: Report) -> DepthRow:
 
 
 def growth(rows: Sequence[DepthRow]) -> tuple[Growth, ...]:
-    """The laws by which peaks and times grow with the units, of the nets whose kind of unit most of them have.
+    """The laws by which peaks and times grow with the number of units, over nets of the most frequent kind of unit.
 
     Args:
-        rows: of depths; of fewer than two of one kind there are no laws.
+        rows: one for each depth; fewer than two of one kind give no laws.
     """
     rows = _of_one_kind(rows)
     if len({row.num_units for row in rows}) < 2:
@@ -180,7 +180,7 @@ def depths_text(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> str:
 
 
 def laws_table(rows: Sequence[DepthRow], laws: Sequence[Growth]) -> list[list[str]]:
-    """Cells of the fitted laws, the heading first; it says of which nets."""
+    """Cells of the fitted laws; the heading comes first and says for which nets."""
     fitted = _of_one_kind(rows)
     if not laws:
         return [["no two nets of one kind, basic or bottleneck: nothing is fitted", "", ""]]

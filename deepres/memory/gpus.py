@@ -18,7 +18,7 @@ class Gpu:
         tf32_tflops: with tensor cores on tf32 inputs, dense; None if it has none.
         bf16_tflops: with tensor cores on bf16 (fp16 where it has no bf16) inputs and fp32 sums, dense; None if
             it has none.
-        source: where the figures stand.
+        source: where the figures are from.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Gpu:
 
 
 _GIB = 2**30
-# GeForce cards, then those of data centres, each by age; rates are at the maker's boost clock.
+# GeForce cards, then data-centre cards, each by age; rates are at the maker's boost clock.
 # fmt: off
 GPUS: tuple[Gpu, ...] = (
     Gpu("GTX 1080 Ti", 11 * _GIB, 484, 11.3, None, None, "NVIDIA GeForce GTX 1080 Ti product page"),

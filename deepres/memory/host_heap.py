@@ -11,9 +11,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 def keep_freed_memory() -> None:
     """From now on, let this process keep what its heap has freed, as PyTorch's CUDA allocator does.
 
-    glibc gives large blocks back as they are freed, so that each step has the system clear their pages anew: up to a
-    sixth of a step's time on a CPU, and a time that depends on what was freed before. The most that the process ever
-    holds stays about the same. Where the C library has no `mallopt` (macOS, musl), or the environment sets glibc's
+    glibc returns large blocks to the system as they are freed, which then clears their pages anew in each step: up to
+    a sixth of a step's time on a CPU, depending on what was freed before. The most that the process ever holds stays
+    about the same. Where the C library has no `mallopt` (macOS, musl), or the environment configures glibc's
     allocator (`MALLOC_…`), nothing changes.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):

@@ -1,4 +1,4 @@
-"""What a net takes and how long, measured on the device at hand."""
+"""A net's memory and time, measured on the device at hand."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def measure_chain(
 
     Units that are alike are measured once, so that a net of a thousand layers takes seconds; see NOTE
     [ Reading costs ]. Bytes are what the allocator is asked for, workspaces included; on CUDA its blocks are larger, by
-    1 MiB at most. The caller's autocast, `no_grad` or `inference_mode` changes nothing. The model is left as it is, on
-    any device. To time a CPU, the process keeps freed memory from then on (`keep_freed_memory`).
+    1 MiB at most. The caller's autocast, `no_grad` or `inference_mode` makes no difference. The model may be on any
+    device, and is left as it is. Timing a CPU makes the process keep freed memory from then on (`keep_freed_memory`).
 
     Args:
         model: a net `head(units(stem(x)))` or an `nn.Sequential` of units, each one tensor to one tensor.
@@ -53,8 +53,8 @@ def measure_chain(
         device: where to measure.
         dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
         loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
-        channels_last: whether inputs are laid out so.
-        input_dtype: of the input, such as `torch.long` for tokens (which are all 0 then).
+        channels_last: whether inputs are in that memory format.
+        input_dtype: of the input, such as `torch.long` for tokens (which are then all 0).
         repeats: timings are medians of so many; with 0 all times are 0, and only bytes are measured.
 
     Raises:
@@ -74,14 +74,14 @@ def measure_chain(
         torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
     ):
         if bench.device.type == "cuda":
-            # Libraries choose their algorithms here, and what they try takes more than what they choose.
+            # Libraries choose their algorithms here; those that they try take more memory than the chosen ones.
             read_chain(model, images, _DeviceBench(bench.device, dtype, repeats=0), loss)
         return read_chain(model, images, bench, loss)
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Not even between passes: what one of them leaves would be freed, and counted, in the middle of another."""
+    """No collection, even between passes: garbage of one pass would be freed, and counted, in the middle of another."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -110,12 +110,12 @@ class _DeviceBench:
         """Normally distributed values; of integers, zeros."""
         x = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=self.device)
         size = x.untyped_storage().nbytes() // x.itemsize
-        values = x.as_strided((size,), (1,))  # where strides are 0, several elements are one
+        values = x.as_strided((size,), (1,))  # with stride 0, several elements share one
         _ = values.normal_() if can_need_grad(x) else values.zero_()
         return x
 
     def meter(self) -> Meter:
-        """What the device's allocator hands out."""
+        """Counts what the device's allocator hands out."""
         return AllocatedBytes(self.device, rounded=False)
 
     def compute(self) -> AbstractContextManager[Any]:
@@ -125,11 +125,11 @@ class _DeviceBench:
         return torch.autocast(self.device.type, self._dtype, cache_enabled=False)
 
     def rounds_ms(self, runs: Sequence[Callable[[], object]]) -> list[list[float]]:
-        """Rounds in which each piece of work has its turn, long enough for the clock."""
+        """Rounds in which each run has its turn, repeated until it is long enough for the clock."""
         if not self._repeats:
             return [[0.0] * len(runs)]
         for run in runs:
-            run()  # warm: libraries choose their algorithms now
+            run()  # warm-up: libraries choose their algorithms now
         nums = [max(1, min(50, round(10 / max(0.2, self._time_ms(run, 1))))) for run in runs]
         return [
             [self._time_ms(run, num) for run, num in zip(runs, nums, strict=True)]
@@ -154,8 +154,8 @@ def measure_activation_peak(
 ) -> int:
     """The most bytes that a forward and backward pass over a micro batch allocates at once.
 
-    Parameters, their gradients, buffers and the images are there before, so they do not count; workspaces do.
-    The net is left as it was: buffers, gradients (None) and random number generators.
+    Parameters, their gradients, buffers and the images are allocated before, so they do not count; workspaces do.
+    Buffers, modes and random number generators are left as they were; gradients are set to None.
 
     Args:
         net: the net whose parameters and buffers these are.
@@ -169,14 +169,14 @@ def measure_activation_peak(
         if images.device.type == "cuda":
             run_pass(
                 run, images, labels
-            )  # libraries try their algorithms out, which takes more than any of them
+            )  # libraries try algorithms, which takes more memory than the chosen one
         with meter:
             run_pass(run, images, labels)
     return meter.peak_bytes
 
 
 def run_pass(run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
-    """A forward and backward pass, which holds the logits meanwhile, as a step does."""
+    """Run a forward and backward pass that holds the logits meanwhile, as a training step does."""
     with backward_in_this_thread():
         logits = run(images)
         F.cross_entropy(logits, labels).backward()
@@ -191,7 +191,7 @@ def _as_if_not_run(net: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=devices):
             yield
-    finally:  # also where the pass did not fit the device
+    finally:  # also if the pass ran out of memory
         for module, was_training in modes:
             module.training = was_training
         net.zero_grad(set_to_none=True)

@@ -1,32 +1,33 @@
-"""What convolutions on a CPU allocate beside their results: oneDNN's copies and scratch, or columns without oneDNN.
+"""What convolutions on a CPU allocate besides their results: oneDNN's copies and scratch, or columns without oneDNN.
 
 NOTE [ oneDNN's copies ]
-For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into its own, computes into Y
-there, frees the copies, and then copies Y into the result y. The backward pass does the same for the gradient of the
-input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). So, each letter a tensor's bytes, and K the
-kernel's scratch:
+For tensors in PyTorch's usual layout, oneDNN copies a convolution's input X and weight W into its own layout, computes
+Y in it, frees the copies, and then copies Y into the result y. The backward pass does the same for the gradient of the
+input (G, W -> DX -> dx), then for that of the weight (G, X -> DW). With each letter for a tensor's bytes, and K for
+the kernel's scratch:
 
     forward   max(X + W + Y + K, Y + y)
     backward  max(G + W + DX + K, DX + dx, dx + G + X + DW + K, dx + dw + DW)
 
-Its own layout is one of blocks of channels, for which images (3 channels) are not copied. With AMX and values of 16
-bits, and in the backward pass of a stride, channels are innermost instead, and one more copy is made of y or dx.
+OneDNN's layout has blocks of channels; images (3 channels) are not copied into it. With AMX and 16-bit values, and in
+the backward pass of a strided convolution, channels are innermost instead, and one more copy is made of y or dx.
 
-Images, results and gradients that are channels_last are not copied. The weight is, into oneDNN's layout, if it is
-neither channels_last nor 1 x 1 into that one first; and so is its gradient, back. With V for the copies, W or 2 W:
+Images, results and gradients that are channels_last are not copied. The weight is copied into oneDNN's layout, by way
+of channels_last unless it is that or 1 x 1 already; its gradient is copied back. With V for the copies, W or 2 W:
 
     forward   y + V + K
-    backward  max(dx + V + K, dx + dw + V + DW + K), in bf16 dx + V + K for dw, too
+    backward  max(dx + V + K, dx + dw + V + DW + K), in bf16 dx + V + K for dw too
 
 NOTE [ without oneDNN ]
-In fp32, one thread computes kernels of 1 x 1 for less than 16 images without oneDNN, and so does any number of them
-with kernels of up to 3 x 3 for a single image of at most 20,480 values (`use_mkldnn` in Convolution.cpp). What a kernel
-sees at each pixel of the result is then copied into a column, for the result and for the gradient of the weight, unless
-that is the image as it is (1 x 1 without a stride). Where the image is channels_last, so is a copy of the weight.
+In fp32, PyTorch does not use oneDNN for 1 x 1 kernels on fewer than 16 images with one thread, nor, with any number of
+threads, for kernels of up to 3 x 3 on a single image of at most 20,480 values (`use_mkldnn` in Convolution.cpp). What
+a kernel sees at each pixel of the result is then copied into a column, for the result and for the weight's gradient,
+unless the columns are the image itself (1 x 1 without a stride). If the image is channels_last, the weight is copied to
+that layout.
 
 NOTE [ oneDNN's scratch ]
-What a kernel books for T threads, by the files of src/cpu/x64 in oneDNN 3.12. X, Y, G and DX are now those of one
-image, X+ and G+ those with the padding, X/s what is left of X where a stride s skips pixels, and bf16 any 16 bits:
+What a kernel reserves for T threads, by the files of src/cpu/x64 in oneDNN 3.12. X, Y, G and DX are now those of one
+image, X+ and G+ those with padding, X/s what is left of X where a stride s skips pixels; bf16 is any 16-bit format:
 
     Y, or DX (G for X)
       1 x 1, s > 1             T times X/s                       jit_uni_1x1_conv_utils.hpp
@@ -41,17 +42,17 @@ image, X+ and G+ those with the padding, X/s what is left of X where a stride s 
       1 x 1, bf16, no AMX, to  T times 128 channels of X/s and
         14 pixels a side       256 of G                          jit_avx512_core_bf16_1x1_conv_kernel.cpp
 
-Of channels_last without AMX, Y has none, DX with a stride T times G+, and DW of 1 x 1 in bf16 the last line's for any
-number of pixels.
+For channels_last without AMX, Y takes none, strided DX takes T times G+, and DW of 1 x 1 in bf16 takes the last line's
+for any number of pixels.
 
-The weight's gradient is added up in P parts: T where threads share out the images, 1 where they share out channels;
-`balance` in each of these files takes what should read less memory. Kernels for AMX fill rows of X+ up to 32 pixels in
-DW, and copy no more of an image than has its place in the second cache (the bounds below).
+The weight's gradient is summed in P parts: T if threads split the images, 1 if they split the channels; `balance` in
+each of these files chooses what should read less memory. AMX kernels pad rows of X+ to a multiple of 32 pixels in DW,
+and copy no more of an image than fits the L2 cache (the bounds below).
 
 This agrees with the allocations of PyTorch 2.13 for the convolutions of ResNets in one and two threads: to some 100 KiB
-a thread without AMX (as by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; of 7 x 7 pixels, threads take half of Y), and with it
-up to 0.5 MiB a thread too much (of channels_last with AMX, nobody has looked). Left out are groups, and other shapes
-that oneDNN is not asked for.
+a thread without AMX (as with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; for 7 x 7 pixels, threads take half of Y), and with
+AMX it is up to 0.5 MiB a thread too high (channels_last with AMX was not checked). Not covered are groups, and other
+shapes for which oneDNN is not used.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ _L2_BYTES = 2**21  # of a core that has AMX
 
 
 def convolution_peak_bytes(func: Any, args: Sequence[Any]) -> int:
-    """The most that a convolution or its backward pass allocates, its results included; 0 for any other operator.
+    """The most that a convolution or its backward pass allocates, including results; 0 for any other operator.
 
-    It is that of PyTorch's threads in this process, on this processor.
+    It depends on PyTorch's number of threads in this process, and on this processor.
 
     Args:
         func: the ATen operator.
@@ -127,7 +128,7 @@ def _scratch(
     """The scratch of the kernel that makes a result of this shape from x."""
     num_pixels, num_bytes = math.prod(shape[2:]), 0
     if not _is_pointwise(weight):
-        if _has_channels_innermost(x) and x.shape[1] > 64:  # of fewer channels, some rows
+        if _has_channels_innermost(x) and x.shape[1] > 64:  # with fewer channels, only some rows
             most = max(stride) * 3 * _L2_BYTES // 16
             num_bytes = (1 + max(stride)) * min(_padded_bytes(x, padding), most)
     else:
@@ -175,7 +176,7 @@ def _weight_scratch(
 def _images_are_shared_out(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> bool:
-    """Whether threads that make a weight's gradient share out the images, as oneDNN chooses for two of them."""
+    """Whether threads that compute a weight's gradient split the images, as oneDNN decides for two threads."""
     num_x, num_gradient, num_weight = x.numel(), gradient.numel(), weight.numel()
     if _has_channels_innermost(x):
         num_x = x.shape[0] * _padded_bytes(x, padding, 32 * stride[-1]) // 2
@@ -191,7 +192,7 @@ def _images_are_shared_out(
 def _columns(
     x: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> int:
-    """What is copied without oneDNN to make a result of this shape, or the weight's gradient."""
+    """The bytes copied without oneDNN to make a result of this shape, or the weight's gradient."""
     if _is_pointwise(weight) and max(stride) == 1 and max(padding) == 0:
         return 0
     values = weight.numel() // weight.shape[0] * shape[0] * math.prod(shape[2:])
@@ -213,7 +214,7 @@ def _is_onednns(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequ
 
 
 def _has_channels_innermost(x: Tensor) -> bool:
-    """Whether that is oneDNN's own layout, rather than blocks of channels."""
+    """Whether oneDNN's own layout has channels innermost, rather than blocks of channels."""
     return x.element_size() == 2 and _has_amx()
 
 
@@ -238,7 +239,7 @@ def _output_shape(
 
 
 def _padded_bytes(x: Tensor, padding: Sequence[int], multiple: int = 1) -> int:
-    """The bytes of one image with its padding, rows filled up to a multiple."""
+    """The bytes of one image with its padding, rows padded to a multiple."""
     sides = [side + 2 * p for side, p in zip(x.shape[2:], padding, strict=True)]
     sides[-1] = math.ceil(sides[-1] / multiple) * multiple
     return x.shape[1] * math.prod(sides) * x.element_size()

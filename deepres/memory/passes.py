@@ -2,15 +2,15 @@
 
 NOTE [ Reading costs ]
 1. Units that are alike (`signature`) are run once. Copies are run, so that the model stays as it is.
-2. A unit is run as under a plan (`run_unit`): from a leaf that is its input, discarding or keeping, its
-   backward from a gradient that is handed over to it. Parameters' gradients are model states; they are there from
-   the start, so that what a backward makes before it adds to them counts as transient.
-3. Kept are the bytes that a keeping run leaves, but for the memo of batch statistics: all memos are held to the
-   end of the step and belong to the chain's fixed bytes.
-4. A unit's forward time is that of a discarding replay: what each further run under a plan adds. (The first is
-   discarding instead of keeping, and a replay keeps instead: batch statistics are computed once, and a graph is
-   built once, in both.) All else is in the backward time, which occurs once a step, whatever the plan.
-5. Whether a unit's graph holds its input is seen from an input of its own, which nobody else holds.
+2. A unit is run as under a plan (`run_unit`): forward from a leaf, discarding or keeping; backward from a gradient
+   whose only reference is passed to it. Parameters' gradients are model states, allocated from the start, so that
+   what a backward allocates before it accumulates into them counts as transient.
+3. Kept bytes are those that a keeping run leaves allocated, except for the memo of batch statistics: memos are held
+   to the end of the step and belong to the chain's fixed bytes.
+4. A unit's forward time is that of a discarding replay: what each further run under a plan adds. (With replays, the
+   first run discards and the last one keeps: either way, batch statistics are computed once, and a graph is built
+   once.) All other time counts as backward time, which occurs once a step, whatever the plan.
+5. Whether a unit's graph holds its input is tested on a separate input, which nothing else holds.
 6. Stem and head are run as the model itself runs them, with a stand-in for the units.
 """
 
@@ -63,14 +63,14 @@ def read_chain(model: nn.Module, images: Spec, bench: Bench, loss: Loss) -> Chai
         costs.append(cost)
         needs_grad = needs_grad or any(p.requires_grad for p in unit.parameters())
     other_bytes = sum(cost.memo_bytes for cost in costs)
-    # One gradient at a time is on its way between units.
+    # Between units, there is only one gradient at a time.
     other_bytes += max((cost.gradient_excess_bytes for cost in costs), default=0)
     return stem_and_head.chain(spec, tuple(cost.unit for cost in costs), other_bytes)
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """What was read of a unit.
+    """What a unit's runs have shown.
 
     Attributes:
         unit: its costs.
@@ -93,7 +93,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         y = _run_unit(unit, leaf_to_discard(x, needs_grad), bench, keep=None, memo=memo)
     output = Spec.of(y)
     discard_temp = meter.peak_bytes - meter.live_bytes
-    # Statistics are fp32, also of bf16 values, but fake tensors (torch 2.13) say that they are bf16.
+    # Statistics are fp32 even for bf16 values, but fake tensors (torch 2.13) report bf16.
     memo_bytes = _memo_bytes(memo, torch.float32.itemsize)
     del y
 
@@ -101,7 +101,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         _run_unit(unit, leaf_to_discard(x, needs_grad), bench, keep=None, memo=memo)
 
     def steps(name: str, kept_bytes: int) -> tuple[int, Callable[[], None]]:
-        """The step of so many units that a backward finds what is kept out of the caches, as in a net."""
+        """A step of so many units that a backward finds kept tensors outside the caches, as in a net; their number."""
         num = max(1, min(16, bench.cache_bytes // max(1, kept_bytes)))
         # A unit that changes the shape has no successor like it.
         chains = [num] if output == spec else [1] * num
@@ -129,7 +129,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
         for all_ms in bench.rounds_ms([run for _, run in work])
     ]
     step_ms, forward_ms = (statistics.median(all_ms[k] for all_ms in rounds) for k in (0, -1))
-    # Differences are taken in each round: what slows the machine for a while slows both.
+    # Differences are taken within each round: a temporary slowdown of the machine affects both.
     replays_ms = [
         max(0.0, statistics.median(all_ms[k] - all_ms[0] for all_ms in rounds))
         for k in range(len(retentions))
@@ -146,7 +146,7 @@ def _read_unit(original: nn.Module, spec: Spec, needs_grad: bool, bench: Bench) 
 def _read_retention(
     unit: nn.Module, name: str, x: Tensor, needs_grad: bool, output: Spec, bench: Bench
 ) -> tuple[Retention, int]:
-    """What a unit takes that is kept so; and by how much its input's gradient holds more than the input."""
+    """The retention's costs, and by how many bytes the input's gradient exceeds the input."""
     meter, memo = bench.meter(), dict[Any, Any]()
     holder = GradientHolder()
     leaf = holder.leaf_of(x, needs_grad)
@@ -183,7 +183,7 @@ def _read_retention(
 
 
 def _reads_input(unit: nn.Module, name: str, spec: Spec, needs_grad: bool, bench: Bench) -> bool:
-    """Whether a unit's backward, or its output (of a view, say), holds the unit's input."""
+    """Whether a unit's graph, or its output (a view, say), keeps the unit's input alive."""
     meter = bench.meter()
     with meter:
         x = bench.tensor(spec)
@@ -211,7 +211,7 @@ def _run_unit(unit: nn.Module, x: Tensor, bench: Bench, keep: str | None, memo: 
 
 
 def _memo_bytes(memo: dict[Any, Any], least_itemsize: int = 1) -> int:
-    """What the tensors in a memo hold, each storage once, at so many bytes a value at least."""
+    """The bytes of the tensors in a memo, each storage once, at `least_itemsize` or more bytes a value."""
     tensors = [t for value in memo.values() for t in (value if isinstance(value, tuple) else (value,))]
     storages = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes() * max(1, least_itemsize // t.itemsize)

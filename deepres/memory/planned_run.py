@@ -17,7 +17,7 @@ class PlannedRun:
     Attributes:
         plan: with its costs on the run's chain.
         sizes: the batch sizes that it was made for.
-        other: what one process holds beside activations.
+        other: what one process holds besides activations.
         budget_bytes: what activations may take; None if there is no budget.
         measured_peak_bytes: activations of a first micro batch at their peak; None before it is run.
     """

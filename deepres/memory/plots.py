@@ -1,4 +1,4 @@
-"""Pictures of a report: time against memory, a step's bytes over time, and where they sit."""
+"""Plots of a report: time against memory, a step's bytes over time, and which units hold them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HIGHEST_EXTRA = 1.0
 
 
 def frontier_figure(profiled: ProfiledNet, report: Report, num_budgets: int = 12) -> Figure:
-    """Time up, memory across: plans, uniform segments, keeping all, and the card.
+    """Extra time over memory: plans, uniform segments, keeping all, and the card.
 
     Args:
         profiled: the net.
@@ -91,7 +91,7 @@ def timeline_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> 
         for kind, value in zip(kinds, values, strict=True):
             kind.append(float(value))
     figure, axes = _axes()
-    # Of thousands of steps, each a jump: drawn as steps, the last value repeated to the end.
+    # Thousands of steps, each a jump: drawn as a step function, its last value repeated at the end.
     axes.stackplot(
         times,
         [[*kind, kind[-1]] for kind in kinds],
@@ -121,7 +121,7 @@ def timeline_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> 
 
 
 def units_figure(profiled: ProfiledNet, report: Report, row: StrategyRow) -> Figure:
-    """What each unit holds when the forward phase is over: with everything kept, and under a row's plan."""
+    """What each unit holds at the end of the forward phase: with everything kept, and under a row's plan."""
     assert row.plan is not None
     figure, axes = _axes()
     num_units = len(profiled.chain.units)
@@ -231,7 +231,7 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _curve(axes: Axes, plans: Sequence[PricedPlan], colour: str, label: str, style: str) -> None:
-    """Those of the plans that no other beats in both."""
+    """Draw those plans that no other beats in both peak and time."""
     points = list[tuple[int, float]]()
     for peak_bytes, share in sorted((plan.peak_bytes, plan.extra_share) for plan in plans):
         if share <= _HIGHEST_EXTRA and (not points or share < points[-1][1]):

@@ -1,4 +1,4 @@
-"""What a net takes and how long, predicted without running it on any device."""
+"""A net's memory and time, predicted without running it on any device."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def predict_chain(
 
     They do not depend on the caller's autocast, `no_grad` or `inference_mode`.
 
-    Kept bytes are exact. Transient bytes on a CPU are those of this processor and of PyTorch's threads in this process,
-    good to some 100 KiB a thread (`deepres.memory.cpu_kernels`); on a card they are exact but for the workspaces of its
-    libraries, which depend on their choice of algorithm. Times are a roofline
+    Kept bytes are exact. Transient bytes on a CPU are for this processor and PyTorch's number of threads in this
+    process, accurate to some 100 KiB a thread (`deepres.memory.cpu_kernels`); on a card they are exact except for
+    libraries' workspaces, which depend on the algorithms chosen. Times follow a roofline model
     (`deepres.memory.roofline`), good for shares of a step rather than for milliseconds.
 
     Args:
@@ -57,18 +57,18 @@ def predict_chain(
         gpu: a card, or its name in `deepres.memory.gpus`; None for a CPU.
         dtype: what to compute in: float32, or bfloat16 or float16 under autocast.
         loss: of the model's output; by default the cross entropy of logits (N, C), the mean of anything else.
-        channels_last: whether inputs are laid out so.
-        input_dtype: of the input, such as `torch.long` for tokens (which are all 0 then).
+        channels_last: whether inputs are in that memory format.
+        input_dtype: of the input, such as `torch.long` for tokens (which are then all 0).
 
     Raises:
         TypeError: the model has no sequence of units that it calls once, or one of them does not return one tensor
             or cannot be copied.
-        ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype, or not
+        ValueError: there is no card of that name, the input is empty, or the model cannot be run in that dtype or
             without values.
     """
     images = checked_input(model, input_shape, input_dtype, dtype, channels_last=channels_last)
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # what a unit uses beside its parameters
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # tensors that a unit uses besides its parameters
     try:
         with as_in_training("cpu"), mode, torch.random.fork_rng(devices=[]):
             return read_chain(model, images, _FakeBench(mode, card, dtype), loss)
@@ -77,7 +77,7 @@ def predict_chain(
 
 
 class _FakeBench:
-    """See `deepres.memory.bench.Bench`: tensors here have shapes and storages' sizes, and no values."""
+    """See `deepres.memory.bench.Bench`; tensors here have shapes and storage sizes, but no values."""
 
     cache_bytes = 0
 
@@ -87,7 +87,7 @@ class _FakeBench:
         self._dtype = dtype
 
     def copy(self, module: nn.Module, instead: dict[int, nn.Module]) -> nn.Module:
-        """A copy with fake parameters and buffers; of units that are compiled, the eager form."""
+        """A copy with fake parameters and buffers, in which compiled units are eager again."""
         memo: dict[int, Any] = dict(instead)
         for tensor in _tensors(module, instead):
             memo[id(tensor)] = self._mode.from_tensor(_on_cpu(tensor))
@@ -102,7 +102,7 @@ class _FakeBench:
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype)
 
     def meter(self) -> Meter:
-        """All tensors, and on a CPU what kernels take beside them."""
+        """Counts all tensors, and on a CPU what kernels allocate besides."""
         return TensorBytes(self._operator_peak_bytes)
 
     def _operator_peak_bytes(self, func: Any, args: Sequence[Any]) -> int:
@@ -131,7 +131,7 @@ class _FakeBench:
 
 
 class _DropoutOfCards(TorchFunctionMode):
-    """Dropout keeps a byte for each value, not a factor as on a CPU (`is_fused_kernel_acceptable` in PyTorch)."""
+    """Dropout that keeps a byte a value, not a factor as on a CPU (`is_fused_kernel_acceptable` in PyTorch)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -141,7 +141,7 @@ class _DropoutOfCards(TorchFunctionMode):
 
 
 def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
-    """Parameters and buffers, but for those of the modules whose `id` is in `without`."""
+    """Parameters and buffers, except those of the modules whose `id` is in `without`."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
     for child in module.children():
@@ -150,7 +150,7 @@ def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """A tensor of the same kind on the CPU, without a copy: fake tensors are made from it."""
+    """A tensor of the same kind on the CPU, without copying values: fake tensors are made from it."""
     if tensor.device.type in ("cpu", "meta") and not tensor.is_meta:
         return tensor
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

@@ -27,7 +27,7 @@ class Target:
 
     Attributes:
         name: for people.
-        memory_bytes: what a process has of it.
+        memory_bytes: what a process may use of it.
         gpu: its rates; None for a CPU.
     """
 
@@ -37,7 +37,7 @@ class Target:
 
 
 class ProfiledNet:
-    """A run's net with its costs at any batch size; predictions are made when they are asked for.
+    """A run's net with its costs at any batch size; predictions are made on demand.
 
     Args:
         config: the run's configuration.
@@ -46,10 +46,10 @@ class ProfiledNet:
 
     Raises:
         ValueError: there is no such net.
-        ConfigError: the batch sizes contradict each other, or of a micro batch of `auto` nothing fits.
+        ConfigError: the batch sizes contradict each other, or for `auto` no micro batch fits.
 
     Attributes:
-        batch: images of a micro batch of one process; of `auto`, as many as training would choose by predictions.
+        batch: images in a micro batch of one process; for `auto`, as many as training would choose by predictions.
         image_size: height and width of the images.
     """
 
@@ -92,7 +92,7 @@ class ProfiledNet:
         return self.scaling.chains[0]
 
     def other_memory(self, batch: int) -> OtherMemory:
-        """What a process holds on the target beside activations, with so many images in a micro batch."""
+        """What a process holds on the target besides activations, with `batch` images in a micro batch."""
         return other_memory(
             self.config,
             num_parameters=self.num_parameters,
@@ -107,7 +107,7 @@ class ProfiledNet:
         return self.target.memory_bytes - self.other_memory(batch).total_bytes
 
     def within(self, memory_bytes: int) -> ProfiledNet:
-        """The same net, costs included, on a device of other memory."""
+        """The same net, with its costs, on a device with this much memory."""
         other = copy.copy(self)
         other.target = replace(self.target, memory_bytes=memory_bytes)
         return other

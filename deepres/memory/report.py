@@ -39,17 +39,17 @@ def make_report(
     shares: Sequence[float] = SHARES,
     budget_must_fit: bool = True,
 ) -> Report:
-    """Predict a net under every strategy, the one that its run's configuration asks for among them.
+    """Predict a net under every strategy, including the one that its run's configuration asks for.
 
     Args:
         profiled: the net.
         budget_bytes: one more budget to plan for.
-        shares: of the peak with everything kept, budgets to plan for.
-        budget_must_fit: if not, a row says that there is no plan for `budget_bytes`.
+        shares: budgets to plan for, as shares of the peak with everything kept.
+        budget_must_fit: if false and no plan fits `budget_bytes`, a row says so.
 
     Raises:
-        ValueError: there is none, and there must be; the message has the floor and the largest batch that fits. Or
-            the configuration's plan cannot be read, or is for another net.
+        ValueError: no plan fits, and one must (the message has the floor and the largest batch that fits); or the
+            configuration's plan cannot be read, or is for another net.
     """
     chain, frontier = profiled.chain, Frontier(profiled.chain)
     if budget_bytes is not None and budget_must_fit and budget_bytes < frontier.floor_bytes:
@@ -117,7 +117,7 @@ def _own_row(profiled: ProfiledNet) -> list[StrategyRow]:
 
 
 def fixed_plans(chain: Chain) -> list[tuple[Kind, str, PricedPlan]]:
-    """The strategies that know no budget: everything kept, and segments of equal numbers of units."""
+    """The strategies without a budget: everything kept, and segments of equal numbers of units."""
     num_units = len(chain.units)
     uniform = (price(chain, uniform_plan(num_units, num)) for num in _numbers_up_to(num_units))
     best = min(uniform, key=lambda plan: plan.peak_bytes)
@@ -162,7 +162,7 @@ def largest_batch_of(profiled: ProfiledNet, plan: Plan) -> int:
 
 
 def states_rows(profiled: ProfiledNet) -> tuple[StatesRow, ...]:
-    """Model states under plain PyTorch and each ZeRO stage, with offload and without, and those of the run."""
+    """Model states under plain PyTorch and each ZeRO stage, with and without offload, and those of the run."""
     settings = [EngineConfig(), EngineConfig(name="deepspeed")]
     for stage in (1, 2, 3):
         settings.append(EngineConfig(name="deepspeed", zero_stage=stage))
@@ -206,7 +206,7 @@ def _engine_name(engine: EngineConfig) -> str:
 
 
 def _numbers_up_to(num: int) -> list[int]:
-    """All of them up to 400, then some 80 an octave apart and closer."""
+    """All numbers up to `num`; if there are more than 400, some 80 geometrically spaced ones."""
     if num <= 400:
         return list(range(1, num + 1))
     return sorted({round(num ** (k / 80)) for k in range(81)})

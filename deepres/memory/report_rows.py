@@ -1,4 +1,4 @@
-"""The rows of a report on a net: numbers alone."""
+"""The rows of a report on a net, as plain numbers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from deepres.memory.states import ModelStates
 from deepres.recompute import PricedPlan
 
 Kind = Literal["keep all", "per unit", "sqrt", "uniform", "own", "budget", "floor"]
-"""Of strategies: everything kept; a segment for each unit, √units, the best number of uniform ones; the plan that the
-configuration asks for; plans for budgets, and with the least peak."""
+"""Kinds of strategies: everything kept; uniform segments, one a unit, √units, or the best number; the plan that the
+configuration asks for; plans for budgets; the plan with the least peak."""
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """The net and its batch, of one process."""
+    """The net and its batch in one process."""
 
     depth: int
     dataset: str
@@ -56,20 +56,20 @@ class StrategyRow:
     """What a strategy takes.
 
     Attributes:
-        kind: what programs find it by.
+        kind: by which programs find it.
         strategy: its name, for people.
-        budget_share: the budget as a share of the peak with everything kept, None if it has none.
-        budget_bytes: None if it has none.
+        budget_share: the budget as a share of the peak with everything kept; None if there is no budget.
+        budget_bytes: None if there is no budget.
         plan: None if none fits the budget.
-        peak_bytes: of activations; of a budget for which there is no plan, what the smallest plan needs.
+        peak_bytes: of activations; if no plan fits the budget, what the smallest plan needs.
         total_bytes: with model states, images and reserve.
         extra_forwards: how often a unit is run forward again, on average.
         extra_share: the extra time as a share of a step with everything kept.
         least_extra_share: no plan within the budget takes less extra time; None if there is no budget.
-        step_ms: a forward and backward pass over a micro batch.
+        step_ms: the time of a forward and backward pass over a micro batch.
         images_per_s: of one process.
-        largest_batch: with which this plan fits the device.
-        fits: whether it does with the batch at hand.
+        largest_batch: the largest with which this plan fits the device.
+        fits: whether it fits with the batch at hand.
         measured_peak_bytes, measured_ms: on the device at hand, if they were measured.
         measured_note: why they were not.
     """
@@ -94,22 +94,22 @@ class StrategyRow:
 
     @property
     def is_planned(self) -> bool:
-        """Whether its plan is made for its bytes."""
+        """Whether its plan was made for a number of bytes."""
         return self.kind in ("budget", "floor")
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of one net.
+    """The report on one net.
 
     Attributes:
-        engine: under which the run is.
-        device, device_bytes: what is to hold it.
-        other_bytes: what a process holds beside activations: model states, and the two that follow.
+        engine: the run's engine.
+        device, device_bytes: the device that is to hold it, and its memory.
+        other_bytes: what a process holds besides activations: model states, and the two that follow.
         images_bytes: for a micro batch, and the images of data sets that live on the device.
-        workspace_bytes: for what a card's libraries take while they compute.
+        workspace_bytes: the reserve for workspaces of a card's libraries.
         states, stages, rows: the tables.
-        ends_bytes: of the peak with everything kept, what is not in the stages.
+        ends_bytes: the part of the peak with everything kept that is not in the stages.
         units_per_group: how many units were planned as one, at most.
     """
 

@@ -1,7 +1,7 @@
 """How long operators take on a card, by its roofline: predicted, without the card.
 
 An operator takes as long as its arithmetic at the card's rate or its traffic at the memory's bandwidth, whichever
-is longer (Williams, Waterman and Patterson 2009), and a launch. What kernels attain of the maker's figures is
+is longer (Williams, Waterman and Patterson 2009), plus a launch. How much of the maker's figures kernels attain is
 assumed, not measured: 40 % of the arithmetic and 75 % of the bandwidth.
 """
 
@@ -38,7 +38,7 @@ class Roofline(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        computes = any(isinstance(t, Tensor) for t in tree_leaves(result))  # rather than asks (`prim.device`)
+        computes = any(isinstance(t, Tensor) for t in tree_leaves(result))  # unlike a query (`prim.device`)
         if computes and not func.is_view and func not in _FREE:
             tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
             tensors += [args[k] for k in _read_twice(func, args)]

@@ -1,4 +1,4 @@
-"""What a whole run holds on the device of one process, before it is started."""
+"""What a whole run will hold on the device of one process, known before it starts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _CUDA_WORKSPACE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class OtherMemory:
-    """Bytes on the device of one process at the peak of a step, beside activations.
+    """Bytes on the device of one process at the peak of a step, besides activations.
 
     Attributes:
         states: parameters, gradients, optimizer state and buckets.
         batch_bytes: a micro batch, and the images of data sets that live on the device.
-        workspace_bytes: a reserve for what a card's libraries take beside tensors; none on a CPU, where the plan's
-            peak has it.
+        workspace_bytes: a reserve for workspaces of a card's libraries; none on a CPU, where the plan's peak
+            includes them.
     """
 
     states: ModelStates
@@ -56,14 +56,14 @@ def other_memory(
     world_size: int,
     on_cuda: bool,
 ) -> OtherMemory:
-    """Put together what a run of `config` holds beside activations.
+    """What a run of `config` holds besides activations.
 
     Args:
         config: the run's configuration.
-        num_parameters: that are trained.
+        num_parameters: the number of trained parameters.
         image_size: height and width of the images that the model sees.
-        micro_size: images of a micro batch.
-        world_size: the run's processes.
+        micro_size: images in a micro batch.
+        world_size: the run's number of processes.
         on_cuda: whether the device is a card.
     """
     states = model_states(
@@ -108,12 +108,12 @@ def predict_run_chain(
 def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_bytes: int = 0) -> PricedPlan:
     """The plan that a `recompute` section asks for, with its costs on a chain.
 
-    One for a budget is `make_plan`'s, of more than 400 units the `Frontier`'s, which takes seconds instead of minutes.
+    For a budget it is `make_plan`'s, or `Frontier`'s for more than 400 units: in seconds instead of minutes.
 
     Args:
         recompute: the section.
         chain: the units' costs.
-        other_bytes: what a process holds beside activations.
+        other_bytes: what a process holds besides activations.
         device_bytes: what the device has, for `device_memory: auto`.
 
     Raises:
@@ -136,7 +136,7 @@ def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_
 
 
 def activation_budget(recompute: RecomputeConfig, other_bytes: int, device_bytes: int) -> int | None:
-    """What activations may take, None where `recompute` names no budget; negative if nothing is left for them."""
+    """What activations may take; None if `recompute` sets no budget, negative if nothing is left for them."""
     if recompute.device_memory is not None:
         limit = device_bytes if recompute.device_memory == "auto" else recompute.device_memory
         return limit - other_bytes

@@ -1,4 +1,4 @@
-"""The plan of a run: checked on predicted costs before anything starts, settled on costs measured on the device."""
+"""The plan of a run: checked with predicted costs before anything starts, then made with costs from the device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunPlanner:
         net: the net, on any device; it is left as it is.
         image_size: height and width of the training images.
         process: this process.
-        gpu: the card to predict for; its bytes are the same for every card.
+        gpu: the card to predict for; predicted bytes are the same for every card.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class RunPlanner:
         self._chains: dict[int, Chain] = {}  # predicted, by micro batch
 
     def feasible_sizes(self, sizes: BatchSizes) -> BatchSizes:
-        """Check that there is a plan for this net, on predicted bytes: no device is touched.
+        """Check by predicted bytes that there is a plan for this net; no device is touched.
 
         Returns:
-            The sizes to run with: of `train.micro_batch_size: auto`, the largest that fit.
+            The sizes to run with: for `train.micro_batch_size: auto`, the largest that fit.
 
         Raises:
             ConfigError: nothing fits (the message has the smallest budget and the largest micro batch that fit), or
-                the plan or the segments that are asked for are not for this net.
+                the configuration's plan or segments are not for this net.
         """
         if activation_budget(self._config.recompute, 0, 0) is None:
             self._plan(self._predicted(sizes), sizes, 0)
@@ -89,7 +89,7 @@ class RunPlanner:
         return self._choose(sizes, may_measure=False)
 
     def plan_as_measured(self, sizes: BatchSizes) -> PlannedRun:
-        """The plan, on costs that the first process measures on its device; collective.
+        """The plan by costs that the first process measures on its device; a collective call.
 
         Raises:
             ConfigError: nothing fits, in every process.
@@ -109,7 +109,7 @@ class RunPlanner:
         return planned
 
     def rescaled(self, planned: PlannedRun, sizes: BatchSizes) -> PlannedRun:
-        """The same plan with other micro batches: bytes as predicted, times in proportion; no device is touched."""
+        """The same plan for other micro batches: bytes as predicted, times in proportion; no device is touched."""
         if sizes == planned.sizes:
             return planned
         share = sizes.micro_size / planned.sizes.micro_size
@@ -152,10 +152,10 @@ class RunPlanner:
         raise error
 
     def _must_be_measured(self, chain: Chain, budget_bytes: int | None) -> bool:
-        """Whether units may be replayed, whose times only the device tells, or predictions do not hold for them."""
+        """Whether units may be replayed, which needs their times on the device, or predictions do not hold for them."""
         recompute = self._config.recompute
         if self._config.engine.compile == "units":
-            return True  # predictions are of eager units, which keep other tensors
+            return True  # predictions are for eager units, which keep other tensors
         if budget_bytes is None:
             return recompute.segments != "none" or recompute.plan is not None
         return simulate(chain, keep_all_plan(len(chain.units))).peak_bytes > 0.9 * budget_bytes
@@ -165,7 +165,7 @@ class RunPlanner:
         return self._config.train.micro_batch_size == "auto"
 
     def _feasible(self, sizes: BatchSizes, device_bytes: int) -> Iterator[BatchSizes]:
-        """Sizes to run with, the largest first, for which there is a plan, on predicted bytes; at least one.
+        """Sizes for which there is a plan by predicted bytes, the largest first; at least one.
 
         Raises:
             ConfigError: there is none, or the micro batch has too few images for batch norm.
@@ -192,7 +192,7 @@ class RunPlanner:
                 yield sizes
 
     def _shortfall(self, sizes: BatchSizes, device_bytes: int) -> _Shortfall | None:
-        """None if there is a plan for these sizes, on predicted bytes."""
+        """These sizes' shortfall by predicted bytes; None if there is a plan."""
         budget_bytes = self._budget(sizes, device_bytes)
         if budget_bytes is None:
             return None
@@ -275,9 +275,9 @@ class RunPlanner:
         )
 
     def _free_bytes(self) -> int:
-        """What the device has free, shared out among the processes that compute on it; 0 if that is not asked for.
+        """The device's free memory, divided among the processes that use it; 0 if the configuration does not need it.
 
-        To ask a card is to start CUDA on it.
+        Asking a card starts CUDA on it.
         """
         if self._config.recompute.device_memory != "auto":
             return 0

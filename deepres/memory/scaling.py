@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from deepres.recompute.chain import Chain, combine
 
 MOST_IMAGES = 2**20
-"""Of a batch; nobody asks for more."""
+"""The most images in a batch that are considered."""
 
 
 @dataclass(frozen=True)
 class ScalingChain:
     """What a net's chain costs as a function of the batch.
 
-    Activations' bytes are affine in the batch, so two chains tell all: what is held for each image, and what is
-    held once (batch statistics, workspaces). Kept bytes are thus exact at every size; so are transients but for
-    batches of a few images. Times are affine as long as no operator goes from being bound by
-    launches to being bound by work.
+    Activations' bytes are affine in the batch, so two chains determine both what is held for each image and what
+    is held once (batch statistics, workspaces). Kept bytes are thus exact at every size; so are transient bytes,
+    except for batches of a few images. Times are affine as long as no operator goes from being launch-bound to
+    being bound by its work.
 
     Args:
         batches: two sizes.
@@ -30,7 +30,7 @@ class ScalingChain:
     chains: tuple[Chain, Chain]
 
     def at(self, batch: int) -> Chain:
-        """The chain of a batch of so many images."""
+        """The chain for a batch of this many images."""
         low, high = self.batches
         share = (batch - low) / (high - low)
 
@@ -49,10 +49,10 @@ class ScalingChain:
 
 
 def largest_batch(fits: Callable[[int], bool], most: int = MOST_IMAGES) -> int:
-    """The largest batch of which `fits` says so, 0 if not even 1 fits; `most` if that still does.
+    """The largest batch that `fits`; 0 if not even 1 does, `most` if that still does.
 
     Args:
-        fits: true of every size below one of which it is true.
+        fits: whether a batch size fits; true for every size below one for which it is true.
         most: where to stop.
     """
     return bisect_left(range(1, most + 1), True, key=lambda size: not fits(size))

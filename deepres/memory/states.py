@@ -1,4 +1,4 @@
-"""What a process holds beside activations: parameters, gradients, optimizer state and communication buckets."""
+"""What a process holds besides activations: parameters, gradients, optimizer state and communication buckets."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ModelStates:
     DeepSpeed, ZeRO 2  P              P + 2P/w        2P/w         B
     DeepSpeed, ZeRO 3  P/w + P        3P/w            2P/w         3B
 
-    DDP's gradients lie in its buckets; those of a micro batch that is not a step's last do not, and stay until the
-    last one's are added to them.
+    DDP's gradients are views of its buckets; those of a step's micro batches before the last are not, and stay until
+    the last one's are added to them.
 
     The optimizer's are momentum and, under ZeRO 1 to 3, a second fp32 copy of this process's share of the
-    parameters. ZeRO's gradients are counted at their highest: as they come, as they are collected, and flattened for
-    the update; ZeRO 3's parameters with all of them gathered. With the optimizer offloaded its state and the
-    gradients' shares are on the host, with parameters offloaded their shares too. Upper bounds, within 0.7 P of
-    what DeepSpeed 0.19 and fairscale 0.4.13 were seen to allocate; but not all at once with the peak of activations:
-    whole steps of ResNet-18 took up to 2.4 P less than both together (fairscale, ZeRO in one process).
+    parameters. ZeRO's gradients are counted at their peak: as produced, as collected, and as flattened for the
+    update; ZeRO 3's parameters with all of them gathered. If the optimizer is offloaded, its state and the
+    gradients' shares are on the host; if parameters are offloaded, so are their shares. These are upper bounds,
+    within 0.7 P of what DeepSpeed 0.19 and fairscale 0.4.13 were seen to allocate; these peaks need not coincide with
+    the activation peak: whole steps of ResNet-18 used up to 2.4 P less than the sum (fairscale, ZeRO in one process).
 
     Attributes:
         parameters_bytes, gradients_bytes, optimizer_bytes, buckets_bytes: see the note.
@@ -56,13 +56,13 @@ def model_states(
     has_momentum: bool = True,
     accumulates: bool = False,
 ) -> ModelStates:
-    """What an engine holds of a model of so many trained parameters; see NOTE [ Who holds what of the model ].
+    """The model states that an engine holds; see NOTE [ Who holds what of the model ].
 
     Args:
-        num_parameters: that are trained.
+        num_parameters: the number of trained parameters.
         engine: how a step is run.
-        world_size: the run's processes.
-        has_momentum: whether the optimizer has one; without, its bytes are those of ZeRO's copy alone.
+        world_size: the run's number of processes.
+        has_momentum: whether the optimizer has momentum; if not, its only bytes are those of ZeRO's copy.
         accumulates: whether a step has several micro batches.
     """
     whole = num_parameters * FP32_BYTES

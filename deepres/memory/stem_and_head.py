@@ -1,4 +1,4 @@
-"""What comes before a net's units and what comes after them: stem, head and loss."""
+"""What surrounds a net's units: stem, head and loss."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class StemAndHead:
 
     Args:
         model: the whole.
-        units: which of it to leave out.
+        units: the part of it to leave out.
         images: the model's input.
         bench: where to run it.
         loss: of the model's output.
 
     Attributes:
         first: the first unit's input.
-        needs_grad: whether that has a gradient.
+        needs_grad: whether that needs a gradient.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class StemAndHead:
         """The chain of units between stem and head.
 
         Args:
-            last: what the last of them puts out.
+            last: the last unit's output.
             units: their costs.
-            other_bytes: what they hold beside, to the end of a step.
+            other_bytes: what they hold besides, until the end of a step.
         """
         x, meter = self._bench.tensor(last).requires_grad_(), self._bench.meter()
-        held = list[Tensor]()  # made before the meter began, and so not to be freed while it counts
+        held = list[Tensor]()  # allocated before the meter began, so not to be freed while it counts
         with ExitStack() as stack:
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
@@ -70,7 +70,7 @@ class StemAndHead:
                 self._stand_in.run = _second
                 held.append(first)
                 if self.needs_grad:
-                    # Where the head uses it, too, its gradient from there waits for that from the units.
+                    # If the head uses it too, its gradient from there is held until that from the units comes.
                     first.requires_grad_()
                 torch.set_grad_enabled(True)
                 stack.enter_context(meter)
@@ -82,9 +82,9 @@ class StemAndHead:
                 output = self._model(self._images)
             value = self._loss(output)
             value.backward()
-        # To the step's end: the answer, the loss, and a gradient of `first` that comes from the head.
+        # Held to the step's end: the output, the loss, and a gradient of `first` that comes from the head.
         held_bytes = max(0, meter.live_bytes - last.num_bytes)
-        # While the units' backward passes run: the gradient of the loss, and what stands in for that of their output.
+        # Held while the units' backward passes run: the gradient of the loss, and the stand-in for their output's.
         held_bytes += value.itemsize + last.dtype.itemsize
         return Chain(
             input_bytes=self.first.num_bytes,
@@ -96,7 +96,7 @@ class StemAndHead:
         )
 
     def _stem(self) -> Tensor:
-        """What the first unit is given, with its graph."""
+        """The first unit's input, with its graph."""
 
         def leave(first: Tensor) -> Tensor:
             raise _Reached(first)
@@ -110,7 +110,7 @@ class StemAndHead:
         raise TypeError(f"the forward pass of {type(self._model).__name__} does not call its units")
 
     def _times_ms(self, x: Tensor) -> float:
-        """Stem, head and loss, forward and backward."""
+        """The time of stem, head and loss, forward and backward."""
 
         def connect(first: Tensor) -> Tensor:
             return x + first.flatten()[0] * 0 if first.requires_grad else x
@@ -147,7 +147,7 @@ class _StandIn(nn.Module):
         return self._num_units
 
     def __getitem__(self, _: object) -> nn.Module:
-        """Also asked for when the units are run through."""
+        """Refuse indexing, and with it iteration over the units."""
         raise TypeError(f"the forward pass takes its units one by one, and {_ONE_CALL}")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training step takes on a CUDA device, and what to leave behind when it runs out of memory."""
+"""A training step's memory on a CUDA device, and the snapshot to leave when it runs out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class StepMemory(NamedTuple):
 
     Args:
         peak_bytes: the most that tensors took.
-        reserved_bytes: what the allocator has of the device.
-        alloc_retries: how often, since the process began, it had to give back what it held to go on.
+        reserved_bytes: what the allocator holds of the device's memory.
+        alloc_retries: how often, since the process began, it had to free its cache to satisfy a request.
     """
 
     peak_bytes: int
@@ -27,7 +27,7 @@ class StepMemory(NamedTuple):
 
 
 def read_step_memory(device: torch.device) -> StepMemory | None:
-    """A device's memory since the last call, None for a CPU; looks for a new peak from now on."""
+    """A device's memory since the last call, None for a CPU; resets the peak."""
     if device.type != "cuda":
         return None
     stats = torch.cuda.memory_stats(device)
@@ -37,14 +37,14 @@ def read_step_memory(device: torch.device) -> StepMemory | None:
 
 
 def start_memory_history(device: torch.device) -> None:
-    """From now on note what is allocated, and by whom, for a snapshot; nothing on a CPU."""
+    """Start to record allocations and where they come from, for a snapshot; does nothing on a CPU."""
     if device.type == "cuda":
-        # Of C++ frames, which take longest to find, a snapshot of a training step has no need.
+        # Without C++ frames, which take longest to collect: a training step's snapshot does not need them.
         torch.cuda.memory._record_memory_history(stacks="python", max_entries=_HISTORY_ENTRIES)
 
 
 def write_memory_snapshot(path: Path, device: torch.device) -> None:
-    """Write what was noted, for https://pytorch.org/memory_viz; nothing on a CPU."""
+    """Write what was recorded, for https://pytorch.org/memory_viz; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.memory._dump_snapshot(str(path))
 

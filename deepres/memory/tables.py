@@ -46,7 +46,7 @@ def report_text(report: Report) -> str:
 
 
 def model_lines(report: Report) -> list[str]:
-    """What net and batch a report is of."""
+    """A report's net and batch, a line each."""
     model = report.model
     stages = ", ".join(map(str, model.units_per_stage))
     per = f", one of {model.world_size} processes" if model.world_size > 1 else ""
@@ -211,7 +211,7 @@ def report_json(reports: Sequence[Report], **more: Any) -> str:
 
 
 def _values(row: StrategyRow) -> dict[str, Any]:
-    """A row as JSON has it: without NaN, and of the plan what can be told in a number."""
+    """A row for JSON: without NaN, and with the plan's numbers in place of the plan."""
     values: dict[str, Any] = {name: _plain(getattr(row, name)) for name in _COLUMNS}
     if row.plan is not None:
         values |= {"num_segments": row.plan.num_segments, "nesting_depth": row.plan.nesting_depth}
@@ -219,12 +219,12 @@ def _values(row: StrategyRow) -> dict[str, Any]:
 
 
 def _has_no_plan(row: StrategyRow) -> bool:
-    """Whether there is none for a share of keep-all; of a budget that was asked for in bytes, that is always told."""
+    """Whether no plan fits a share of keep-all; a budget asked for in bytes always has a row of its own."""
     return row.kind == "budget" and row.plan is None and row.strategy.endswith("%")
 
 
 def _is_below_another(row: StrategyRow, report: Report) -> bool:
-    """Whether there is no plan for it, and it is not the largest of these, which speaks for all."""
+    """Whether it has no plan and is not the largest such share, which stands for all of them."""
     return _has_no_plan(row) and row is not next(filter(_has_no_plan, report.rows))
 
 
@@ -259,7 +259,7 @@ def _trade_cells(row: StrategyRow, *, with_measured: bool) -> list[str]:
 
 
 def division(report: Report) -> str:
-    """What the device's memory is for."""
+    """How the device's memory is divided."""
     states = format_bytes(report.other_bytes - report.images_bytes - report.workspace_bytes)
     reserve = f", {format_bytes(report.workspace_bytes)} in reserve" if report.workspace_bytes else ""
     room = format_bytes(max(0, report.device_bytes - report.other_bytes))

@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 class TensorBytes(TorchDispatchMode):
     """Counts the storages of tensors that are made inside the context, each once, until they are freed.
 
-    What was there before does not count, nor do views of it.
+    Tensors from before do not count, nor do views of them.
 
-    What kernels use inside themselves is no tensor, and is counted only as `operator_peak_bytes` tells it.
+    What kernels use internally is not in tensors, and counts only as far as `operator_peak_bytes` reports it.
 
     Args:
-        operator_peak_bytes: of an operator and its arguments, the most that it allocates while it runs, its
-            results included (or 0, for no more than these).
+        operator_peak_bytes: from an operator and its arguments, the most that it allocates while it runs,
+            including its results (0 if only those).
 
     Attributes:
         live_bytes: now.
@@ -39,7 +39,7 @@ class TensorBytes(TorchDispatchMode):
         self._operator_peak_bytes = operator_peak_bytes
 
     def reset_peak(self) -> None:
-        """Begin to look for a new peak."""
+        """Start looking for a new peak."""
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

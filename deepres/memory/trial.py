@@ -1,4 +1,4 @@
-"""Plans run for real on the device at hand: what they hold and how long they take."""
+"""Runs plans on the device at hand, and measures their memory and time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from deepres.recompute.chain import combine
 
 
 def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Target:
-    """A GPU as something to plan for; `with_measured_costs` must replace the times, which are another card's.
+    """A GPU as a target of plans; `with_measured_costs` must replace the times, which are another card's.
 
     Args:
         device: the GPU.
-        memory_bytes: what there is of it; None for what is free.
+        memory_bytes: how much of its memory to use; None for what is free.
     """
     properties = torch.cuda.get_device_properties(device)
     gpu = replace(GPUS[0], name=properties.name, memory_bytes=properties.total_memory)
@@ -36,17 +36,17 @@ def card_at_hand(device: torch.device, memory_bytes: int | None = None) -> Targe
 def with_measured_costs(profiled: ProfiledNet, device: torch.device, repeats: int = 5) -> None:
     """Give a net's chain the times that its units take on a device, and on a card their transient bytes.
 
-    Kept bytes stay as predicted, which is exact. So do all bytes on a CPU. What a card's libraries take for a while
+    Kept bytes stay as predicted, which is exact; so do all bytes on a CPU. What a card's libraries take temporarily
     cannot be predicted: it depends on the algorithms that they choose there.
 
     Args:
-        profiled: the net; its chain is replaced. At other batches it is as if both grew with the batch, which
-            algorithms need not do.
+        profiled: the net; its chain is replaced. For other batches both are assumed proportional to the batch, though
+            algorithms need not scale so.
         device: where to measure.
         repeats: how often each time is taken; with 0 all times are 0.
 
     Raises:
-        ValueError: the device does not even hold the run of a single unit.
+        ValueError: the device has too little memory to run even a single unit.
     """
     shape = (profiled.batch, 3, profiled.image_size, profiled.image_size)
     precision = profiled.config.precision
@@ -79,12 +79,12 @@ def measured_row(
         profiled: the net.
         row: what was predicted.
         device: the device at hand.
-        repeats: steps that are timed; their median counts, as of the units' times.
+        repeats: how many steps are timed; their median counts, as for the units' times.
     """
     if row.plan is None:
         return row
     if device.type != "cuda" and row.peak_bytes > profiled.room(profiled.batch):
-        return replace(row, measured_note="does not fit")  # a CPU would swap, or end this process
+        return replace(row, measured_note="does not fit")  # the host would swap, or kill this process
     with UntilOutOfMemory() as attempt:
         peak_bytes, ms = run_plan(profiled, row.plan, device, repeats)
     if device.type == "cuda":
@@ -133,9 +133,9 @@ def _step_ms(net: nn.Module, compute: nn.Module, images: Tensor, labels: Tensor)
 
 
 def _as_measured(chain: Chain, first: Chain, measured: Chain, factor: float, *, with_bytes: bool) -> Chain:
-    """A chain with what was measured of another, `first`, of the same net with a smaller batch, times a factor.
+    """`chain` with what was `measured` for `first`, the same net's chain at a smaller batch, times a factor.
 
-    Times are taken over; of transient bytes what kernels take beyond the prediction is added.
+    Times are replaced; what kernels take beyond the prediction is added to transient bytes.
     """
 
     def cost(name: str, own: float, base: float, found: float) -> float:

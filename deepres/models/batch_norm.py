@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Memo = dict[Any, tuple[Any, ...]]
-"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and what they saw
-and made last, see `is_as_computed`."""
+"""What a unit's batch norms computed in their first pass over a batch: module -> (mean, inverse std); and the state of
+their last input and output, see `is_as_computed`."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -36,7 +36,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     Parameters, buffers and results are those of `torch.nn.BatchNorm2d`.
 
     Attributes:
-        takes_memo: whether `forward` has a memo as its second argument.
+        takes_memo: whether `forward` takes a memo as its second argument.
         process_group: the processes whose batches are normalised together in training (synchronised batch
             norm, on any device); None normalises each process's batch alone. Set by `synchronize_batch_norm`.
     """
@@ -52,7 +52,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
         Raises:
             ValueError: in training, if there is only one value a channel, which has no variance.
-            TypeError: there is a memo, for which 16-bit parameters have statistics that are rounded.
+            TypeError: there is a memo, and parameters are of 16 bits, whose batch statistics would be rounded.
         """
         if not self.training:
             return super().forward(x)
@@ -90,7 +90,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return y
 
     def _count_batch(self) -> float:
-        """One more; how far the running statistics, if there are any, follow it."""
+        """Count a batch; return the weight that it has in the running statistics, 0 if there are none."""
         if self.num_batches_tracked is None:
             return 0.0
         self.num_batches_tracked.add_(1)
@@ -101,8 +101,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         self, x: Tensor, group: dist.ProcessGroup, momentum: float
     ) -> tuple[Tensor, Tensor]:
         """Mean and inverse std over all processes' batches, (C,) each; updates the running statistics."""
-        # For its statistics alone: unlike var_mean, it needs no copy of 16-bit values in fp32. What it normalises goes
-        # at once, before the result of the same size is made. Bits that a variance far below eps loses, eps hides.
+        # Called only for its statistics: unlike var_mean, it needs no fp32 copy of 16-bit values. Its output is freed
+        # at once, before the result of the same size is made. The bits that a variance far below eps loses here do not
+        # matter once eps is added again.
         _, mean, invstd = torch.native_batch_norm(
             x.detach(), self.weight, self.bias, None, None, True, 0.0, self.eps
         )
@@ -115,7 +116,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
-        # A replay without a memo hides them.
+        # None in a replay without a memo, which hides them.
         if self.running_mean is not None and self.running_var is not None:
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (total / (total - 1)), momentum)
@@ -123,14 +124,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize_batch_norm(model: nn.Module, process_group: dist.ProcessGroup | None) -> None:
-    """Make every `BatchNorm2d` of `model` normalise over all processes of the group (None: over its own)."""
+    """Make every `BatchNorm2d` of `model` normalise over all processes of the group (None: each over its own batch)."""
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.process_group = process_group
 
 
 def run_norm(norm: nn.Module, x: Tensor, memo: Memo | None) -> Tensor:
-    """What a unit's norm makes of `x`; one that is not replayed by a memo, which a user has put there, does without.
+    """Apply a unit's norm to `x`, with the memo if it takes one; a norm that a user has put there may not.
 
     Raises:
         RuntimeError: the norm was not given the memo.
@@ -147,16 +148,15 @@ def run_norm(norm: nn.Module, x: Tensor, memo: Memo | None) -> Tensor:
 
 
 def is_as_computed(norm: nn.Module, x: Tensor, y: Tensor, memo: Memo) -> bool:
-    """Whether `norm` made `y` of `x` in its last pass, and no hook or subclass changed one of them: `normalise` makes
-    `y` again.
+    """Whether `norm` made `y` from `x` in its last pass, so that `normalise` makes `y` again.
 
-    A norm in evaluation mode leaves nothing in the memo.
+    Not so if a hook or subclass changed one of them, or in evaluation mode, which leaves nothing in the memo.
     """
     return memo.get((norm, "last")) == (_state(x), _state(y))
 
 
 def _state(x: Tensor) -> tuple[object, ...]:
-    """Differs if the values may; a view of all values is the same, such as ZeRO's hooks make."""
+    """Differs if the values may; the same for a view of all values, such as ZeRO's hooks make."""
     return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x._version
 
 
@@ -173,13 +173,13 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Ten
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x` without gaps; for a view with some, PyTorch has other kernels, which multiply in another order."""
+    """`x` without gaps in memory; for views with gaps, PyTorch has kernels that multiply in another order."""
     is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return x if is_dense else x.contiguous()
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm with given statistics of the batch and the gradient that goes through these statistics."""
+    """Batch norm with given batch statistics, whose gradient goes through these statistics."""
 
     @staticmethod
     def forward(
@@ -222,7 +222,7 @@ def _synchronised_backward(
     wanted: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias; the sums that x's gradient needs run over all processes' batches."""
-    # Reads the statistics that it is given; for its gradient of x, which is not asked for, they would be local.
+    # Uses the statistics given; the sums for x's gradient, which is not requested, would be local.
     _, sum_dy_normalised, sum_dy = torch.ops.aten.native_batch_norm_backward(
         grad, x, weight, None, None, mean, invstd, True, 0.0, [False, True, True]
     )

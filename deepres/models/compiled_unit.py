@@ -2,13 +2,13 @@
 
 NOTE [ Compiled units ]
 1. What is compiled is a pure function of a unit's input, parameters and running statistics, which returns its output
-   and the new statistics. A unit that differs from another in its values alone shares its code, so that ResNet-1001
-   compiles the handful of graphs that ResNet-29 has.
+   and the new statistics. Units that differ only in their values share code, so that ResNet-1001 compiles the handful
+   of graphs that ResNet-29 has.
 2. Running statistics are written back outside, after a batch's first run only.
-3. Every run of a unit in training is this code, with a graph for the backward pass, be it kept, discarded or replayed:
-   one variant, the same bits. They are not the eager unit's, for the compiler sums in another order.
-4. What autograd keeps is the compiler's choice, about what the eager unit keeps of `all`, and there is no other
-   retention: code that is given less computes it again in the backward pass, in bf16 with other roundings.
+3. Every run of a unit in training, be it kept, discarded or replayed, uses this code with a graph for the backward
+   pass: one variant, the same bits. They are not the eager unit's bits, as the compiler sums in another order.
+4. What autograd keeps is the compiler's choice, about what the eager unit keeps under `all`. There is no other
+   retention: code that keeps less recomputes the rest in the backward pass, in bf16 with other roundings.
 Evaluation, and training with frozen or synchronised batch norms, stay eager.
 """
 
@@ -35,7 +35,7 @@ class UnitCode:
     """The compiled training code of units that are alike.
 
     Args:
-        unit: one of them; it is not kept.
+        unit: one of them; no reference to it is kept.
     """
 
     def __init__(self, unit: nn.Module) -> None:
@@ -50,13 +50,13 @@ class UnitCode:
         self._run = torch.compile(_pure(template, names), dynamic=False, fullgraph=True, **_COMPILER)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitCode:
-        """A copied unit has the same code."""
+        """Copies of a unit share its code."""
         return self
 
     def fits(self, unit: nn.Module) -> bool:
-        """Whether `unit` is in a state that is compiled: in training, with norms that see this process's batch.
+        """Whether `unit` is in a state that is compiled: in training, with norms over this process's batch alone.
 
-        Nor is it compiled that they follow it by `momentum=None`.
+        Cumulative averages (`momentum=None`) are not compiled either.
         """
         return unit.training and all(
             norm.training and norm.process_group is None and norm.momentum is not None
@@ -87,11 +87,11 @@ def compile_units(units: nn.Sequential) -> int:
     """Let the `ResidualUnit`s among `units` train as compiled code; nothing is compiled before they run.
 
     Their parameters, buffers and names stay as they are; their settings (a norm's momentum, a shortcut's dropout) are
-    those of now. Compiled convolutions work in the layout `channels_last`: a net and images in another one are copied
-    to it and back in every unit.
+    fixed now. Compiled convolutions work in the layout `channels_last`: tensors of a net and images in another one are
+    copied to it and back in every unit.
 
     Returns:
-        How many of the units differ in more than their values, which is how many graphs are compiled.
+        How many graphs are compiled: one for all units that differ only in their values.
     """
     codes: dict[object, UnitCode] = {}
     compiled: list[Any] = [unit for unit in units if hasattr(unit, "run_as") and _norms(unit)]
@@ -106,7 +106,7 @@ def compile_units(units: nn.Sequential) -> int:
 
 
 class _PureBatchNorm(nn.Module):
-    """Training's batch norm without effects: the new running statistics go to the memo, under its number."""
+    """Training batch norm without side effects: the new running statistics go to the memo, under its index."""
 
     takes_memo = True
     running_mean: Tensor
@@ -129,21 +129,21 @@ class _PureBatchNorm(nn.Module):
 
 
 def _pure(template: nn.Module, names: list[str]) -> Callable[..., tuple[Tensor, ...]]:
-    """`template` as a function of its input and of the tensors of these names; returns also its new statistics."""
+    """`template` as a function of its input and of the tensors of these names; also returns its new statistics."""
 
     def run_unit(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         memo: dict[int, tuple[Tensor, Tensor]] = {}
         y = functional_call(template, dict(zip(names, tensors, strict=True)), (x,), {"memo": memo})
         return y, *(tensor for index in range(len(memo)) for tensor in memo[index])
 
-    # Compiled code is looked up by code object, which closures share, and only so many find room under one.
+    # Compiled code is cached by code object, which closures share, and each one's cache is limited.
     return FunctionType(
         run_unit.__code__.replace(), run_unit.__globals__, run_unit.__name__, None, run_unit.__closure__
     )
 
 
 def _without_autocast_cache(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast as it is, but in one state, as the code is looked up by it: plans run without the cache."""
+    """Autocast as it is, but always without its cache, as under plans: compiled code is looked up by that state."""
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, torch.get_autocast_dtype(device_type), cache_enabled=False)

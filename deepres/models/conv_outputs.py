@@ -1,8 +1,8 @@
-"""The retention `conv_outputs`: keep what convolutions put out, replay batch norm and ReLU in the backward pass.
+"""The retention `conv_outputs`: keep the outputs of convolutions, replay batch norm and ReLU in the backward pass.
 
-A pre-activation unit is a row of BN-ReLU-conv, for which autograd keeps the input of the batch norm *and* the
-output of the ReLU, which is the convolution's input: 12w values a pixel for a bottleneck of inner width w, its
-output included. The second follows from the first by element-wise work alone, so it can be dropped: 6w remain.
+A pre-activation unit is a sequence of BN-ReLU-conv, for which autograd keeps the input of the batch norm *and* the
+output of the ReLU, which is the convolution's input: 12w values a pixel for a bottleneck of inner width w, including
+its output. The second follows from the first by element-wise operations, so it can be dropped: 6w remain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Dropped:
     def read(self) -> Tensor:
         value = self.recompute() if self._value is None else self._value
         self.num_readers -= 1
-        # A graph that is walked twice (retain_graph) runs out of readers: it recomputes each time from there on.
+        # A second backward pass (retain_graph) has no readers left to count: from then on, each read recomputes.
         self._value = value if self.num_readers > 0 else None
         return value
 
@@ -38,11 +38,11 @@ class ConvOutputs(torch.autograd.graph.saved_tensors_hooks):
         self._marked: tuple[Tensor, _Dropped] | None = None
 
     def drop(self, x: Tensor, recompute: Callable[[], Tensor]) -> None:
-        """Mark `x`, also after it is changed in place: what `recompute` returns is read in its stead."""
+        """Mark `x`, even if it is then changed in place: readers get what `recompute` returns instead."""
         self._marked = (x, _Dropped(recompute))
 
     def forget(self) -> None:
-        """Take the mark off, once all that reads the tensor has run."""
+        """Remove the mark, once everything that reads the tensor has run."""
         self._marked = None
 
     def __exit__(self, *exception: object) -> None:
@@ -51,7 +51,7 @@ class ConvOutputs(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, x: Tensor) -> Tensor | _Dropped:
         if self._marked is None or not _is_same(x, self._marked[0]):
-            # An operator's output refers to the operator, which would then refer to it.
+            # Avoids a cycle: an operator's output refers to the operator, which would then refer to the output.
             return x if x.is_leaf else x.detach()
         self._marked[1].num_readers += 1
         return self._marked[1]

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def first_difference(net: nn.Module, meant: nn.Module) -> str | None:
-    """The first module that differs between `net` and the net that is meant, or None if all are alike.
+    """The first module that differs between `net` and the intended net, or None if all are alike.
 
     Names and shapes of parameters do not tell nets apart: with another scale of the shortcut, say, or the stride on
-    another convolution, a net takes the same weights and computes something else.
+    another convolution, a net takes the same weights but computes something else.
 
     Returns:
         `NAME is THIS instead of THAT`.

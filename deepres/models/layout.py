@@ -37,7 +37,7 @@ def layout_of(depth: int, dataset: Family, asked: Block | None) -> Layout:
     Args:
         depth: weighted layers.
         dataset: the kind of net.
-        asked: the kind of unit; None: what the paper uses at this depth.
+        asked: the kind of unit; None for the one that the paper uses at this depth.
 
     Raises:
         ValueError: no such net; names the nearest depths.

@@ -31,7 +31,7 @@ _ORDERS: dict[Activation, tuple[str, str, str]] = {
 
 
 def leading_activation(activation: Activation) -> str:
-    """What stands before a unit's first convolution: "" (post-activation), "R" or "BR"."""
+    """What precedes a unit's first convolution: "" (post-activation), "R" or "BR"."""
     return _ORDERS[activation][0].partition("W")[0]
 
 
@@ -48,17 +48,17 @@ class ResidualUnit(nn.Module):
         shortcut: the variant of h; its numbers are `Shortcut`'s.
         matching: how a unit that changes the shape matches x_l to x_{l+1}.
         stride_on: the bottleneck's convolution that has the stride (others: always the first).
-        preactivation: where a pre-activation unit's first activation stands: in its `own` residual branch;
+        preactivation: where a pre-activation unit has its first activation: in its `own` residual branch;
             `shared` by branch and shortcut, before the split; or `none`, as the stem has it. The paper's
             appendix shares it in the first unit; its authors' code also in those that change the shape.
         normalise_projection: follow the projection with batch norm; by default under `original` and
-            `relu_before_addition`, not under `relu_only_preactivation`, of which the paper shows the branch alone.
+            `relu_before_addition`, not under `relu_only_preactivation`, for which the paper shows only the branch.
         shortcut_scale, residual_scale, gate_bias, dropout: see `Shortcut`.
 
     Attributes:
         preactivation: as given.
         retentions: what `forward` can keep for the backward pass (see `forward`).
-        code: what it trains as instead, if it is compiled (`compile_units`).
+        code: the compiled code that it trains as, if any (`compile_units`).
     """
 
     retentions: tuple[str, ...] = ("all", "conv_outputs")
@@ -130,8 +130,8 @@ class ResidualUnit(nn.Module):
             x: the unit's input, which is never changed in place.
             retention: what autograd keeps: `all`, or `conv_outputs` (outputs of the convolutions; what BN and
                 ReLU make of them is replayed). The result and its gradients are the same, bit for bit.
-            memo: a dict, empty at the first pass over a batch, handed back at each replay of that pass: the
-                batch norms put their statistics there, and find them there (see `BatchNorm2d`).
+            memo: a dict, empty at the first pass over a batch and passed again at each replay of that pass: batch
+                norms store their statistics there, and find them there (see `BatchNorm2d`).
 
         Returns:
             x_{l+1}: (N, out_channels, H / stride, W / stride), rounded up.
@@ -159,7 +159,7 @@ class ResidualUnit(nn.Module):
         return self._walk(self._branch, x, None, None)
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to y_l in Equation 1, h(x_l) and F(x_l), each with its factor (see `Shortcut`)."""
+        """The summands of y_l in Equation 1, h(x_l) and F(x_l), each with its factor (see `Shortcut`)."""
         x = self._walk(self._before_split, x, None, None)
         return self.shortcut.terms(self.shortcut(x), self.residual(x))
 
@@ -169,7 +169,7 @@ class ResidualUnit(nn.Module):
 
     @property
     def acts_after_addition(self) -> bool:
-        """Whether f of Equation 2 is another function than the identity."""
+        """Whether f of Equation 2 is not the identity."""
         return bool(self._after_addition)
 
     def extra_repr(self) -> str:
@@ -219,7 +219,7 @@ class ResidualUnit(nn.Module):
 
 
 def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[], Tensor]:
-    """What computes ReLU(norm(x)) again from the statistics in `memo`, even where parameters were released."""
+    """A function that recomputes ReLU(norm(x)) from the statistics in `memo`, even if parameters were released."""
     assert isinstance(norm, BatchNorm2d)
     mean, invstd = memo[norm]
     x, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
@@ -227,7 +227,7 @@ def _replay_of_norm_relu(x: Tensor, norm: nn.Module, memo: Memo) -> Callable[[],
 
 
 def _prefixes_to(step: str, order: str) -> Iterator[str]:
-    """What stands before each `step` of `order`."""
+    """The prefix of `order` before each `step`."""
     return (order[:j] for j, letter in enumerate(order) if letter == step)
 
 

@@ -95,10 +95,10 @@ def build_resnet(
             ImageNet's max pool) instead of at the start of the first unit. By default in ImageNet nets, as in
             `fb.resnet.torch`, on which the authors' code builds; without a max pool between, as in CIFAR nets,
             both are the same function.
-        preactivation: in a pre-activation net, where the first activation of the first unit, and of those that
-            change the shape, stands: `shared` by branch and shortcut, as in the paper's appendix and the
-            authors' code; or in the branch's `own`, with a projection of x_l itself that batch norm follows, as
-            in `fb.resnet.torch`.
+        preactivation: in a pre-activation net, where the first unit, and those that change the shape, have their
+            first activation: `shared` by branch and shortcut, as in the paper's appendix and the authors' code;
+            or the branch's `own`, with a projection of x_l itself, followed by batch norm, as in
+            `fb.resnet.torch`.
 
     Raises:
         ValueError: no net has that depth (the message has the nearest that do), or an unknown variant or number.
@@ -197,7 +197,7 @@ def _stem(channels: int, dataset: Family, *, activates: bool, leading: str) -> n
     """What comes before the units.
 
     Args:
-        channels: it puts out.
+        channels: of its output.
         dataset: the kind of net.
         activates: whether its output is activated.
         leading: see `leading_activation`.

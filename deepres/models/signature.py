@@ -1,4 +1,4 @@
-"""Which modules run alike."""
+"""Recognises modules that run alike."""
 
 from __future__ import annotations
 

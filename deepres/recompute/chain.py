@@ -1,4 +1,4 @@
-"""A chain: the units of a network in order, with what each costs in bytes and milliseconds.
+"""A chain: the units of a network in order, and what each costs in bytes and milliseconds.
 
 Costs may be measured on a device or predicted from shapes; nothing here knows where they came from.
 """
@@ -15,7 +15,7 @@ _FORMAT, _VERSION = "deepres.chain", 1
 
 
 _MOST_BYTES, _MOST_MS = 2**45, 1e12
-"""Far more than a device has or a step takes; sums of them stay exact."""
+"""Far more than any device has or any step takes; sums of such numbers stay exact."""
 
 
 def _check_bytes(owner: object, what: str, *names: str) -> None:
@@ -35,7 +35,7 @@ def _check_ms(owner: object, what: str, *names: str) -> None:
             raise ValueError(f"{name} of {what} must be a finite number of at least 0, got {value!r:.60}")
         if value > _MOST_MS:
             raise ValueError(f"{name} of {what} must be at most 1e12, got {value!r:.60}")
-        object.__setattr__(owner, name, float(value) + 0.0)  # one text for 1 and 1.0, for 0.0 and −0.0
+        object.__setattr__(owner, name, float(value) + 0.0)  # 1 and 1.0, 0.0 and −0.0 are saved alike
 
 
 def _check_tuple(owner: object, what: str, name: str, kind: type) -> None:
@@ -49,21 +49,21 @@ def _check_tuple(owner: object, what: str, name: str, kind: type) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """A way to run a unit when its own backward comes next: what it keeps, and what its backward replays.
+    """A way to run a unit KEEP: what it keeps for its backward, and what that backward replays.
 
     Args:
-        name: how plans call it; unique within a unit.
-        kept_bytes: held from the unit's run to its backward, its output included, its input not.
+        name: what plans call it; unique within a unit.
+        kept_bytes: held from the unit's run to its backward, including its output but not its input.
         replay_ms: added to the unit's backward.
-        forward_temp_bytes: transient of the run, beside input and kept bytes.
-        backward_temp_bytes: transient of the backward, beside input, kept bytes and both gradients.
-        freed_bytes: of the kept bytes, those that go when the unit's own backward begins: its output, where
-            only the next unit reads it.
+        forward_temp_bytes: transient bytes of the run, besides input and kept bytes.
+        backward_temp_bytes: transient bytes of the backward, besides input, kept bytes and both gradients.
+        freed_bytes: the kept bytes that are freed when the unit's own backward begins: its output, if only
+            the next unit reads it.
         reads_input: whether the backward reads the unit's input (see `dropped_bytes`).
 
     Raises:
-        ValueError: the name is empty, or a cost is negative, not finite or not a number of its kind, or more
-            is freed than kept.
+        ValueError: the name is empty, or a cost is negative, not finite or of the wrong type, or more is
+            freed than kept.
     """
 
     name: str
@@ -88,10 +88,10 @@ class Retention:
             raise ValueError(f"reads_input of {what} must be a bool, got {self.reads_input!r:.60}")
 
     def dropped_bytes(self, input_bytes: int) -> int:
-        """What goes of an input of so many bytes once the unit was run keeping, if nobody else holds it: all or none.
+        """How many bytes of its input the unit's KEEP frees if nothing else holds it: all or none.
 
-        The backward of a unit that begins with a ReLU reads that one's output, not its input. An input that is larger
-        than all that the unit keeps is taken to be read: so no run keeping leaves fewer bytes than it found.
+        The backward of a unit that begins with a ReLU reads the ReLU's output, not its input. An input larger than
+        everything the unit keeps counts as read, so that a KEEP never lowers the bytes held.
         """
         return 0 if self.reads_input or self.kept_bytes < input_bytes else input_bytes
 
@@ -101,15 +101,15 @@ class UnitCost:
     """What one unit costs.
 
     Args:
-        forward_ms: one run forward, keeping or discarding.
+        forward_ms: one forward run, keeping or discarding.
         backward_ms: one backward, without any replay.
-        output_bytes: the unit's output, and so its gradient too.
-        retentions: the ways in which the unit can be run keeping; at least one.
-        forward_temp_bytes: transient of a discarding run, beside input and output.
+        output_bytes: the size of the unit's output, and so of its gradient.
+        retentions: the ways in which the unit can be run KEEP; at least one.
+        forward_temp_bytes: transient bytes of a discarding run, besides input and output.
 
     Raises:
-        ValueError: a cost is negative, not finite or not a number of its kind, or `retentions` is
-            empty or has a name twice.
+        ValueError: a cost is negative, not finite or of the wrong type, or `retentions` is empty or
+            has a name twice.
     """
 
     forward_ms: float
@@ -127,7 +127,7 @@ class UnitCost:
             raise ValueError(f"a unit's retentions must have different names, got {', '.join(names)}")
 
     def leaves_output(self, retention: Retention) -> bool:
-        """Whether the unit's output, run keeping that way, is held for the sake of the next unit alone."""
+        """Whether a unit kept by this retention holds its output for the next unit alone."""
         return retention.freed_bytes >= self.output_bytes
 
     def retention(self, name: str) -> Retention:
@@ -148,17 +148,17 @@ class Chain:
     """The units of a network in order. Unit i, from 0, takes x_i to x_{i+1}.
 
     Args:
-        input_bytes: x_0, held throughout a step.
+        input_bytes: the size of x_0, held throughout a step.
         units: at least one.
         fixed_bytes: what a step holds whatever the plan: batch statistics, what the stem keeps.
-        head_bytes: the most that head and loss add, forward and backward, to x_L and to what the units
-            keep; the gradient of x_L, which is what they leave, included.
-        fixed_ms: stem, head and loss, forward and backward.
-        stem_bytes: the most that is held, all told, while the stem runs, forward or backward: no plan's
-            peak is below it.
+        head_bytes: the most that head and loss, forward and backward, add to x_L and to what the units
+            keep, including the gradient of x_L that they leave.
+        fixed_ms: the time of stem, head and loss, forward and backward.
+        stem_bytes: the most bytes held in total while the stem runs, forward or backward: no plan's peak
+            is lower.
 
     Raises:
-        ValueError: a cost is negative, not finite or not a number of its kind, or there are no units.
+        ValueError: a cost is negative, not finite or of the wrong type, or there are no units.
     """
 
     input_bytes: int
@@ -180,7 +180,7 @@ class Chain:
 
     @property
     def step_ms(self) -> float:
-        """A step without any extra: every forward and every backward once."""
+        """The time of a step without recomputation: every forward and every backward once."""
         return math.fsum(
             [self.fixed_ms, *(ms for unit in self.units for ms in (unit.forward_ms, unit.backward_ms))]
         )
@@ -194,8 +194,8 @@ class Chain:
         """The chain that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not such a document, is newer than this deepres, or holds costs
-                that no chain can have.
+            ValueError: the text is not such a document, is newer than this deepres, or holds invalid
+                costs.
         """
         chain: Chain = _read(cls, read_document(text, _FORMAT, _VERSION), "the chain")
         return chain
@@ -205,11 +205,11 @@ Part = TypeVar("Part", Chain, UnitCost, Retention)
 
 
 def combine(parts: Sequence[Part], cost: Callable[..., float]) -> Part:
-    """One chain of several that are alike but for their costs, or one unit, or one retention.
+    """Merge chains (or units, or retentions) that differ only in their costs.
 
     Args:
         parts: with the same number of units, and retentions of the same names.
-        cost: from a cost's name and its value in each of the parts, what it is in the result.
+        cost: computes a cost of the result from its name and its value in each part.
     """
     return _combine(parts, cost, {})
 
@@ -229,7 +229,7 @@ def _combine(parts: Sequence[Part], cost: Callable[..., float], known: dict[tupl
 
 
 def _read(kind: Any, document: Any, what: str) -> Any:
-    """An object of one of the classes above, from what `asdict` made of it."""
+    """Rebuild an object of one of the classes above from its `asdict`."""
     values = dict[str, Any]()
     for item in fields(kind):
         if item.name == "units":

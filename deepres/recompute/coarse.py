@@ -14,26 +14,26 @@ from deepres.recompute.planner import make_plan
 from deepres.recompute.simulate import simulate, timeline
 
 _MOST_PLANNED = 48
-"""Groups of more units are not searched for plans of their own: uniform ones will do."""
+"""Groups of more units get only uniform plans, without a search."""
 
 
 @dataclass(frozen=True)
 class CoarseChain:
-    """A chain whose units are groups of another chain's units, and how to go back.
+    """A chain whose units are groups of another chain's units, and how to map its plans back.
 
     NOTE [ Groups of units ]
-    1. Consecutive units of equal costs are cut into groups, as equal as can be.
-    2. A group's retentions are plans of its own units: what such a plan holds when the group's forward phase is
-       over is kept, the extra time it takes is replay, and its peaks are transients.
-    3. So each plan of the groups is a plan of the units, of the same time, and its peak is no higher: a group
+    1. Runs of units of equal costs are divided into groups of as equal sizes as possible.
+    2. A group's retentions are plans of its own units: what such a plan holds after the group's forward phase
+       counts as kept, its extra time as replay, and its peaks as transients.
+    3. So each plan of the groups is a plan of the units that takes the same time and has no higher peak: a group
        holds its input while it is run discarding, and its output until its backward; single units need not.
     4. Not every plan of the units is one of groups (no segment begins inside a group and ends in another), so
        the fastest one may be missed; `least_extra_ms` bounds by how much.
 
     Attributes:
-        chain: of the groups.
-        starts: the first unit of each group, and the number of units.
-        inner_plans: of each group, the plan of its units by the name of its retention.
+        chain: the chain of groups.
+        starts: the first unit of each group, then the number of units.
+        inner_plans: for each group, the plan of its units that each retention stands for, by name.
     """
 
     chain: Chain
@@ -59,7 +59,7 @@ class CoarseChain:
 def coarsen(chain: Chain, max_groups: int) -> CoarseChain:
     """Group a chain's units so that about `max_groups` groups remain; more if neighbours differ more often.
 
-    A chain of no more units than that stays as it is. See NOTE [ Groups of units ].
+    A chain of no more than `max_groups` units stays as it is. See NOTE [ Groups of units ].
     """
     size = -(-len(chain.units) // max_groups)
     known: dict[tuple[int, int, UnitCost], tuple[UnitCost, dict[str, Plan]]] = {}
@@ -123,7 +123,7 @@ def _inner_plans(chain: Chain) -> Iterator[Plan]:
 
 
 def _retention(name: str, chain: Chain, plan: Plan) -> Retention:
-    """What a group that is run by a plan keeps and replays, by rule 2."""
+    """What a group run under a plan keeps and replays, by rule 2."""
     moments = timeline(chain, plan)
     turn = next(i for i, moment in enumerate(moments) if moment.action is Action.HEAD)
     kept_bytes = moments[turn].total_bytes - chain.input_bytes

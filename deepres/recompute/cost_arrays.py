@@ -1,4 +1,4 @@
-"""A chain's costs as arrays, and what the steps of a plan take by them."""
+"""A chain's costs as arrays, and the bytes that a plan's steps take."""
 
 from typing import Any, NamedTuple
 
@@ -11,30 +11,30 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 ABSENT = 2**60
-"""Stands for the bytes of a retention that a unit does not have: more than any plan holds."""
+"""The bytes of a retention that a unit does not have: more than any plan holds."""
 
 
 class Costs(NamedTuple):
-    """A chain's costs as arrays over its P parts; of retentions, over (retention, part) or (kind, retention, part).
+    """A chain's costs as arrays over its P parts; those of the R retentions have axes (R, P) or (K, R, P).
 
-    The parts are the units and, last, the head. That is in no segment, so it is kept: in one way, which
-    holds nothing, with a run (both of its passes) of `head_bytes`.
+    The parts are the units and, last, the head. The head is in no segment, so it is kept, by its only retention, which
+    holds nothing and whose run (forward and backward together) takes `head_bytes`.
 
-    The input x_a of part a is of one of K kinds: held whatever part a does (0; x_0 is), or for part a's sake alone, so
-    that it goes if part a drops it (K − 1; an x that a discarding run has made is). If no unit of the chain drops its
-    input, the two are one.
+    The input x_a of part a is of one of K kinds: kind 0 if something else holds it too (as x_0), kind K − 1 if only
+    part a does, so that it is freed when part a drops it (as one that a discarding run has made). If no unit of the
+    chain drops its input, the two kinds are one.
 
     Args:
-        state_bytes: (P + 1,), x_0 … x_L and the head's output, which counts as nothing.
-        forward_gradient_bytes: (P + 1,), what is held of gradients while [·, b) is run forward: x_b's
-            gradient, but nothing for b = P, as that range is run forward once, in the first phase.
+        state_bytes: (P + 1,), x_0 … x_L and the head's output, which counts as 0.
+        forward_gradient_bytes: (P + 1,), the gradient held while [·, b) is run forward: that of x_b, but
+            none for b = P, as that range is run forward only once, in the first phase.
         forward_ms: (P,).
-        discard_run_bytes: (P, P), at [a, k] the most that running a … a+k−1 discarding adds to x_a, gradients not.
-        added_bytes: (K, R, P), kept bytes, less x_a where it goes.
-        next_kind: (R, P), of which kind x_{a+1} is once part a was run KEEP.
-        keep_run_bytes: (R, P), what the run KEEP adds, transient included, gradients not.
+        discard_run_bytes: (P, P), at [a, k] the most that discarding runs of a … a+k−1 add to x_a, without gradients.
+        added_bytes: (K, R, P), kept bytes, less x_a where it is freed.
+        next_kind: (R, P), the kind of x_{a+1} after part a was run KEEP.
+        keep_run_bytes: (R, P), what a keeping run adds, including transient bytes but not gradients.
         backward_bytes: (K, R, P), what the BACKWARD adds to x_a: added bytes that are not freed, both gradients,
-            transient.
+            transient bytes.
         replay_ms: (R, P).
     """
 
@@ -54,27 +54,27 @@ class Costs(NamedTuple):
         return len(self.added_bytes)
 
     def keep_bytes(self, kind: int, a: Any, b: Any) -> Ints:
-        """The most that part a's own steps add to its input x_a if it is kept, in a range that ends at b.
+        """The most that part a's own steps add to its input x_a if part a is kept, in a range that ends at b.
 
         Args:
             kind: of x_a.
-            a, b: what NumPy takes as indices, of shapes that go together.
+            a, b: NumPy indices of broadcastable shapes.
 
         Returns:
-            (R, …), … the shape of both.
+            (R, …), where … is their common shape.
         """
         run_bytes = self.keep_run_bytes[:, a] + self.forward_gradient_bytes[b]
         most: Ints = np.maximum(run_bytes, self.backward_bytes[kind][:, a])
         return most
 
     def discard_bytes(self, a: Any, num_runs: Any, b: Any) -> Ints:
-        """The most that running so many parts from a on discarding adds to x_a, in a range that ends at b.
+        """The most that discarding runs of `num_runs` parts from a on add to x_a, in a range that ends at b.
 
         Args:
-            a, num_runs, b: what NumPy takes as indices, of shapes that go together.
+            a, num_runs, b: NumPy indices of broadcastable shapes.
 
         Returns:
-            (…), the shape of all three.
+            (…), their common shape.
         """
         most: Ints = self.discard_run_bytes[a, num_runs] + self.forward_gradient_bytes[b]
         return most
@@ -100,13 +100,13 @@ def costs_of(chain: Chain) -> Costs:
             replay_ms[r, i] = retention.replay_ms
     run_bytes = x[1:] + np.array([unit.forward_temp_bytes for unit in units], dtype=np.int64)
     discard = np.zeros((num_parts, num_parts), dtype=np.int64)
-    for a in range(num_parts):  # a segment's first run finds its input held, a later one brings its own
+    for a in range(num_parts):  # a segment's first input is held already, later ones are added
         runs = np.append(run_bytes[a], (x[:-1] + run_bytes)[a + 1 :])
         discard[a, 1 : num_parts - a] = np.maximum.accumulate(runs)[:-1]
     drops = bool(dropped[:, 1:-1].any())
     added = np.stack([kept, kept - dropped]) if drops else kept[None]
     backward = added + x[1:] + x[:-1] + backward_temp
-    backward[:, 0, -1] = 0  # the head's is part of its run
+    backward[:, 0, -1] = 0  # the head's backward is part of its run
     return Costs(
         state_bytes=x,
         forward_gradient_bytes=np.append(x[:-1], 0),

@@ -1,9 +1,9 @@
-"""Runs of which nothing but the output stays, though the unit sees what it would see without a plan.
+"""Run a unit and keep only its output, with gradient recording left on, because units may choose kernels by it.
 
-Modules look whether gradients are recorded: without them PyTorch's LSTM, and its attention in evaluation mode, choose
-other kernels, with other roundings. And what a hook or a closure takes out of a unit must not seem to need no gradient.
-So a graph is recorded, which goes with the run. A `RetainingUnit` promises not to look, and is spared the time
-unless it has forward hooks.
+Without recording, PyTorch's LSTM, and its attention in evaluation mode, choose other kernels, which round differently;
+and a tensor that a hook or closure takes out of a unit would seem to need no gradient. So a graph is recorded, and
+freed after the run. A `RetainingUnit` promises not to depend on recording, and is spared the time unless it has
+forward hooks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def changes_leaf(error: RuntimeError) -> bool:
 def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
     """`x` as the input of a discarding run.
 
-    It requires a gradient, as the choice of kernels depends on that; one that arrives is an error.
+    It requires a gradient, as kernels are chosen by that; a gradient that arrives is an error.
     """
     x = x.detach()
     if needs_grad and can_need_grad(x):
@@ -42,7 +42,7 @@ def leaf_to_discard(x: Tensor, needs_grad: bool) -> Tensor:
 
 
 def can_need_grad(x: Tensor) -> bool:
-    """Whether there are gradients of such numbers."""
+    """Whether tensors of this dtype can have gradients."""
     return x.is_floating_point() or x.is_complex()
 
 

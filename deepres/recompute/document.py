@@ -5,7 +5,7 @@ from typing import Any
 
 
 class NewerDocumentError(ValueError):
-    """A document of a newer version than is read here."""
+    """A document of a newer version than this code reads."""
 
 
 def write_document(format_name: str, version: int, fields: dict[str, Any]) -> str:
@@ -45,7 +45,7 @@ def field(fields: Any, name: str, kind: type, what: str) -> Any:
     """One field of a decoded JSON object, checked to be of `kind` (`float` admits whole numbers).
 
     Raises:
-        ValueError: `fields` is no object, or the field is missing or of another type.
+        ValueError: `fields` is not an object, or the field is missing or of another type.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"{what} must be an object, got {fields!r:.40}")

@@ -1,4 +1,4 @@
-"""The dynamic programme: the fastest plan for every part of a chain and every amount of memory."""
+"""The dynamic programme: the fastest plan for every range of a chain and every amount of memory."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +21,9 @@ class _Shift(NamedTuple):
     """How to read a row at `level − size_bytes` for each level from index `start` on.
 
     Args:
-        start: the first such level.
+        start: the index of the first such level.
         lower, upper: the entries to read.
-        lower_weight, upper_weight: with which they are interpolated.
+        lower_weight, upper_weight: their weights in the interpolation.
     """
 
     start: int
@@ -34,45 +34,45 @@ class _Shift(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a range has that is to be planned: bytes beside x_a, and the kind of x_a."""
+    """The state that a range [a, b) is planned for: the bytes available besides x_a, and the kind of x_a."""
 
     num_bytes: int
     kind: int
 
 
 class DynamicProgram:
-    """The least extra time of each range [a, b) of a chain's parts at each of some levels of memory.
+    """The least extra time of each range [a, b) of a chain's parts at each of a set of memory levels.
 
     The parts are the units and, last, the head (see `Costs`).
 
     NOTE [ The dynamic programme ]
-    E(a, b, m) is the least time that [a, b) takes beyond its forwards and backwards once, from x_a and
-    the gradient of x_b to the gradient of x_a, within m bytes beside x_a and what is held around it.
+    E(a, b, m) is the least time that [a, b) takes beyond one forward and one backward of each part, from x_a
+    and the gradient of x_b to the gradient of x_a, within m bytes besides x_a and what is held outside [a, b).
     Rotor's recurrence (Beaumont, Eyraud-Dubois, Shilova and Hermann, Optimal checkpointing for
     heterogeneous chains, 2019), with a choice of retention for each unit (Rockmate, ICML 2023):
 
         E(a, b, m) = min( min over r: replay(a, r) + E(a+1, b, m − added(a, r)),
                           min over j: forward(a … j−1) + E(j, b, m − x_j) + E(a, j, m) )
 
-    where a move is allowed if its own steps fit into m, in exact bytes. There is one E for each kind of x_a (`Costs`):
-    keeping part a says of which kind x_{a+1} is, and x_j is loose.
+    where a move is allowed only if its own steps fit into m, in exact bytes. There is one E for each kind of x_a
+    (`Costs`): keeping part a determines the kind of x_{a+1}, and x_j is droppable.
 
-    1. What a move leaves may lie between two levels: E is then interpolated. Levels that hold every m a plan
-       can meet (`exact_levels`) make E exact; others make it an estimate.
-    2. A plan is traced by exact bytes. A move is taken only if what it leaves is enough (`least_needs`), so that
-       each plan keeps its budget, whatever the levels; the table says only which move is the fastest.
-    3. A part that fits in full needs no search, nor does one below its need.
-    4. One table is held, of E(a, ·, ·); for the b at hand, E(j, b, m − x_j) + forward(0 … j−1) is laid
-       out by j, so that the minimum over j is that of the sum of two arrays as they lie in memory.
-    5. No choice is stored: tracing a plan works out again the choices that it meets.
-    6. A table of more than 64 MiB is in single precision: each sum is then off by 6e-8 of itself and of
-       the time of all forwards, and a plan's total by about 1e-6. Plans are priced in doubles.
+    1. The bytes that a move leaves may lie between two levels: E is then interpolated. Levels that include every m
+       a plan can reach (`exact_levels`) make E exact; others make it an estimate.
+    2. Plans are backtracked in exact bytes. A move is taken only if the bytes it leaves suffice (`least_needs`), so
+       that each plan keeps its budget, whatever the levels; the table only decides which move is the fastest.
+    3. A range that fits with everything kept needs no search, nor does one with fewer bytes than it needs.
+    4. Only the table of E by (a, b, m) is stored; for the current b, E(j, b, m − x_j) + forward(0 … j−1) is laid
+       out by j, so that the minimum over j is that of the sum of two contiguous arrays.
+    5. No choices are stored: backtracking recomputes those that it needs.
+    6. Tables of more than 64 MiB are in single precision: each sum is then off by 6e-8 of itself and of
+       the time of all forwards, and a plan's total by about 1e-6. Plans are priced in double precision.
 
     Args:
         chain: the chain.
-        levels: of memory, beside x_0 and the chain's fixed bytes; ascending.
-        is_optimistic: of two levels of which only the upper one has a plan, give its time to all between them that is
-            enough for one, instead of none. Which of both leads to the faster plan differs from chain to chain.
+        levels: memory levels, in bytes besides x_0 and the chain's fixed bytes; ascending.
+        is_optimistic: between an infeasible and a feasible level, assume the feasible level's time wherever a plan
+            exists, instead of infinity. Which of the two leads to the faster plan differs from chain to chain.
     """
 
     def __init__(self, chain: Chain, levels: Ints, *, is_optimistic: bool = False) -> None:
@@ -94,15 +94,17 @@ class DynamicProgram:
         self._lowest = np.minimum(np.isinf(self._table).sum(axis=-1), len(levels) - 1)
 
     def plan(self, num_bytes: int) -> Plan:
-        """A plan within so many bytes (at least what the chain needs) beside x_0 and what is fixed; the fastest if the
-        levels are exact."""
+        """A plan within `num_bytes` besides x_0 and fixed bytes; the fastest one if the levels are exact.
+
+        The bytes must be at least what the chain needs.
+        """
         return self._traced(num_bytes, looked_up_bytes=0)
 
     def candidates(self, num_bytes: int, distance_bytes: int) -> Iterator[Plan]:
-        """Plans within so many bytes, of which the fastest is to be kept if the levels are not exact.
+        """Plans within `num_bytes`, from which to choose the fastest if the levels are not exact.
 
-        Interpolated times are off by up to the distance of two levels there: these plans are traced with times looked
-        up 0, ½ and 1 distance higher than where the bytes that are left lie.
+        Interpolated times are off by up to the distance between two levels: these plans are backtracked with times
+        looked up 0, ½ and 1 times `distance_bytes` above the bytes that are left.
         """
         for half in range(3):
             yield self._traced(num_bytes, distance_bytes * half // 2)
@@ -111,12 +113,12 @@ class DynamicProgram:
         return backtrack(self._chain, partial(self._choose, looked_up_bytes), _State(num_bytes, 0))
 
     def _after(self, kind: int, a: int, b: int, size_bytes: int) -> tuple[int, NDArray[Any]]:
-        """The first level that can spare so many bytes, and [a, b)'s row at what is left of it and each higher one."""
+        """The first level that can spare `size_bytes`, and [a, b)'s row at what is left of it and each higher one."""
         row = self._table[kind, a, b]
         if size_bytes not in self._shifts:
             start = int(np.searchsorted(self._levels, size_bytes + self._levels[0]))
             lower, upper, share = self._between(self._levels[start:] - size_bytes)
-            upper_weight = np.maximum(share, np.finfo(row.dtype).tiny)  # infinity times 0 is not a number
+            upper_weight = np.maximum(share, np.finfo(row.dtype).tiny)  # infinity times 0 is NaN
             weights = (1 - share).astype(row.dtype), upper_weight.astype(row.dtype)
             self._shifts[size_bytes] = _Shift(start, lower, np.where(share == 0, lower, upper), *weights)
         start, lower, upper, lower_weight, upper_weight = self._shifts[size_bytes]
@@ -133,7 +135,7 @@ class DynamicProgram:
         return start, after
 
     def _between(self, num_bytes: Any) -> tuple[Any, Any, Any]:
-        """The levels around so many bytes, and where between them those lie, from 0 to 1; of each."""
+        """The indices of the levels around each number of bytes, and its position between them, from 0 to 1."""
         levels = self._levels
         lower = np.maximum(np.searchsorted(levels, num_bytes, side="right") - 1, 0)
         upper = np.minimum(lower + 1, len(levels) - 1)
@@ -141,7 +143,7 @@ class DynamicProgram:
         return lower, upper, np.clip(share, 0.0, 1.0)
 
     def _needs_of_keeping_all(self) -> Ints:
-        """At [k, a, b], what [a, b) needs beside x_a if every unit is kept in the way that is quickest."""
+        """At [k, a, b], what [a, b) needs besides x_a if every unit is kept by its quickest retention."""
         costs, needs = self._costs, np.zeros_like(self._needs)
         for a in reversed(range(len(costs.forward_ms))):
             r = self._quickest[a]
@@ -158,7 +160,7 @@ class DynamicProgram:
         full = np.searchsorted(levels, self._full_needs)
         replay_ms = costs.replay_ms[self._quickest, np.arange(num_parts)]
         replays = np.append(0.0, np.cumsum(replay_ms))
-        shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the b at hand, by rule 4
+        shifted = np.empty((num_parts, num_levels), dtype=table.dtype)  # for the current b, by rule 4
         for b in range(1, num_parts + 1):
             first_to_keep = [
                 np.searchsorted(levels, costs.keep_bytes(kind, slice(None), b)) for kind in range(num_kinds)
@@ -177,7 +179,7 @@ class DynamicProgram:
                 np.add(after, self._elapsed_ms[a], out=shifted[a, start:])
 
     def _segment_first(self, kind: int, a: int, b: int, lo: int, hi: int, shifted: NDArray[Any]) -> None:
-        """Set [a, b)'s row from level `lo` to `hi` to the best that begins with a segment."""
+        """Set [a, b)'s row from level `lo` to `hi` to the least time if it begins with a segment."""
         num, row = b - a - 1, self._table[kind, a, b, lo:hi]
         if not num:
             row.fill(np.inf)
@@ -191,7 +193,7 @@ class DynamicProgram:
         row -= self._elapsed_ms[a]
 
     def _keep_first(self, kind: int, a: int, b: int, lo: int, hi: int, r: int) -> None:
-        """Improve [a, b)'s row from level `lo` to `hi` where it is better to keep unit a by retention r."""
+        """Lower [a, b)'s row from level `lo` to `hi` where keeping part a by retention r is faster."""
         costs, row = self._costs, self._table[kind, a, b]
         if b - a == 1:
             np.minimum(row[lo:hi], self._replay_ms[r, a], out=row[lo:hi])
@@ -204,13 +206,13 @@ class DynamicProgram:
             np.minimum(row[lo:hi], extra, out=row[lo:hi])
 
     def _choose(self, looked_up_bytes: int, a: int, b: int, state: _State) -> Move:
-        """The first move of [a, b) within so many bytes, by rule 2."""
+        """The first move of [a, b) within the bytes of `state`, by rule 2."""
         costs, needs, (num_bytes, kind) = self._costs, self._needs, state
         loose = costs.num_kinds - 1
 
         def extra_ms(kind: int, a: Any, b: Any, num_bytes: Any) -> Any:
             lower, upper, share = self._between(num_bytes + looked_up_bytes)
-            # Of the levels that have a plan; with none, the range is the last choice.
+            # Interpolates only between levels that have a plan; a range without any is the last choice.
             lowest = self._lowest[kind, a, b]
             at_lower = np.minimum(self._table[kind, a, b, np.maximum(lower, lowest)], _LAST_CHOICE_MS)
             at_upper = np.minimum(self._table[kind, a, b, np.maximum(upper, lowest)], _LAST_CHOICE_MS)
@@ -247,7 +249,7 @@ class DynamicProgram:
 
 
 def quickest_retentions(chain: Chain) -> list[int]:
-    """Which retention of each unit replays least; of those, which keeps least."""
+    """The index of each unit's retention that replays least; on a tie, the one that keeps least."""
     quickest = list[int]()
     for unit in chain.units:
         order = [

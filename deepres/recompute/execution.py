@@ -1,17 +1,17 @@
 """One execution of a plan: its steps, under autograd.
 
 NOTE [ Running a plan ]
-1. The units run inside one autograd function. Its forward pass takes the plan's schedule up to the HEAD, which
-   runs outside, its backward pass takes the rest: discarding runs, keeping runs, and one backward a unit.
-2. Units that are kept right after one another build one graph, from a leaf that shares the first one's input; their
-   backwards follow each other too, and are one backward pass, which adds to the parameters' `.grad` at once, so that
-   hooks on them (DDP, ZeRO) run as without a plan. This is why `loss.backward()` is supported and
+1. The units run inside one autograd function. Its forward executes the plan's schedule up to the HEAD, which runs
+   outside of it; its backward executes the rest: discarding runs, keeping runs, and one backward per unit.
+2. Units kept directly after one another build one graph, from a leaf that shares the first one's input. Their
+   backwards are consecutive too, and form one backward pass, which accumulates straight into the parameters' `.grad`,
+   so that hooks on them (DDP, ZeRO) run as without a plan. This is why `loss.backward()` is supported and
    `torch.autograd.grad` is not.
-3. The first run of a unit on a batch is the only one that may change anything. Later runs (replays) see the random
-   numbers of the first, leave the generators as they found them, and do not touch running statistics: units with
-   the protocol `RetainingUnit` are given their memo, all others have their batch norms' updates switched off. What
-   a unit changes in a replay all the same is an error.
-4. A value is released at the last step that reads it; what a unit's graph holds goes with the graph.
+3. Only a unit's first run on a batch may change any state. Later runs (replays) draw the random numbers of the first,
+   leave the generators as they found them, and do not touch running statistics: units that follow the protocol
+   `RetainingUnit` are given their memo; in all others, updates by batch norms are switched off. A unit that still
+   changes state in a replay is an error.
+4. A value is released at the last step that reads it; what a unit's graph holds is released with the graph.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Execution:
 
     Args:
         is_retaining: for each unit, whether it follows the protocol `RetainingUnit`.
-        retentions: for each unit, what it keeps.
-        continues: for each unit, whether its graph goes on from that of the unit before.
+        retentions: for each unit, its retention.
+        continues: for each unit, whether its graph continues that of the previous unit.
         needs_grad: for each of x_0 … x_L, whether it needs a gradient.
         states: holds the units, and reads their states.
-        guard: sees that gradients are complete.
+        guard: ensures that hooks see complete gradients.
         x: the input x_0.
     """
 
@@ -60,11 +60,11 @@ class Execution:
         self._retentions = retentions
         self._needs_grad = needs_grad
         self._states, self._guard, self._is_under_ddp = states, guard, is_under_ddp()
-        self._then: State | None = None  # at the end of the forward pass, which may make lazy parameters
+        self._then: State | None = None  # as of the end of the forward pass, which may create lazy parameters
         self._is_retaining = is_retaining
         self._continues = [*continues, False]
         self._values: dict[int, Tensor] = {}
-        self._discarded_output: int | None = None  # which x the last step made discarding
+        self._discarded_output: int | None = None  # index of the x that the last step made, if a DISCARD
         self._graphs: dict[int, torch.autograd.graph.GradientEdge | None] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._autocast = [
@@ -74,24 +74,24 @@ class Execution:
         self.draws = Draws(x.device)
         self._is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
         self._is_spent = False
-        self.holder = GradientHolder()  # of the gradient of the output of the units whose backward is next
+        self.holder = GradientHolder()  # of the gradient of the output of the units whose backward comes next
 
     def output_of(
         self, x: Tensor, anchor: Tensor, forward: tuple[Step, ...], backward: tuple[Step, ...]
     ) -> Tensor:
-        """The units' output, as one function of `x` to autograd.
+        """The units' output, computed from `x` by a single autograd function.
 
         Args:
             x: the units' input.
-            anchor: needs a gradient, so that autograd calls the backward pass even if x itself needs none.
+            anchor: requires a gradient, so that autograd runs the backward pass even if x requires none.
             forward: the steps before the HEAD.
-            backward: those after it.
+            backward: the steps after it.
         """
         y: Tensor = _RunPlan.apply(x, anchor, self, forward, backward)  # type: ignore[no-untyped-call]
         return self.holder.filled_by(y)
 
     def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
-        """Take the steps up to the HEAD."""
+        """Execute the steps before the HEAD; return the units' output."""
         self._values[0] = x
         with self._as_in_forward():
             for step in steps:
@@ -100,7 +100,7 @@ class Execution:
         return self._values.pop(len(self._units))
 
     def run_backward(self, steps: tuple[Step, ...]) -> Tensor | None:
-        """Take the steps after the HEAD; the gradient of `x`, or None."""
+        """Execute the steps after the HEAD; return the gradient of `x`, or None."""
         if self._is_spent:
             raise RuntimeError(
                 "a model under a plan supports one backward pass for each forward pass, even with retain_graph=True: "
@@ -122,21 +122,21 @@ class Execution:
         return self.holder.take()
 
     def _backward_to_leaf(self, i: int) -> None:
-        """The backward pass of the graph that ends in unit i."""
+        """Run the backward pass of the graph that ends with unit i."""
         edge = self._graphs.pop(i)
         self._values.pop(i + 1, None)
         if edge is None or self.holder.gradient is None:
-            self.holder.gradient = None  # on the way to the loss a unit used nothing that is trained
+            self.holder.gradient = None  # this or a later unit used nothing that needs a gradient
             return
         with self._guard.in_units():
             self.holder.backward(edge)
 
     def _run_unit(self, step: Step) -> None:
         i, keep = step.unit, step.action is Action.KEEP
-        if self._discarded_output not in (None, i):  # of a segment that nothing follows
+        if self._discarded_output not in (None, i):  # nothing follows its segment
             self._values.pop(self._discarded_output, None)
         self._discarded_output = None if keep else i + 1
-        # What a KEEP still needs of its input is in the unit's graph.
+        # What a KEEP still needs of its input is held by the unit's graph.
         x = self._values[i] if step.begins_segment else self._values.pop(i)
         unit, version = self._units[i], x._version
         if not (keep and self._continues[i]):
@@ -174,11 +174,11 @@ class Execution:
 
     @contextlib.contextmanager
     def _as_in_forward(self) -> Iterator[None]:
-        """Autocast as in the forward pass, but without its cache, which would hold on to cast weights."""
+        """Autocast as in the forward pass, but without its cache, which would keep cast weights alive."""
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self._autocast:
                 if not (enabled or torch.is_autocast_enabled(kind)):
-                    continue  # as it is; to enter the context takes as long as a small kernel
+                    continue  # off already; entering the context takes as long as a small kernel
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             yield
 
@@ -192,9 +192,9 @@ class Execution:
             stack.enter_context(self.draws.replay(i))
             unit, is_first = self._units[i], i not in self._states.replayed
             if not self._is_retaining[i]:
-                by_value = is_first and not self._is_captured  # it waits for the device
+                by_value = is_first and not self._is_captured  # comparing values waits for the device
                 stack.enter_context(without_updates(unit, _name(i, unit), by_value=by_value))
-            elif is_first:  # of its norms that are not replayed by the memo, or of parametrizations
+            elif is_first:  # changes by norms that take no memo, or by parametrizations
                 stack.enter_context(without_changes(unit, _name(i, unit)))
             yield
         self._states.replayed.add(i)
@@ -214,7 +214,7 @@ class _RunPlan(torch.autograd.Function):
         forward: tuple[Step, ...],
         backward: tuple[Step, ...],
     ) -> Tensor:
-        ctx.save_for_backward(x)  # so that a change in place before the backward pass is noticed
+        ctx.save_for_backward(x)  # so that autograd detects in-place changes before the backward pass
         ctx.execution, ctx.steps = execution, backward
         return execution.run_forward(x.detach(), forward)
 

@@ -3,10 +3,10 @@
 A unit is any module that takes one tensor, returns one, and does not change its input. Such a module has the
 retention `all`. A unit that offers more follows the protocol `RetainingUnit`.
 
-What a plan cannot see is not replayed as it was: random numbers that are not PyTorch's own (Python's, or a
-`torch.Generator`), and what a unit counts or notes in attributes of its own.
-Gradients of a parameter that several units share, or several forward passes before one backward pass, are added up
-one after another; where gradients are there already, or in bf16, the last bits may then differ.
+A plan does not restore for replays what it cannot see: random numbers that are not from PyTorch's default generators
+(Python's, or a `torch.Generator`), and what a unit counts or records in its own attributes.
+Gradients of a parameter shared by several units, or of several forward passes before one backward pass, are
+accumulated one by one; if `.grad` is already set, or in bf16, the last bits may then differ.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
     """Make `model` train under `plan`; None undoes it.
 
     Losses, gradients, buffers and the state of the random number generators stay the same, bit for bit; only
-    memory and time change. Parameters, their names and hooks are untouched. A model whose new plan is refused keeps
-    the one that it has.
+    memory and time change. Parameters, their names and hooks are untouched. If a new plan is refused, the model
+    keeps its current one.
 
     Args:
         model: an `nn.Sequential` of units, or a module that has one as its attribute `units`.
@@ -38,9 +38,9 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
 
     Raises:
         TypeError: there is no sequence of units, it has a `forward` of its own, a unit is TorchScript or sharded by
-            FSDP, or that is no plan.
-        ValueError: the plan is for another number of units, or names a retention that a unit does not offer; or a unit
-            does not offer `all`.
+            FSDP, or `plan` is not a Plan.
+        ValueError: the plan is for a different number of units, or names a retention that a unit does not offer; or
+            a unit does not offer `all`.
     """
     units = planned_units(model)
     executor = None if plan is None else _executor(units, plan)
@@ -52,7 +52,7 @@ def apply_plan(model: nn.Module, plan: Plan | None) -> None:
 
 
 def _executor(units: nn.Sequential, plan: Plan) -> PlanExecutor | None:
-    """What runs the units under the plan; None if that is to keep everything."""
+    """The executor of the plan; None if the plan keeps everything."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan (of make_plan, Plan.load) or None, got {type(plan).__name__}")
     if plan.num_units != len(units):
@@ -77,7 +77,7 @@ def planned_units(model: nn.Module) -> nn.Sequential:
     """The sequence of units that plans apply to: `model.units`, or the model itself.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is none, or it has a `forward` of its own.
     """
     units = model if isinstance(model, nn.Sequential) else getattr(model, "units", None)
     if not isinstance(units, nn.Sequential):
@@ -107,27 +107,27 @@ class PlanExecutor:
         steps = tuple(plan.schedule())
         head = next(k for k, step in enumerate(steps) if step.action is Action.HEAD)
         self._forward, self._backward = steps[:head], steps[head + 1 :]
-        self._follows = [False] * len(units)  # whether a unit is kept right after the one before it
+        self._follows = [False] * len(units)  # whether a unit's KEEP follows its predecessor's at once
         for before, step in pairwise(steps):
             if before.action is step.action is Action.KEEP:
                 self._follows[step.unit] = step.unit == before.unit + 1
-        self._draws: bool | None = None  # whether a unit draws random numbers, once that is known
+        self._draws: bool | None = None  # whether any unit draws random numbers; None: not known yet
         self._anchor = torch.empty(0, requires_grad=True)
         self._guard = GradientGuard()
         self._take_in(list(units))
 
     def release(self) -> None:
-        """Watch the units' parameters no longer."""
+        """Stop watching the units' parameters."""
         self._guard.release()
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (as nn.Sequential calls it)
-        """Run the units; under `no_grad`, or where nothing is to be trained, simply one after another."""
-        if torch.compiler.is_compiling():  # the compiler cannot see through nested backward passes
+        """Run the units; under `no_grad`, or if nothing needs a gradient, simply one after another."""
+        if torch.compiler.is_compiling():  # the compiler cannot trace nested backward passes
             return torch.compiler.disable(self.run)(input)  # type: ignore[no-any-return]
         return self.run(input)
 
     def run(self, x: Tensor) -> Tensor:
-        """What a call does, without the compiler."""
+        """`__call__`, never compiled."""
         units = list(self._units)
         if not self._states.are_of(units):
             self._take_in(units)
@@ -159,23 +159,23 @@ class PlanExecutor:
         return y
 
     def _take_in(self, units: list[nn.Module]) -> None:
-        """Begin to run these units, which may replace others."""
+        """Run these units from now on; they may replace earlier ones."""
         if len(units) != self.plan.num_units:
             raise RuntimeError(
                 f"the plan of this model is for {self.plan.num_units} units, but now it has {len(units)}: "
                 "make a new plan, or take this one off with deepres.apply_plan(model, None)"
             )
         _refuse_others(units)
-        self.release()  # what is watched keeps parameters from going that were replaced
+        self.release()  # watching would keep replaced parameters alive
         self._states = UnitStates(units)
-        self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow for a protocol
-        # Whether a unit's graph goes on from that of the unit before. Gradients of a parameter in several units are
-        # added up unit by unit, as autograd does it.
+        self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow on a protocol
+        # Whether a unit's graph continues that of the previous unit. Not if units share parameters: their gradients
+        # are accumulated unit by unit, as autograd does it.
         self._continues = [follows and not self._states.share_parameters for follows in self._follows]
 
 
 def _refuse_others(units: list[nn.Module]) -> None:
-    """Refuse modules that are no longer run as they are written."""
+    """Refuse units that TorchScript or FSDP has taken over."""
     for i, unit in enumerate(units):
         if isinstance(unit, torch.jit.ScriptModule):
             raise TypeError(
@@ -191,10 +191,10 @@ def _refuse_others(units: list[nn.Module]) -> None:
 
 
 def refuse_draws_of_cudnn(states: UnitStates) -> None:
-    """Refuse units that would draw random numbers from cuDNN's own state, which no generator tells or restores.
+    """Refuse units that would draw random numbers from cuDNN's own state, which can be neither read nor restored.
 
     Raises:
-        RuntimeError: there is one.
+        RuntimeError: there is such a unit.
     """
     for module, i in states.recurrent:
         if module.training and module.dropout > 0 and module.num_layers > 1:
@@ -212,7 +212,7 @@ def _check_use(x: Tensor, states: UnitStates) -> None:
             "derivatives: take the plan off with deepres.apply_plan(model, None)"
         )
     first = next((p for unit in states.units for p in unit.parameters()), x)
-    if first.device != x.device and first.numel():  # ZeRO's is empty until the unit runs
+    if first.device != x.device and first.numel():  # ZeRO 3's is empty until its unit runs
         raise RuntimeError(
             f"units under a plan run on one device, but their parameters are on {first.device} and their input is on "
             f"{x.device}: move one of them (instead of torch.nn.DataParallel use DistributedDataParallel), or take the "

@@ -15,27 +15,27 @@ from deepres.recompute.planner import InfeasibleBudgetError, fastest_plan, make_
 from deepres.recompute.simulate import price
 
 _MOST_UNITS_FOR_FLOOR = 1000
-"""To find the least peak of more units takes minutes."""
+"""Finding the least peak of more units takes minutes."""
 _FEW_UNITS = 100
-"""For which a table for each budget is a matter of a tenth of a second."""
+"""Up to so many, a table for each budget takes a tenth of a second."""
 _NUM_LEVELS = 300
 MAX_GROUPS = 400
 """How many units, or groups of them, a `Frontier` plans."""
 
 
 class Frontier:
-    """Plans of a chain for many budgets, in less time than `make_plan` takes for each.
+    """Plans of a chain for many budgets, in less time than calling `make_plan` for each.
 
-    Those of more than 100 units are all from one table of the dynamic programme, whose levels lie at equal ratios, so
-    that they serve small budgets as well as large ones. Chains of more than `max_groups` units are planned in groups
+    Plans of more than 100 units all come from one table of the dynamic programme, with geometrically spaced levels,
+    which serve small budgets as well as large ones. Chains of more than `max_groups` units are planned in groups
     (`deepres.recompute.coarse`).
 
     Args:
         chain: what each unit costs.
-        max_groups: how many units or groups to plan, about.
+        max_groups: about how many units or groups to plan.
 
     Attributes:
-        units_per_group: the most; 1 if units are planned one by one.
+        units_per_group: in the largest group; 1 if units are planned one by one.
     """
 
     def __init__(self, chain: Chain, max_groups: int = MAX_GROUPS) -> None:
@@ -50,7 +50,7 @@ class Frontier:
 
     @property
     def floor_bytes(self) -> int:
-        """The least peak; of more than 1000 units, that of groups."""
+        """The least peak; for more than 1000 units, that of plans of groups."""
         return self._smallest.peak_bytes
 
     @cached_property
@@ -59,7 +59,7 @@ class Frontier:
         return self.plan(self.floor_bytes)
 
     def plan(self, budget_bytes: int) -> PricedPlan:
-        """A fast plan within the budget; `least_extra_share` says how much faster another one may be.
+        """A fast plan within the budget; `least_extra_share` bounds how much faster any other can be.
 
         Raises:
             InfeasibleBudgetError: the budget is below the floor.
@@ -79,11 +79,11 @@ class Frontier:
         )
 
     def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> PricedPlan:
-        """The plan of about the least peak that takes no more than that share of a step extra.
+        """A plan with about the least peak among those within a limit on extra time.
 
         Args:
-            max_extra_share: of a step with everything kept.
-            precision: how close the budgets are to each other between which to choose, relatively.
+            max_extra_share: the limit, as a share of a step with everything kept.
+            precision: how closely to search for the budget, relatively.
         """
         high = self.plan(2**62).peak_bytes
         best, low = self.plan(high), self.floor_bytes
@@ -97,7 +97,7 @@ class Frontier:
         return best
 
     def least_extra_share(self, budget_bytes: int) -> float:
-        """A share of a step with everything kept that every plan for the budget takes extra."""
+        """A lower bound on any plan's extra time within the budget, as a share of a step with everything kept."""
         return least_extra_ms(self._chain, budget_bytes) / self._chain.step_ms if self._chain.step_ms else 0.0
 
 
@@ -105,10 +105,10 @@ class Frontier:
 def _program_of(chain: Chain) -> tuple[DynamicProgram, int, float]:
     """The table of a chain, its highest level (where everything is kept), and the ratio of neighbouring levels.
 
-    Of the last chain alone: a table of ResNet-1001 takes 128 MiB.
+    Cached for the last chain alone: a table of ResNet-1001 takes 128 MiB.
     """
     base_bytes = chain.fixed_bytes + chain.input_bytes
-    least = max(1, (smallest_budget(chain) - base_bytes) // 16)  # what is left to parts of it may be far less
+    least = max(1, (smallest_budget(chain) - base_bytes) // 16)  # parts of the chain may have far less left
     most = max(least + 1, price(chain, fastest_plan(chain)).peak_bytes - base_bytes)
     levels = geometric_levels(least, most, _NUM_LEVELS)
     return DynamicProgram(chain, levels), most, (most / least) ** (1 / _NUM_LEVELS)

@@ -1,4 +1,4 @@
-"""Refuses what would let hooks (DDP's, a user's) see a parameter's gradient before all of it has been added."""
+"""Refuses what would let hooks (DDP's, a user's) see a parameter's gradient before it is complete."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OR_OFF = "or take the plan off with deepres.apply_plan(model, None)"
 
 
 class _Running(threading.local):
-    """State of a thread: a backward pass that starts inside another one runs in the same thread.
+    """Per-thread state: a nested backward pass runs in the thread of the outer one.
 
     Attributes:
-        task: the backward pass in which some units' own backward passes run now.
+        task: the backward pass inside which units' own backward passes are running.
     """
 
     task: int | None = None
@@ -47,28 +47,28 @@ class _Watch(NamedTuple):
 
 
 class GradientGuard:
-    """Sees that each parameter's gradient is complete when it is there.
+    """Ensures that hooks see each parameter's gradient only once it is complete.
 
-    Hooks of a parameter run as soon as a backward pass has added to its gradient: those of DDP average it over the
-    processes, others clip it or step. Under a plan the units' backward passes follow one another, so that a parameter
-    is added to once for each unit and forward pass, and once more for all that it is used for outside of the units.
+    A parameter's hooks run as soon as a backward pass has accumulated into its gradient: DDP's average it over the
+    processes, others clip it or step the optimizer. Under a plan, units' backward passes run one after another, so a
+    gradient is accumulated into once for each unit and forward pass, and once more for all uses outside the units.
     """
 
     def __init__(self) -> None:
         self._last_task: int | None = None
         self._task_in_units: int | None = None  # the last backward pass that reached the units
-        self._task_elsewhere: int | None = None  # that gave one of their parameters a gradient from elsewhere
+        self._task_elsewhere: int | None = None  # the last to bring their parameters gradients from elsewhere
         self._is_in_units = False
         self._is_under_ddp = False
-        self._watched: dict[int, _Watch] = {}  # by the parameter's id, which the node keeps from going
+        self._watched: dict[int, _Watch] = {}  # by the id of the parameter, which its node keeps alive
 
     def __getstate__(self) -> dict[str, object]:
-        """Another process, which a saved model may come to, numbers its backward passes anew."""
+        """A fresh state: another process that loads a saved model numbers its backward passes anew."""
         return GradientGuard().__dict__
 
     @contextmanager
     def in_units(self) -> Iterator[None]:
-        """Around the backward pass of units."""
+        """Context of a backward pass of units."""
         around, _RUNNING.task = _RUNNING.task, self._task_in_units
         self._is_in_units = True
         try:
@@ -78,11 +78,11 @@ class GradientGuard:
             _RUNNING.task = around
 
     def check_forward(self, states: UnitStates) -> None:
-        """Called in the forward pass.
+        """Check a forward pass.
 
         Raises:
             RuntimeError: units share parameters that DDP averages or that have hooks, or DDP looks for unused ones.
-                The backward pass will raise it if such a parameter has a gradient from outside of the units, too.
+                The backward pass raises it if such a parameter also gets a gradient from outside the units.
         """
         ddp = _ddp()
         self._is_under_ddp = ddp is not None
@@ -106,9 +106,9 @@ class GradientGuard:
             self._watch(parameter)
 
     def _watch(self, parameter: Tensor) -> None:
-        """Refuse a gradient of the parameter that comes from elsewhere than the units."""
-        # As long as we hold its AccumulateGrad node, a parameter keeps that one, unless its device or dtype changes. To
-        # ask for it takes microseconds, for each parameter in each step.
+        """Refuse gradients of the parameter that do not come from the units."""
+        # While we hold its AccumulateGrad node, a parameter keeps that one, unless its device or dtype changes. Asking
+        # for the node takes microseconds, for each parameter in each step.
         kind = parameter.device, parameter.dtype
         if id(parameter) in self._watched:
             watch = self._watched[id(parameter)]
@@ -138,21 +138,21 @@ class GradientGuard:
             )
 
     def release(self) -> None:
-        """Refuse nothing any more."""
+        """Stop watching parameters."""
         for watch in self._watched.values():
             watch.handle.remove()
         self._watched.clear()
 
     def check_backward(self, states: UnitStates, *, is_under_ddp: bool) -> None:
-        """Called when a backward pass reaches the units.
+        """Check a backward pass that has reached the units.
 
         Args:
             states: the units'.
-            is_under_ddp: whether the forward pass was one of a module that DDP wraps.
+            is_under_ddp: whether the forward pass was that of a module that DDP wraps.
 
         Raises:
-            RuntimeError: it has been there before, from another forward pass, or has brought parts of gradients
-                from elsewhere.
+            RuntimeError: it was here before, for another forward pass, or parts of gradients have come from
+                elsewhere.
         """
         self._task_in_units = _whole_task()
         self._check_complete()
@@ -167,7 +167,7 @@ class GradientGuard:
 
 
 def _whole_task() -> int:
-    """The backward pass that `loss.backward()` began."""
+    """The id of the outermost backward pass, which `loss.backward()` began."""
     inner: int = torch._C._current_graph_task_id()
     return inner if _RUNNING.task is None else _RUNNING.task
 

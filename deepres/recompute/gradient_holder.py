@@ -1,4 +1,4 @@
-"""A gradient on its way from one backward pass to the next, held by nobody else."""
+"""Hands a gradient from one backward pass to the next, with no other reference to it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from deepres.recompute.discarding import OTHER_WAYS, can_need_grad
 class GradientHolder:
     """Holds the gradient of a graph's output until the backward pass of that graph takes it.
 
-    Autograd holds the gradient that a node is given until the node has run, and so does whoever calls
-    `torch.autograd.backward` with one. What it alone holds it frees early, and adds to in place.
+    A gradient passed to `torch.autograd.backward` is held by the caller, and by autograd until its node has run. One
+    that only autograd holds, it frees early and accumulates into in place.
 
     Attributes:
         gradient: the gradient; None once it is taken.
@@ -24,18 +24,18 @@ class GradientHolder:
     def __init__(self) -> None:
         self.gradient: Tensor | None = None
         self._is_passing = False
-        self._anchor = torch.empty(0, requires_grad=True)  # what a graph begins with
+        self._anchor = torch.empty(0, requires_grad=True)  # a graph starts from it
 
     def filled_by(self, y: Tensor) -> Tensor:
-        """`y`, whose gradient is stored in this holder; upstream receives one expanded zero in its place."""
+        """`y`, whose gradient goes into this holder; the function that made `y` gets an expanded zero instead."""
         filled: Tensor = _TakeGradient.apply(y, self)  # type: ignore[no-untyped-call]
         return filled
 
     def leaf_of(self, x: Tensor, needs_grad: bool) -> Tensor:
-        """`x` as the beginning of a graph that does not hold it.
+        """`x` as the start of a graph that holds no reference to it.
 
-        A plain leaf would be held by its AccumulateGrad node, and its `grad` would get its strides: those choose the
-        kernels of the next backward pass, and so how it rounds.
+        A plain leaf would be held by its AccumulateGrad node, and its `grad` would get the leaf's strides, which
+        determine the kernels of the next backward pass and so its rounding.
         """
         if not (needs_grad and can_need_grad(x)):
             return x.detach()
@@ -44,30 +44,30 @@ class GradientHolder:
         return leaf
 
     def leave(self, gradient: Tensor | None) -> None:
-        """Hold the gradient that has come to the beginning of a graph.
+        """Hold the gradient that has arrived at the start of a graph.
 
         Raises:
-            RuntimeError: it has come from elsewhere than the end of that graph.
+            RuntimeError: it did not come from the end of that graph.
         """
         if not self._is_passing:
             raise RuntimeError(OTHER_WAYS)
         self.gradient = gradient
 
     def take(self) -> Tensor | None:
-        """The gradient, which is not held here any longer."""
+        """Return the gradient, and hold it no longer."""
         gradient, self.gradient = self.gradient, None
         return gradient
 
     def edge_of(self, y: Tensor) -> GradientEdge:
-        """The end of y's graph, for `backward`."""
+        """The gradient edge at the end of y's graph, for `backward`."""
         with torch.enable_grad():
             return get_gradient_edge(_GiveGradient.apply(y, self))  # type: ignore[no-untyped-call]
 
     def backward(self, edge: GradientEdge) -> None:
-        """The backward pass of a graph, from the gradient that is held to that of the graph's leaf.
+        """Run a graph's backward pass, from the gradient held to that of the graph's leaf.
 
         Raises:
-            RuntimeError: it has come to what another backward pass has freed.
+            RuntimeError: it has reached a graph that another backward pass has freed.
         """
         assert self.gradient is not None
         self._is_passing = True
@@ -119,5 +119,5 @@ class _GiveGradient(torch.autograd.Function):
 
 
 def _stand_in(gradient: Tensor) -> Tensor:
-    """One number in the shape of a gradient that goes another way."""
+    """An expanded zero in the shape of a gradient that is passed on another way."""
     return gradient.new_zeros(()).expand_as(gradient)

@@ -13,27 +13,27 @@ from deepres.recompute.plan import Plan
 
 @lru_cache(maxsize=4)
 def least_needs(chain: Chain) -> Ints:
-    """The least peak of each range of parts: at [k, a, b], what [a, b) needs beside an x_a of kind k and fixed bytes.
+    """The least peak of each range of parts: at [k, a, b], what [a, b) needs besides an x_a of kind k and fixed bytes.
 
     NOTE [ The least peak ]
     A plan of [a, b) begins in one of two ways: part a is kept, or a segment [a, j) is discarded. In the
-    second a < j < b will do: a segment that nothing follows (not even the head) is discarded only to be
-    replayed at once, so without it each of the remaining steps holds the same or less. The peak of a plan
-    is the largest of its steps' bytes, so that the ranges' least peaks make the whole's:
+    second case a < j < b suffices: a segment that nothing follows (not even the head) is discarded only to be
+    replayed at once, so without it no remaining step holds more. The peak of a plan is the largest of its
+    steps' bytes, so the least peaks of ranges combine into that of the whole:
 
         need(a, b) = min( min over r: max(keep_run(a, r) + g(b), added(a, r) + need(a+1, b), backward(a, r)),
                           min over j: max(discard(a, j) + g(b), x_j + need(j, b), need(a, j)) )
 
-    with g(b) the gradient that is held meanwhile; for each kind of x_a (`Costs`), which that of x_{a+1} follows from.
-    Segments within segments that all begin at unit 0
-    (no replay shared by two units) mostly attain it, but not always: they run a unit forward under the
-    gradient of every later x, which may be larger than what keeping a few units takes.
+    with g(b) the gradient that is held meanwhile. There is one need for each kind of x_a (`Costs`): keeping part a
+    determines the kind of x_{a+1}, and x_j is droppable. Nested segments that all begin at unit 0 (no replay shared
+    by two units) mostly attain the least peak, but not always: they run a unit forward while holding the gradient of
+    every later x in turn, which may be larger than what keeping a few units takes.
     """
     costs = costs_of(chain)
     num_parts, loose = len(costs.forward_ms), costs.num_kinds - 1
     needs = np.full((costs.num_kinds, num_parts + 1, num_parts + 1), ABSENT, dtype=np.int64)
     by_start = np.full_like(needs, ABSENT)  # at [k, a, n]: need(a, a + n)
-    by_stop = np.full_like(needs[0], ABSENT)  # at [b, n]: need(b − n, b) with a loose x
+    by_stop = np.full_like(needs[0], ABSENT)  # at [b, n]: need(b − n, b) with a droppable x
     x = np.lib.stride_tricks.sliding_window_view(np.append(costs.state_bytes, needs[0, 0]), num_parts)
     for length in range(1, num_parts + 1):  # all ranges of that length at once: rows a, columns j − a
         num = num_parts - length + 1
@@ -55,7 +55,7 @@ def least_needs(chain: Chain) -> Ints:
 
 
 def smallest_plan(chain: Chain) -> Plan:
-    """A plan whose peak no plan is below."""
+    """A plan with the least peak of all."""
     costs, needs = costs_of(chain), least_needs(chain)
     loose = costs.num_kinds - 1
 

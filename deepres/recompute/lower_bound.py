@@ -1,4 +1,4 @@
-"""A time that every plan within a budget takes extra."""
+"""A lower bound on the extra time of every plan within a budget."""
 
 import math
 from itertools import groupby
@@ -7,15 +7,15 @@ from deepres.recompute.chain import Chain
 
 
 def least_extra_ms(chain: Chain, budget_bytes: int) -> float:
-    """A time that every plan within the budget takes beyond each forward and backward once.
+    """A lower bound on any plan's time beyond each forward and backward once, within the budget.
 
     The larger of two bounds:
 
-    1. When the forward phase is over, what the units outside of segments keep is held at once; each other
-       unit is run forward once more, at least. The cheapest choice, in fractions of units, is a knapsack's.
-    2. Of a run of n equal units no more than s states fit at once, beside the first one's input. To have each
+    1. After the forward phase, what the units outside segments keep is held all at once; every other unit is
+       run forward at least once more. The cheapest choice, in fractions of units, is a fractional knapsack's.
+    2. Of a run of n equal units at most s states fit at once, besides the first one's input. Providing each
        unit's input in reverse order then takes at least T(n, s) = r·n − C(s+r, s+1) forwards, with r the
-       least integer for which C(s+r, s) >= n (Griewank and Walther 2000), n of which no plan saves.
+       least integer for which C(s+r, s) >= n (Griewank and Walther 2000); n of these every plan takes anyway.
     """
     room = budget_bytes - chain.fixed_bytes
     return max(_knapsack_ms(chain, room - chain.input_bytes - chain.head_bytes), _reversal_ms(chain, room))
@@ -64,7 +64,7 @@ def _reversal_ms(chain: Chain, room_bytes: int) -> float:
 
 
 def _added_bytes(chain: Chain) -> list[tuple[int, ...]]:
-    """What each unit adds, run keeping, to what was held before, at least; of each of its retentions."""
+    """The least that each unit's KEEP adds to the bytes held, for each of its retentions."""
     return [
         tuple(retention.kept_bytes - retention.dropped_bytes(x_bytes) for retention in unit.retentions)
         for unit, x_bytes in zip(chain.units, chain.state_bytes[:-1], strict=True)

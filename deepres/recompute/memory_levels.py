@@ -8,7 +8,7 @@ from deepres.recompute.least_peak import least_needs
 
 
 def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
-    """Every level that a plan can meet; None if there are too many.
+    """Every level that a plan can reach; None if there are too many.
 
     What is left for a part of the chain is the room less a sum of what the units before it hold. Chains
     that are short, or whose sizes are multiples of some size, have few such sums.
@@ -16,7 +16,7 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
     Args:
         chain: the chain.
         room_bytes: the highest level.
-        max_levels: how many levels are too many.
+        max_levels: return None if there are more.
     """
     costs, needs = costs_of(chain), least_needs(chain)
     most_held = room_bytes - int(needs[:, :-2].min())  # beyond it no range with a unit in it can run
@@ -35,11 +35,11 @@ def exact_levels(chain: Chain, room_bytes: int, max_levels: int) -> Ints | None:
 def even_levels(room_bytes: int, num_slots: int) -> Ints:
     """Levels one slot apart, from 0 to one above the room, where `DynamicProgram.candidates` looks times up.
 
-    Slots are one of eight sizes or fewer an octave, so that budgets close to each other have the same.
+    Slots are rounded to at most eight sizes an octave, so that budgets close to each other share one.
 
     Args:
-        room_bytes: the bytes beside x_0 and the chain's fixed bytes.
-        num_slots: into how many slots the room is cut, at least.
+        room_bytes: the bytes besides x_0 and the chain's fixed bytes.
+        num_slots: the least number of slots in the room.
     """
     slot = max(1, room_bytes // num_slots)
     step = 2 ** max(0, slot.bit_length() - 4)
@@ -49,7 +49,7 @@ def even_levels(room_bytes: int, num_slots: int) -> Ints:
 
 
 def geometric_levels(least_bytes: int, most_bytes: int, num_levels: int) -> Ints:
-    """0, and levels at equal ratios from the least bytes to the most; fewer where these are not so many integers."""
+    """0 and geometrically spaced levels from the least bytes to the most, rounded to integers, without duplicates."""
     levels: Ints = np.unique(np.append(0, np.geomspace(least_bytes, most_bytes, num_levels).round())).astype(
         np.int64
     )

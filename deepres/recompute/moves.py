@@ -1,4 +1,4 @@
-"""From how each range of a chain begins to the plan of the whole."""
+"""Backtracking: build a plan from the first move chosen for each range of a chain."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Move(NamedTuple):
 
 
 def backtrack(chain: Chain, choose: Callable[[int, int, Any], Move], state: Any) -> Plan:
-    """The plan that follows from choosing how each range of parts begins.
+    """The plan that results from choosing how each range of parts begins.
 
     Args:
         chain: the chain.

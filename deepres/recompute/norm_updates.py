@@ -19,14 +19,14 @@ _HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
 
 @contextlib.contextmanager
 def without_updates(unit: nn.Module, name: str, *, by_value: bool) -> Iterator[None]:
-    """Hide the running statistics of PyTorch's norms in `unit`, which a batch in training is normalised without.
+    """Hide the running statistics of PyTorch's norms in `unit`: a batch in training is normalised without them.
 
-    They stay among the norms' buffers: whoever takes a `state_dict` meanwhile, a hook or another thread, finds them.
+    They stay among the norms' buffers, so that a `state_dict` taken meanwhile, by a hook or another thread, has them.
 
     Args:
-        unit: is replayed.
+        unit: the unit to replay.
         name: what errors call it.
-        by_value: as of `without_changes`.
+        by_value: see `without_changes`.
 
     Raises:
         RuntimeError: the unit uses running statistics, or changes another buffer or a parameter.
@@ -40,7 +40,7 @@ def without_updates(unit: nn.Module, name: str, *, by_value: bool) -> Iterator[N
     are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
     with without_changes(unit, name, by_value=by_value, but=are_hidden):
         for norm, values in hidden.items():
-            norm.__dict__.update(values)  # found before the buffers of these names
+            norm.__dict__.update(values)  # takes precedence over the buffers of these names
         try:
             yield
         except (AttributeError, TypeError, AssertionError) as error:
@@ -54,24 +54,24 @@ def without_updates(unit: nn.Module, name: str, *, by_value: bool) -> Iterator[N
             for norm, buffers in kept.items():
                 for name in buffers:
                     norm.__dict__.pop(name, None)
-                norm._buffers.update(buffers)  # where the norm has put another in its place
+                norm._buffers.update(buffers)  # in case the norm has replaced one
 
 
 @contextlib.contextmanager
 def without_changes(
     unit: nn.Module, name: str, *, by_value: bool = False, but: Container[int] = frozenset()
 ) -> Iterator[None]:
-    """See that a replay leaves a unit's buffers and parameters as they are.
+    """Check that a replay leaves a unit's buffers and parameters as they are.
 
     Args:
-        unit: is replayed.
+        unit: the unit to replay.
         name: what errors call it.
-        by_value: compare the values of its buffers, too, which takes their bytes: what is written by `.data` is not
-            counted.
-        but: the `id` of tensors that do not count.
+        by_value: compare its buffers' values too, which takes a copy of them: writes to `.data` leave the version
+            counter as it is.
+        but: the `id`s of tensors to ignore.
 
     Raises:
-        RuntimeError: the unit changes one, as it did when the batch passed first.
+        RuntimeError: the unit changes one, as its first run on the batch did.
     """
     before = {
         (kind, own_name): (
@@ -103,7 +103,7 @@ _ADVICE = (
 
 
 def _hidden(norm: nn.Module) -> dict[str, Any]:
-    """What a norm has in a replay in place of its own."""
+    """What replaces a norm's own values in a replay."""
     count: Any = None if type(norm).forward in _HIDES_COUNT else norm.num_batches_tracked
     return {
         "running_mean": None,

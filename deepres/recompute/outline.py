@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def outline(plan: Plan, costs: str = "") -> str:
-    """The segments and retentions of a plan, one line for each run of equal items; costs end the first line.
+    """The segments and retentions of a plan, one line for each run of equal items; `costs` ends the first line.
 
-    A run of equal segments is `12 segments of 9 units, each:`, and what is in one of them follows,
-    indented. Lines that are not indented say which units they speak of, counted from 0.
+    A run of equal segments is `12 segments of 9 units, each:`, and the content of one of them follows,
+    indented. Unindented lines say which units they describe, counted from 0.
     """
     nodes = segment_tree(plan.num_units, plan.segments)
     shapes = _shapes(nodes, plan.retentions)
@@ -53,12 +53,12 @@ def _segment(item: Segment | int) -> Segment | None:
 
 
 def _shapes(nodes: list[Segment], retentions: tuple[str, ...]) -> dict[Segment | int, int]:
-    """A number for each segment and unit, the same for those that are equal but for where they are."""
+    """A number for each segment and unit, the same for those that differ only in position."""
     numbers: dict[object, int] = {}
     shapes: dict[Segment | int, int] = {}
     for unit, name in enumerate(retentions):
         shapes[unit] = numbers.setdefault(name, len(numbers))
-    for node in reversed(nodes):  # what is inside comes before what is around it
+    for node in reversed(nodes):  # inner segments before outer ones
         content = tuple(shapes[item] for item in node.items())
         shapes[node] = numbers.setdefault(content, len(numbers))
     return shapes

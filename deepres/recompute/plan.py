@@ -1,4 +1,4 @@
-"""Plans: which units are discarded and replayed, how each is kept, and the schedule that follows."""
+"""Plans: which segments are discarded and replayed, how each unit is kept, and the resulting schedule."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ class Action(Enum):
     """What a step of a schedule does with its unit."""
 
     DISCARD = "discard"
-    """Run forward, keep nothing but the output."""
+    """Run forward, keep only the output."""
     KEEP = "keep"
     """Run forward and keep what the unit's retention says."""
     HEAD = "head"
-    """What follows the units: head and loss, forward and backward."""
+    """Run head and loss, forward and backward."""
     BACKWARD = "backward"
     """Run backward."""
 
@@ -33,10 +33,10 @@ class Step(NamedTuple):
     """One step of a schedule.
 
     Args:
-        action: what is done.
-        unit: with which unit, from 0; of the HEAD, the number of units.
-        begins_segment: of a segment's first DISCARD: the segment is replayed from the unit's input, which is
-            therefore held.
+        action: what the step does.
+        unit: with which unit, from 0; for the HEAD, the number of units.
+        begins_segment: true for a segment's first DISCARD: the segment is replayed from this unit's input,
+            which is therefore held.
     """
 
     action: Action
@@ -51,7 +51,7 @@ class Plan:
     NOTE [ What a plan means ]
     The items of a range of units are its outermost segments and the units outside them, in order.
     1. Forward phase of a range, left to right: a unit is run KEEP; a segment's units are each run
-       DISCARD, and the segment's input stays.
+       DISCARD, and the segment's input is kept.
     2. Backward phase, right to left: a unit's BACKWARD; a segment's own forward phase from its
        input, over its inner items, and then its own backward phase.
     3. A step is the forward phase of all units, the HEAD, then the units' backward phase.
@@ -59,12 +59,12 @@ class Plan:
     `schedule` spells this out; simulator and executor both follow it.
 
     Args:
-        segments: ranges [start, stop) of units, each two disjoint or nested, none twice; they are
-            put in order of (start, −stop).
+        segments: ranges [start, stop) of units, pairwise disjoint or nested, without duplicates; they
+            get sorted by (start, −stop).
         retentions: the name of each unit's retention; at least one.
 
     Raises:
-        ValueError: a segment is out of range, occurs twice or crosses another; there is no unit.
+        ValueError: a segment is out of range, occurs twice or crosses another; there are no units.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def num_units(self) -> int:
-        """The units of the chain that it is for."""
+        """The number of units in the chain that the plan is for."""
         return len(self.retentions)
 
     @property
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def nesting_depth(self) -> int:
-        """In how many segments the most replayed unit lies; 0 if everything is kept."""
+        """How many segments contain the most replayed unit; 0 if everything is kept."""
         depth, stops = 0, list[int]()
         for start, stop in self.segments:
             while stops and stops[-1] <= start:
@@ -101,12 +101,12 @@ class Plan:
         return depth
 
     def schedule(self) -> Iterator[Step]:
-        """The steps in order, by NOTE [ What a plan means ].
+        """The steps in order, following NOTE [ What a plan means ].
 
         It takes O(steps) time and O(units) memory, however deep segments nest.
         """
         discard, keep, backward = Action.DISCARD, Action.KEEP, Action.BACKWARD
-        pending: list[Segment | int]  # whose backward phases are to come, the next one last
+        pending: list[Segment | int]  # a stack: items whose backward phase is still to come
         whole = segment_tree(self.num_units, self.segments)[0]
         pending = [whole]
         while pending:
@@ -134,11 +134,11 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The plan that `to_json` wrote: a `PricedPlan` if that was one.
+        """Read the plan that `to_json` wrote: a `PricedPlan` if it was one.
 
         Raises:
             ValueError: the text is not such a document, is newer than this deepres, or its segments,
-                retentions or costs make no plan.
+                retentions or costs are invalid.
         """
         fields = read_document(text, _FORMAT, _VERSION)
         segments, retentions = (field(fields, name, list, "the plan") for name in ("segments", "retentions"))
@@ -150,12 +150,12 @@ class Plan:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, replacing a file that is there."""
+        """Write the plan as JSON, replacing an existing file."""
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> "Plan":
-        """The plan that `save` wrote: a `PricedPlan` if that was one.
+        """Read the plan that `save` wrote: a `PricedPlan` if it was one.
 
         Raises:
             ValueError: the file holds no plan; the message names the file.
@@ -169,16 +169,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PricedPlan(Plan):
-    """A plan with its costs on a chain, as `price` tells them.
+    """A plan with its costs on a chain, as computed by `price`.
 
     Args:
-        segments, retentions: the plan's.
-        peak_bytes: the most bytes that a step holds.
-        total_ms: a step's time.
-        extra_ms: `total_ms` without every forward and every backward once.
+        segments, retentions: see `Plan`.
+        peak_bytes: the most bytes held at any moment of a training step.
+        total_ms: the time of a training step.
+        extra_ms: `total_ms` less one forward and one backward of everything.
 
     Raises:
-        ValueError: it is no plan, or a cost is negative, not finite or not a number of its kind.
+        ValueError: the plan is invalid, or a cost is negative, not finite or of the wrong type.
     """
 
     peak_bytes: int
@@ -186,7 +186,7 @@ class PricedPlan(Plan):
     extra_ms: float
 
     def __post_init__(self) -> None:
-        Plan.__post_init__(self)  # with slots, super() would mean the class before it got them
+        Plan.__post_init__(self)  # slots=True makes a new class, which super() does not know
         costs = (self.peak_bytes, self.total_ms, self.extra_ms)
         if type(self.peak_bytes) is not int or not all(_is_cost(cost) for cost in costs):
             raise ValueError(
@@ -217,17 +217,17 @@ def keep_all_plan(num_units: int, retention: str = "all") -> Plan:
 
 
 def uniform_plan(num_units: int, num_segments: int, retention: str = "all") -> Plan:
-    """Near-equal consecutive parts, each a segment but the last.
+    """Near-equal consecutive parts, each but the last a segment.
 
-    The last part is kept: its backward comes next, so to discard it would only take time.
+    The last part is kept: its backward comes next, so discarding it would only cost time.
 
     Args:
-        num_units: the units of the chain.
-        num_segments: the parts, the last included; 1 keeps everything.
+        num_units: the number of units in the chain.
+        num_segments: the number of parts, including the last; 1 keeps everything.
         retention: how each unit is kept.
 
     Raises:
-        ValueError: there are fewer parts than 1 or more than units.
+        ValueError: there are no parts, or more parts than units.
     """
     if not 1 <= num_segments <= num_units:
         raise ValueError(
@@ -247,7 +247,7 @@ def sqrt_plan(num_units: int, retention: str = "all") -> Plan:
 
 
 def per_unit_plan(num_units: int, retention: str = "all") -> Plan:
-    """Every unit its own segment, but the last.
+    """Every unit but the last its own segment.
 
     Raises:
         ValueError: there are no units.
@@ -272,7 +272,7 @@ def _checked_segments(segments: Any, num_units: int) -> tuple[tuple[int, int], .
             raise ValueError(f"a segment must have 0 <= start < stop <= {num_units}, got {pair}")
         pairs.append((pair[0], pair[1]))
     pairs.sort(key=lambda pair: (pair[0], -pair[1]))
-    around = list[tuple[int, int]]()  # the segments that the next one may lie in, outermost first
+    around = list[tuple[int, int]]()  # segments that may contain the next one, outermost first
     for pair in pairs:
         while around and around[-1][1] <= pair[0]:
             around.pop()

@@ -11,16 +11,16 @@ from deepres.recompute.plan import Plan, PricedPlan
 from deepres.recompute.simulate import price
 
 _FEW_UNITS = 200
-"""For which there is time to plan twice."""
+"""Up to so many units, there is time to plan twice."""
 _SMALL_TABLE = 2**22
-"""Entries for each of which there is always room: short chains get more levels than asked for."""
+"""A table of so many entries always fits: short chains get more levels than asked for."""
 
 
 class InfeasibleBudgetError(ValueError):
     """No plan fits the budget.
 
     Attributes:
-        budget_bytes: what was asked for.
+        budget_bytes: the budget asked for.
         smallest_bytes: the smallest budget for which there is a plan.
     """
 
@@ -34,12 +34,12 @@ class InfeasibleBudgetError(ValueError):
 
 
 def smallest_budget(chain: Chain) -> int:
-    """The fewest bytes within which a chain can be trained, exactly: the least peak of any plan."""
+    """The fewest bytes within which a chain can be trained: exactly the least peak of any plan."""
     return max(chain.stem_bytes, chain.fixed_bytes + chain.input_bytes + int(least_needs(chain)[0, 0, -1]))
 
 
 def fastest_plan(chain: Chain) -> Plan:
-    """Every unit kept, in the way that replays least."""
+    """Every unit kept, by the retention that replays least."""
     choices = zip(chain.units, quickest_retentions(chain), strict=True)
     return Plan((), tuple(unit.retentions[r].name for unit, r in choices))
 
@@ -47,21 +47,21 @@ def fastest_plan(chain: Chain) -> Plan:
 def make_plan(chain: Chain, budget_bytes: int, slots: int = 500) -> PricedPlan:
     """The fastest plan whose peak, by `simulate`, is within the budget.
 
-    It is the optimum over all plans if what they may hold takes few values: in short chains, or where
-    sizes are multiples of some size (`exact_levels`). Otherwise times are known at some levels of memory
-    and estimated between them, and the plan is as a rule within 0.1 % of the optimal step; only then may
-    a slightly larger budget give a slightly slower plan. The bytes are exact in any case. Algorithm and
-    sources: NOTE [ The dynamic programme ] in dynamic_program.py. It takes O(units³ · slots) time, seconds for
+    It is optimal over all plans if the bytes that plans may hold take few values: for short chains, or if
+    all sizes are multiples of some size (`exact_levels`). Otherwise times are known at some memory levels and
+    interpolated between them: the plan is then typically within 0.1 % of the optimal step time, and a slightly
+    larger budget may give a slightly slower plan. The bytes are exact in any case. Algorithm and sources:
+    NOTE [ The dynamic programme ] in dynamic_program.py. Planning takes O(units³ · slots) time, seconds for
     333 units, and O(units² · slots) memory. Plans are cached.
 
     Args:
         chain: what each unit costs.
-        budget_bytes: what activations may take at any time, the chain's input and fixed bytes included.
-        slots: into how many levels the budget is cut where they are not exact; short chains get more.
+        budget_bytes: what activations may take at any time, including the chain's input and fixed bytes.
+        slots: the number of levels in the budget where they are not exact; short chains get more.
 
     Raises:
-        InfeasibleBudgetError: no plan fits; it says which budget would do.
-        TypeError: the chain is none.
+        InfeasibleBudgetError: no plan fits; the error has the smallest budget that would.
+        TypeError: `chain` is not a Chain.
         ValueError: the budget or `slots` is not an int of at least 1.
     """
     if not isinstance(chain, Chain):

@@ -21,14 +21,14 @@ class RandomState:
 
     @classmethod
     def read(cls, device: torch.device) -> RandomState:
-        """The state now, of a pass on this device; while a CUDA graph is captured, which forbids to ask, the CPU's."""
+        """The current state; the CPU's alone while a CUDA graph is captured, which forbids reading the device's."""
         states = [torch.get_rng_state()]
         if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             states.append(torch.cuda.get_rng_state(device))
         return cls(device, tuple(state.numpy().tobytes() for state in states))
 
     def restore(self) -> None:
-        """Go back to it."""
+        """Set the generators to this state."""
         states = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in self.states]
         torch.set_rng_state(states[0])
         if len(states) > 1:
@@ -36,25 +36,25 @@ class RandomState:
 
 
 class Draws:
-    """What the units drew from the generators in a batch's first pass, so that replays draw the same.
+    """Records the generators' states in a batch's first pass, so that replays draw the same numbers.
 
     Args:
-        device: where they run.
+        device: where the units run.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._now = RandomState.read(device)
-        # Before each unit's first run; one object while nothing is drawn.
+        # Before each unit's first run; one and the same object while nothing is drawn.
         self._states: dict[int, RandomState] = {}
-        self._are_moved = set[int]()  # units that left another state
+        self._are_moved = set[int]()  # units that left the generators in another state
 
     def __bool__(self) -> bool:
         return bool(self._are_moved)
 
     @contextmanager
     def first_run(self, unit: int) -> Iterator[None]:
-        """Note the generators' state."""
+        """Context of a unit's first run: record the generators' state before it."""
         self._states[unit] = self._now
         yield
         now = RandomState.read(self._device)
@@ -63,15 +63,15 @@ class Draws:
             self._are_moved.add(unit)
 
     def begin_backward(self) -> None:
-        """See in which state the generators are; what draws after the units has changed it."""
+        """Read the generators' state again: head and loss may have drawn from them."""
         now = RandomState.read(self._device)
         if now != self._now:
             self._now = now
 
     @contextmanager
     def replay(self, unit: int) -> Iterator[None]:
-        """Let a unit draw what it drew, and leave the generators as they are."""
-        # A unit may draw and put the generators back (`torch.random.fork_rng`).
+        """Context of a replay: the unit draws what it drew first, and the generators are left as they were."""
+        # `_are_moved` alone misses a unit that draws and puts the generators back (`torch.random.fork_rng`).
         if self._states[unit] is self._now and unit not in self._are_moved:
             yield
             return

@@ -13,17 +13,17 @@ from torch.nn.modules import module as of_all
 class RetainingUnit(Protocol):
     """A unit that can keep less than autograd would, and replays without help.
 
-    One of its retentions is `all`, in which it is also run to be discarded. Its `forward(x, retention, memo)` gives the
-    same result and gradients, bit for bit, for each of its retentions. `memo` is a dict, empty at a batch's first run
-    and handed back at each replay; a replay computes from it whatever must not be computed twice (statistics of the
-    batch) and updates nothing. Nor does it matter to the result whether gradients are recorded.
+    One of its retentions is `all`, which discarding runs use too. Its `forward(x, retention, memo)` gives the same
+    result and gradients, bit for bit, for each of its retentions. `memo` is a dict, empty at a batch's first run and
+    passed again at each replay; a replay takes from it whatever must not be computed twice (batch statistics) and
+    updates nothing. The result does not depend on whether gradients are recorded.
     """
 
     retentions: tuple[str, ...]
 
 
 def retentions_of(unit: nn.Module) -> tuple[str, ...]:
-    """The ways in which a unit can be kept: `all` alone, of one that does not follow the protocol."""
+    """The ways in which a unit can be kept: only `all` if it does not follow the protocol."""
     return unit.retentions if isinstance(unit, RetainingUnit) else ("all",)
 
 
@@ -34,15 +34,15 @@ def run_unit(
 
     Args:
         unit: the unit.
-        x: its input, of `GradientHolder.leaf_of` or `leaf_to_discard`, or with the graph of the unit before.
-        is_retaining: whether it follows the protocol; to ask each time would take milliseconds a step.
-        keep: the name of its retention; None to keep nothing but the output.
-        memo: of this unit and batch; units that do not follow the protocol have no use for it.
+        x: its input, from `GradientHolder.leaf_of` or `leaf_to_discard`, or with the previous unit's graph.
+        is_retaining: whether it follows the protocol; checking each time would take milliseconds a step.
+        keep: the name of its retention; None to keep only the output.
+        memo: of this unit and batch; unused if the unit does not follow the protocol.
 
     Returns:
         What the unit returns, which must be one tensor.
     """
-    # Of a discarded run a graph is recorded where somebody could see that there is none, see `discarding`.
+    # A discarding run records a graph wherever its absence could be noticed, see `discarding`.
     records = keep is not None or not is_retaining or _has_forward_hooks(unit)
     with torch.set_grad_enabled(records):
         return unit(x, retention=keep or "all", memo=memo) if is_retaining else unit(x)

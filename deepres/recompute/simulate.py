@@ -1,4 +1,4 @@
-"""What a plan costs on a chain: the one place that says what a peak is."""
+"""What a plan costs on a chain; this module alone defines its peak."""
 
 import math
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ class Moment(NamedTuple):
     """The bytes held while one step of a schedule runs, by kind, and how long it takes.
 
     Args:
-        action: what is done.
-        unit: with which unit, from 0; of the HEAD, the number of units.
+        action: what the step does.
+        unit: with which unit, from 0; for the HEAD, the number of units.
         fixed_bytes: what the chain holds whatever the plan.
         kept_input_bytes: x_0, the inputs that segments are replayed from, and the input and output
-            of a discarding run. An x that is some unit's kept output counts there and not here.
-        kept_bytes: what units run KEEP hold by their retentions.
+            of a discarding run. An x among some unit's kept bytes is counted there instead.
+        kept_bytes: what units that were run KEEP hold under their retentions.
         gradient_bytes: gradients of the x's.
-        transient_bytes: what lives in this step alone.
+        transient_bytes: what lives only during this step.
         duration_ms: the step's time.
     """
 
@@ -35,7 +35,7 @@ class Moment(NamedTuple):
 
     @property
     def total_bytes(self) -> int:
-        """The sum over all kinds."""
+        """The sum of all kinds."""
         return (
             self.fixed_bytes
             + self.kept_input_bytes
@@ -50,7 +50,7 @@ class Simulation:
     """A plan's costs on a chain.
 
     Args:
-        peak_bytes: the most bytes held in any step, or while the stem runs.
+        peak_bytes: the most bytes held during any step, or while the stem runs.
         total_ms: the sum of all steps' times.
         forward_runs: how often each unit is run forward; 1 if it is never replayed.
     """
@@ -99,16 +99,16 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     """NOTE [ Who holds what, and until when ]
 
     1. x_0 and the fixed bytes are held throughout.
-    2. x_i, if unit i − 1 was run KEEP, is among that unit's kept bytes, until that unit's BACKWARD.
-    3. x_i, if unit i − 1 was run DISCARD, is held until the step that needs it last: the next DISCARD
+    2. If unit i − 1 was run KEEP, x_i is among that unit's kept bytes, until that unit's BACKWARD.
+    3. If unit i − 1 was run DISCARD, x_i is held until the last step that needs it: the next DISCARD
        of unit i, the HEAD for x_L, or the BACKWARD of unit i if the next step is its KEEP or begins a segment
-       (`Step.begins_segment`). If the next step is not unit i's at all (a segment that nothing follows), it
-       goes at once.
-    4. What a KEEP keeps is held until the unit's BACKWARD, but for what is freed when that begins.
-    5. x_i goes after the KEEP of unit i if that drops it (`Retention.dropped_bytes`), but not if it is among the kept
-       bytes of unit i − 1 and needed there, too (`UnitCost.leaves_output`).
-    6. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i, and then the
-       gradient of x_{i+1} goes.
+       (`Step.begins_segment`). If the next step is not unit i's at all (nothing follows the segment), x_i is
+       freed at once.
+    4. What a KEEP keeps is held until the unit's BACKWARD, except for what is freed when that begins.
+    5. x_i is freed after the KEEP of unit i if that drops it (`Retention.dropped_bytes`), unless it is among the kept
+       bytes of unit i − 1 and needed there too (`UnitCost.leaves_output`).
+    6. The HEAD leaves the gradient of x_L; each BACKWARD of unit i adds the gradient of x_i and then frees
+       that of x_{i+1}.
     """
     retentions = _retentions_of(chain, plan)
     state_bytes = chain.state_bytes
@@ -116,8 +116,8 @@ def _moments(chain: Chain, plan: Plan) -> Iterator[Moment]:
     inputs, kept, gradient = chain.input_bytes, 0, 0
     is_input = [False] * (plan.num_units + 1)  # x_i is counted in `inputs`, by rules 1 and 3
     is_input[0] = True
-    gone = [0] * (plan.num_units + 1)  # of x_i, which was counted in `kept`, by rule 5
-    output = 0  # the x that the last step made discarding; 0 if it made none
+    gone = [0] * (plan.num_units + 1)  # bytes of x_i taken out of `kept` early, by rule 5
+    output = 0  # index of the x that the last step made, if a DISCARD; else 0
     for action, unit, begins_segment in plan.schedule():
         if output and unit != output:
             is_input[output] = False

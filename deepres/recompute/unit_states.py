@@ -14,7 +14,7 @@ class State(NamedTuple):
     """What a replay must find unchanged, at one moment: a value for each parameter, or for each module.
 
     Args:
-        parameters: the parameters themselves, so that none of them can be taken for a later one.
+        parameters: the parameters themselves, so that no later one can be mistaken for them.
         versions: how often each was changed in place.
         are_trained: whether each requires a gradient.
         modes: whether each module is in training.
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 class UnitStates:
-    """Reads the states of units, in far less time than it takes to walk through their modules.
+    """Reads the states of units, far faster than by walking through their modules.
 
     Args:
         units: the units.
@@ -35,7 +35,7 @@ class UnitStates:
     Attributes:
         units: the units.
         recurrent: PyTorch's recurrent layers in them, each with its unit's number.
-        replayed: numbers of units that were seen to be replayed without a change of their buffers.
+        replayed: numbers of units that have been replayed without changing their buffers.
     """
 
     def __init__(self, units: Sequence[nn.Module]) -> None:
@@ -56,7 +56,7 @@ class UnitStates:
         ]
 
     def are_of(self, units: Sequence[nn.Module]) -> bool:
-        """Whether these are the units still, with the layers and parameters that they had."""
+        """Whether these are still the same units, with the same layers and parameters."""
         now = (parameters.get(name) for parameters, name, _ in self._places)
         return (
             len(units) == len(self.units)
@@ -74,19 +74,19 @@ class UnitStates:
 
     @property
     def share_parameters(self) -> bool:
-        """Whether a parameter that is trained belonged to several units at first."""
+        """Whether a trained parameter belonged to several units when they were taken in."""
         shared = (parameters.get(name) for parameters, name in self._shared)
         return any(p is not None and p.requires_grad for p in shared)
 
     @property
     def trained_parameters(self) -> list[Tensor]:
-        """Those that require a gradient; twice, if they are in two places."""
+        """Those that require a gradient; one in two places is listed twice."""
         found = (parameters.get(name) for parameters, name, _ in self._places)
         return [p for p in found if p is not None and p.requires_grad]
 
     @property
     def hooked_parameters(self) -> list[Tensor]:
-        """Those for whose gradient hooks wait."""
+        """Those with hooks on their gradients."""
         found = (parameters.get(name) for parameters, name, _ in self._places)
         return [p for p in found if p is not None and has_hooks(p)]
 
@@ -101,7 +101,7 @@ class UnitStates:
         )
 
     def need_grad(self, needs_grad: bool) -> list[bool]:
-        """Which of x_0 … x_L need a gradient, if that of x_0 does or not."""
+        """Which of x_0 … x_L need a gradient, given whether x_0 does."""
         are_trained = [False] * len(self.units)
         for parameters, name, i in self._places:
             p = parameters.get(name)
@@ -109,7 +109,7 @@ class UnitStates:
                 are_trained[i] = True
         needs = [needs_grad]
         for unit, is_trained in zip(self.units, are_trained, strict=True):
-            # Units that seem to be frozen, which a backward pass leaves out, may have been given new modules.
+            # Units that seem frozen, which a backward pass would skip, may have been given new modules.
             needs.append(needs[-1] or is_trained or any(p.requires_grad for p in unit.parameters()))
         return needs
 
@@ -137,7 +137,7 @@ class UnitStates:
 
 
 def has_hooks(parameter: Tensor) -> bool:
-    """Whether hooks wait for its gradient."""
+    """Whether it has hooks on its gradient."""
     hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
     return bool(hooks) and parameter.requires_grad
 
@@ -146,7 +146,7 @@ def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place."""
     try:
         return tensor._version
-    except RuntimeError:  # made in inference mode: it is not counted how often such a tensor is changed
+    except RuntimeError:  # tensors made in inference mode have no version counter
         return 0
 
 

@@ -109,10 +109,6 @@ def _own_row(profiled: ProfiledNet) -> list[StrategyRow]:
     except InfeasibleBudgetError as error:
         room = profiled.target.memory_bytes - other_bytes
         return [_no_plan(profiled, "own", name, None, room, error.smallest_bytes)]
-    except OSError as error:
-        raise ValueError(f"recompute.plan {recompute.plan} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"recompute: {error}") from None
     return [strategy_row(profiled, "own", name, plan)]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from deepres.config import Config, RecomputeConfig, TrainConfig
+from deepres.config import Config, ConfigError, RecomputeConfig, TrainConfig
 from deepres.memory.gpus import Gpu
 from deepres.memory.predict import predict_chain
 from deepres.memory.states import ModelStates, model_states
@@ -118,21 +118,30 @@ def plan_for(recompute: RecomputeConfig, chain: Chain, other_bytes: int, device_
 
     Raises:
         InfeasibleBudgetError: no plan fits the budget.
-        ValueError: more segments than units, or a plan file that is broken or for another net.
-        OSError: the plan file cannot be read.
+        ConfigError: there are more segments than units, or the plan file cannot be read, is damaged or is for another
+            net.
     """
-    num_units = len(chain.units)
     budget_bytes = activation_budget(recompute, other_bytes, device_bytes)
     if budget_bytes is not None:
-        find = Frontier(chain).plan if num_units > MAX_GROUPS else partial(make_plan, chain)
+        find = Frontier(chain).plan if len(chain.units) > MAX_GROUPS else partial(make_plan, chain)
         return find(max(1, budget_bytes))
+    try:
+        return price(chain, _fixed_plan(recompute, len(chain.units)))
+    except OSError as error:
+        raise ConfigError(f"recompute.plan {recompute.plan} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"recompute: {error}") from None
+
+
+def _fixed_plan(recompute: RecomputeConfig, num_units: int) -> Plan:
+    """The plan of a section that names no budget."""
     if recompute.plan is not None:
-        return price(chain, Plan.load(recompute.plan))
+        return Plan.load(recompute.plan)
     if recompute.segments == "none":
-        return price(chain, keep_all_plan(num_units))
+        return keep_all_plan(num_units)
     if recompute.segments == "sqrt":
-        return price(chain, sqrt_plan(num_units))
-    return price(chain, uniform_plan(num_units, recompute.segments))
+        return sqrt_plan(num_units)
+    return uniform_plan(num_units, recompute.segments)
 
 
 def activation_budget(recompute: RecomputeConfig, other_bytes: int, device_bytes: int) -> int | None:

@@ -225,18 +225,8 @@ class RunPlanner:
         )
 
     def _plan(self, chain: Chain, sizes: BatchSizes, device_bytes: int) -> PricedPlan:
-        try:
-            return plan_for(
-                self._config.recompute, chain, self._other_memory(sizes).total_bytes, device_bytes
-            )
-        except InfeasibleBudgetError:
-            raise
-        except OSError as error:
-            raise ConfigError(
-                f"recompute.plan {self._config.recompute.plan} cannot be read: {error.strerror}"
-            ) from None
-        except ValueError as error:
-            raise ConfigError(f"recompute: {error}") from None
+        other_bytes = self._other_memory(sizes).total_bytes
+        return plan_for(self._config.recompute, chain, other_bytes, device_bytes)
 
     def _planned(self, plan: PricedPlan, sizes: BatchSizes, budget_bytes: int | None) -> PlannedRun:
         return PlannedRun(plan, sizes, self._other_memory(sizes), budget_bytes)

@@ -208,7 +208,7 @@ class DynamicProgram:
     def _choose(self, looked_up_bytes: int, a: int, b: int, state: _State) -> Move:
         """The first move of [a, b) within the bytes of `state`, by rule 2."""
         costs, needs, (num_bytes, kind) = self._costs, self._needs, state
-        loose = costs.num_kinds - 1
+        droppable = costs.num_kinds - 1
 
         def extra_ms(kind: int, a: Any, b: Any, num_bytes: Any) -> Any:
             lower, upper, share = self._between(num_bytes + looked_up_bytes)
@@ -236,14 +236,14 @@ class DynamicProgram:
         stops = np.arange(a + 1, b)
         rests = num_bytes - costs.state_bytes[stops]
         own = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[kind, a, stops])
-        fits = (own <= num_bytes) & (needs[loose, stops, b] <= rests)
+        fits = (own <= num_bytes) & (needs[droppable, stops, b] <= rests)
         stops, rests = stops[fits], rests[fits]
         if len(stops):
-            extras = extra_ms(loose, stops, b, rests) + extra_ms(kind, a, stops, num_bytes)
+            extras = extra_ms(droppable, stops, b, rests) + extra_ms(kind, a, stops, num_bytes)
             extras += self._elapsed_ms[stops] - self._elapsed_ms[a]
             i = int(extras.argmin())
             if extras[i] < best:
-                best, move = extras[i], Move(None, int(stops[i]), state, _State(int(rests[i]), loose))
+                best, move = extras[i], Move(None, int(stops[i]), state, _State(int(rests[i]), droppable))
         assert best < np.inf, f"no plan for units {a} to {b - 1} within {num_bytes} bytes"
         return move
 

@@ -30,7 +30,7 @@ def least_needs(chain: Chain) -> Ints:
     every later x in turn, which may be larger than what keeping a few units takes.
     """
     costs = costs_of(chain)
-    num_parts, loose = len(costs.forward_ms), costs.num_kinds - 1
+    num_parts, droppable = len(costs.forward_ms), costs.num_kinds - 1
     needs = np.full((costs.num_kinds, num_parts + 1, num_parts + 1), ABSENT, dtype=np.int64)
     by_start = np.full_like(needs, ABSENT)  # at [k, a, n]: need(a, a + n)
     by_stop = np.full_like(needs[0], ABSENT)  # at [b, n]: need(b − n, b) with a droppable x
@@ -50,14 +50,14 @@ def least_needs(chain: Chain) -> Ints:
             if length > 1:
                 least = np.minimum(least, np.maximum(segment, by_start[kind, :num, 1:length]).min(axis=1))
             needs[kind, a, b] = by_start[kind, :num, length] = least
-        by_stop[length:, length] = needs[loose, a, b]
+        by_stop[length:, length] = needs[droppable, a, b]
     return needs
 
 
 def smallest_plan(chain: Chain) -> Plan:
     """A plan with the least peak of all."""
     costs, needs = costs_of(chain), least_needs(chain)
-    loose = costs.num_kinds - 1
+    droppable = costs.num_kinds - 1
 
     def choose(a: int, b: int, kind: Any) -> Move:
         keep = costs.keep_bytes(kind, a, b)
@@ -66,10 +66,10 @@ def smallest_plan(chain: Chain) -> Plan:
         keep = np.maximum(keep, costs.added_bytes[kind][:, a] + needs[costs.next_kind[:, a], a + 1, b])
         stops = np.arange(a + 1, b)
         peaks = np.maximum(costs.discard_bytes(a, slice(1, b - a), b), needs[kind, a, stops])
-        peaks = np.maximum(peaks, costs.state_bytes[stops] + needs[loose, stops, b])
+        peaks = np.maximum(peaks, costs.state_bytes[stops] + needs[droppable, stops, b])
         if keep.min() <= peaks.min():
             r = int(keep.argmin())
             return Move(r, a + 1, None, int(costs.next_kind[r, a]))
-        return Move(None, a + 1 + int(peaks.argmin()), kind, loose)
+        return Move(None, a + 1 + int(peaks.argmin()), kind, droppable)
 
     return backtrack(chain, choose, 0)

@@ -151,10 +151,6 @@ def ten_crop_logits(net: nn.Module, images: Tensor, size: int = _TEN_CROP_SIZE) 
     bottom, right = height - size, width - size
     corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
     views = [images[..., top : top + size, left : left + size] for top, left in corners]
-    logs = [
-        F.log_softmax(net(each.contiguous()).float(), dim=1)
-        for view in views
-        for each in (view, view.flip(-1))
-    ]
+    logs = [F.log_softmax(net(each.contiguous()), dim=1) for view in views for each in (view, view.flip(-1))]
     # Logarithms are finite where a probability is 0 in fp32.
     return torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logs))

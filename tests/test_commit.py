@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepres.commit import (
@@ -18,6 +20,7 @@ from deepres.commit import (
     commit_folder,
     replace_file,
     replace_text,
+    verify_file,
     verify_folder,
 )
 
@@ -101,6 +104,15 @@ def test_every_damage_to_every_file_is_found_by_name(tmp_path, name, damage):
         assert "step-2/a.safetensors has changed" in str(error.value)
     else:
         assert f"step-2/{name}" in str(error.value)
+    if damage == "truncated" and name != MANIFEST:
+        assert f"{name} has {len(content) - 1} bytes, {len(content)} were saved" in str(error.value)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_taken_for_one_of_the_folder(tmp_path):
+    commit(tmp_path / "step-1")
+    (tmp_path / "step-1" / "c.pt").touch()
+    with pytest.raises(DamagedError, match=f"{MANIFEST} does not list c.pt"):
+        verify_file(tmp_path / "step-1" / "c.pt", NAMES)
 
 
 def test_any_bit_flipped_in_a_manifest_is_found(tmp_path):
@@ -169,8 +181,46 @@ def test_what_was_written_aside_is_removed_where_the_disk_is_full_in_the_middle(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_where_a_disk_or_a_quota_is_full_the_bytes_that_were_free_then_are_told(
+    tmp_path, monkeypatch, number
+):
+    def fill_up(path):
+        path.touch()
+        raise OSError(number, os.strerror(number))
+
+    def usage(_path):
+        return SimpleNamespace(free=7 if (tmp_path / "step-1.tmp" / "a.safetensors").exists() else 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(
+        SaveError, match=f"step-1 cannot be written: {os.strerror(number)}.* 7 bytes are free"
+    ):
+        commit_folder(tmp_path / "step-1", {"a.safetensors": fill_up}, 0)
+
+
+def test_a_full_disk_is_told_where_there_is_no_room_for_the_folder_either(tmp_path, monkeypatch):
+    def fill_up(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", fill_up)
+    with pytest.raises(SaveError, match=r"step-1 cannot be written: No space left.* bytes are free"):
+        commit_folder(tmp_path / "checkpoints" / "step-1", {}, 0)
+
+
+def test_weights_for_which_there_is_no_room_are_told_with_the_bytes_that_are_free(tmp_path):
+    def fill_up(_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(
+        SaveError, match=r"weights cannot be written: .*No space left.* bytes are free: make room"
+    ):
+        replace_file(tmp_path / "weights", fill_up)
+
+
 def test_a_damaged_folder_of_the_same_name_is_replaced(tmp_path):
     commit(tmp_path / "step-1", 1.0)
+    commit(tmp_path / "step-1.replaced.tmp", 0.0)
     (tmp_path / "step-1" / "b.json").unlink()
     (tmp_path / "step-1.tmp").mkdir()
     commit(tmp_path / "step-1", 2.0)

@@ -11,11 +11,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import evaluate
 import export
 from deepres import build_resnet, evaluating, exporting
+from deepres.autocast import ComputeIn
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net, ten_crop_logits
 from deepres.train import main
@@ -238,6 +239,30 @@ def test_crops_of_224_are_of_a_side_of_256_and_those_of_320_of_320(run_dir, tmp_
     assert (float(red.min()), float(red.max())) == pytest.approx(edges, abs=1)
 
 
+AUTO = (
+    "train.micro_batch_size=auto",
+    "recompute.segments=none",
+    "recompute.budget=1GiB",
+    "data.num_images=200",
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [(["train.eval_batch_size=5"], [5, 5, 2]), (["train.micro_batch_size=4"], [4, 4, 4]), (AUTO, [32, 8])],
+)
+def test_images_are_tested_as_many_at_once_as_in_the_run_and_leave_no_graph(run_dir, settings, sizes):
+    seen = []
+    hook = register_module_forward_hook(lambda net, _inputs, logits: seen.append((type(net), logits)))
+    try:
+        evaluating.evaluate(run_dir, find_config(run_dir, None, settings), "config", torch.device("cpu"))
+    finally:
+        hook.remove()
+    whole = [logits for kind, logits in seen if kind is ComputeIn]
+    assert [len(logits) for logits in whole] == sizes
+    assert not any(logits.requires_grad for logits in whole)
+
+
 def test_ten_crops_are_the_centre_the_corners_and_their_mirror_images():
     seen = []
 
@@ -347,6 +372,8 @@ def test_a_net_is_not_tested_on_classes_of_other_names(tmp_path, capsys):
     arguments = (*SMALL, "engine.name=plain", "engine.zero_stage=0", f"train.run_dir={run_dir}", *data)
     assert main(["--config", str(CONFIG), *arguments]) == 0
     assert evaluate.main([str(run_dir)]) == 0
+    without_names = ("data.name=synthetic", "data.num_classes=2", "data.num_images=8")
+    assert evaluate.main([str(run_dir), *without_names]) == 0
     for split in ("train", "val"):
         (tmp_path / "images" / split / "a").rename(tmp_path / "images" / split / "c")
     for weights in (run_dir, run_dir / "checkpoints" / "step-00000001"):

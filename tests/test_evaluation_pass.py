@@ -5,6 +5,7 @@ import colorsys
 import pytest
 from PIL import Image
 
+from deepres.data.image_files import FolderFiles
 from deepres.engines import Engine
 from deepres.exit_status import ExitStatus
 from deepres.train import main
@@ -74,6 +75,35 @@ def test_test_images_that_take_too_much_memory_lose_no_training(images, tmp_path
     assert message in capsys.readouterr().err
     assert _train(images, tmp_path / "run", "train.eval_batch_size=5") == 0
     assert "resumes from" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_while_test_images_are_read_loses_no_training(
+    images, tmp_path, capsys, monkeypatch
+):
+    read = FolderFiles.read
+
+    def ask_for_too_much(files, index):
+        if "/test/" in files.path(index):
+            raise MemoryError
+        return read(files, index)
+
+    monkeypatch.setattr(FolderFiles, "read", ask_for_too_much)
+    assert _train(images, tmp_path / "run", "train.eval_batch_size=12") == ExitStatus.OUT_OF_MEMORY
+    assert "error: out of memory in the evaluation, with 12 images at once: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("run/checkpoints/step-*")] == ["step-00000003"]
+
+
+def test_a_process_without_memory_does_not_save_with_those_that_wait_for_its_parameters(
+    images, tmp_path, capsys, monkeypatch
+):
+    def ask_for_too_much(_engine, batch):
+        return batch.new_zeros(2**45)
+
+    monkeypatch.setattr(Engine, "predict", ask_for_too_much)
+    monkeypatch.setattr(Engine, "shards_parameters", True)
+    assert _train(images, tmp_path / "run") == ExitStatus.OUT_OF_MEMORY
+    assert "error: out of memory in the evaluation" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints/step-*"))
 
 
 @pytest.mark.parametrize(

@@ -371,8 +371,8 @@ def test_a_network_that_fails_for_a_moment_costs_no_image(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     "other_test",
-    [("data.eval_image_size=12", "data.eval_shorter_side=12"), ("precision.compute=bf16",), ()],
-    ids=["crop", "precision", "images"],
+    [("data.eval_image_size=6",), ("data.eval_shorter_side=12",), ("precision.compute=bf16",), ()],
+    ids=["crop", "shorter side", "precision", "images"],
 )
 def test_a_tested_net_is_tested_anew_where_the_test_is_another(tmp_path, other_test):
     settings = _folder_of_images(tmp_path / "images", 4, 2)

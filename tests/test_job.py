@@ -184,12 +184,12 @@ def test_what_is_measured_is_the_runs_own_precision(monkeypatch):
 
     def measure(_net, shape, device, dtype, *, channels_last):
         asked.append((shape, device.type, dtype, channels_last))
-        raise InfeasibleBudgetError(1, 2)
+        raise NotImplementedError
 
     monkeypatch.setattr(run_planner, "measure_chain", measure)
     precision = ("precision.compute=bf16", "precision.channels_last=true")
     job = prepare(Path(QUICKSTART), [*SMALL, *PLAIN, "recompute.segments=3", *precision])
-    with pytest.raises(ConfigError, match="as measured on cpu, "):
+    with pytest.raises(NotImplementedError):
         job.planner.plan_as_measured(job.sizes)
     assert asked == [((8, 3, 8, 8), "cpu", torch.bfloat16, True)]
 

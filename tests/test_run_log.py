@@ -1,6 +1,9 @@
 """What a run tells on the screen."""
 
 import math
+from types import SimpleNamespace
+
+import pytest
 
 from deepres.config import LogConfig
 from deepres.distributed import this_process
@@ -12,6 +15,16 @@ METRICS = Metrics(loss=1.25, top1=0.5, top5=0.75, num_images=40)
 
 def _log(num_steps, steps_per_epoch):
     return RunLog(LogConfig(), this_process("cpu"), None, num_steps, steps_per_epoch, first_step=0)
+
+
+@pytest.mark.parametrize(("peak_bytes", "is_told"), [(102, False), (103, True)])
+def test_a_micro_batch_that_takes_more_than_its_budget_is_told(capsys, peak_bytes, is_told):
+    planned = SimpleNamespace(plan=None, activations_bytes=peak_bytes, budget_bytes=100)
+    _log(1, 1).begin(planned)
+    warning = (
+        "WARNING: a micro batch was measured to take 103 B of activations, more than the budget of 100 B"
+    )
+    assert (warning in capsys.readouterr().out) is is_told
 
 
 def test_a_training_line_has_a_rate_only_where_there_is_one(capsys):
@@ -36,6 +49,14 @@ def test_a_training_line_tells_the_speed_since_the_line_before(monkeypatch):
     assert math.isnan(speeds[0])
     assert speeds[1:] == [8, 4, 2]
     assert throughput.per_s == 24 / 7
+
+
+def test_data_that_the_first_step_of_a_stretch_waits_for_is_no_part_of_its_time(monkeypatch):
+    throughput, clock = Throughput(), iter([0.0, 2.0])
+    monkeypatch.setattr("deepres.run_log.time.perf_counter", lambda: next(clock))
+    for waited_s in (5.0, 0.5):
+        throughput.count(8, waited_s)
+    assert throughput.data_wait_share == 0.25
 
 
 def test_a_test_line_says_how_many_epochs_were_trained(capsys):

@@ -11,6 +11,7 @@ import export
 import propagation
 from deepres import TrainedNetError, build_resnet, load_resnet
 from deepres.checkpoints.saving import checkpoints_in
+from deepres.checkpoints.snapshot import MOMENTUM, PROCESSES
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net
 from deepres.models.difference import first_difference
@@ -49,6 +50,13 @@ def test_a_run_its_checkpoints_and_exports_tell_their_net(run_dir):
         assert torch.equal(net(images), expected)
     assert torch.equal(load_resnet(run_dir / "export.safetensors")(images), expected)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", [MOMENTUM, PROCESSES])
+def test_a_checkpoint_s_other_files_are_of_no_net(run_dir, name):
+    path = checkpoints_in(run_dir / "checkpoints")[0] / name
+    with pytest.raises(TrainedNetError, match=f"{name} does not record its architecture"):
+        load_resnet(path)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
             f"{root}: expected {num_classes} classes, found {len(class_names)}; data.name=image_folder takes any number"
         )
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of.get(entry.class_name, -1) for entry in entries], dtype=np.int64)
+    labels = np.array([label_of[entry.class_name] for entry in entries], dtype=np.int64)
     train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == test_split)
     return ImageFolder(files, class_names, (train, labels[train]), (test, labels[test]))
 

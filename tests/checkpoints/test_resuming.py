@@ -1,7 +1,12 @@
 """A run that goes on from a checkpoint is the run that never stopped."""
 
 import json
+import multiprocessing
+import shutil
 import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +15,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import FileStore
 
+from deepres.checkpoints.resuming import read_checkpoint, share_start
+from deepres.checkpoints.saving import commit_snapshot
+from deepres.checkpoints.snapshot import FORMAT, MODEL, TRAINING, VERSION, Snapshot
+from deepres.config import Config, ConfigError
+from deepres.distributed import Process, start_process_group, stop_process_group
 from deepres.evaluating import evaluate, find_config
+from deepres.recompute.document import write_document
+from tests.checkpoints.progress import PROGRESS
 from tests.checkpoints.resume_cases import CONFIG, overrides
 from tests.processes import metrics, run, torchrun
 
@@ -176,3 +189,84 @@ def test_another_number_of_processes_or_engine_sees_the_same_samples_and_trains_
     # of step 4 is of the third step, too, which the checkpoint tells of.
     assert ours[4] == pytest.approx(theirs[4], rel=1e-4)
     assert ours[6] == pytest.approx(theirs[6], rel=2e-3)
+
+
+def _shared(store_path, process, found, train):
+    """What a process is to go on from, or why it cannot."""
+    config = Config.model_validate(
+        {"model": {"depth": 8}, "data": {"name": "synthetic"}, "train": {"epochs": 1, **train}}
+    )
+    start_process_group(process, FileStore(str(store_path), 2))
+    try:
+        return share_start(found, config, process)
+    except ConfigError as error:
+        return str(error)
+    finally:
+        stop_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared(tmp_path, two_processes):
+    """What rank 0 goes on from, step 3 of the run `first`, and what gives rank 1's answer, by its own settings."""
+    snapshot = Snapshot(
+        PROGRESS.step,
+        {MODEL: {"x": torch.ones(2)}},
+        {TRAINING: write_document(FORMAT, VERSION, asdict(PROGRESS))},
+    )
+    found = read_checkpoint(commit_snapshot(snapshot, tmp_path / "first" / "checkpoints", keep=1))
+
+    def share(local_rank=1, **train):
+        cpu = torch.device("cpu")
+        processes = Process(0, 0, 2, 2, cpu), Process(1, local_rank, 2, 2, cpu)
+        settings = {"resume": "auto", "run_dir": tmp_path / "first"}, {"resume": "auto", **train}
+        store = Path(tempfile.mkdtemp(dir=tmp_path)) / "store"
+        told = [
+            two_processes.submit(_shared, store, *each)
+            for each in zip(processes, (found, None), settings, strict=True)
+        ]
+        ours, theirs = (each.result() for each in told)
+        assert ours == found
+        return theirs
+
+    return found, share
+
+
+@pytest.mark.parametrize("resume", ["auto", "first", "first/checkpoints", "first/checkpoints/step-00000003"])
+def test_every_process_goes_on_from_what_the_first_has_chosen(tmp_path, shared, resume):
+    found, share = shared
+    resume = resume if resume == "auto" else tmp_path / resume
+    assert share(run_dir=tmp_path / "first", resume=resume) == found
+
+
+def test_a_process_that_begins_anew_where_the_first_goes_on_is_refused(tmp_path, shared):
+    told = shared[1](run_dir=tmp_path / "first", resume="never")
+    assert "process 1 was started with train.resume=never, process 0 resumes from step 3" in told
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_what_a_process_reads_in_a_folder_of_its_own_is_the_checkpoint_of_the_first_or_refused(
+    tmp_path, shared, local_rank
+):
+    """The first process of a host looks at every file."""
+    found, share = shared
+    other = tmp_path / "other"
+    assert "process 1 does not see the run's folder: " in share(local_rank, run_dir=other)
+    shutil.copytree(tmp_path / "first", other)
+    copy = other / found.path.relative_to(tmp_path / "first")
+    assert share(local_rank, run_dir=other) == replace(found, path=copy)
+    (copy / MODEL).write_bytes(b"")
+    damaged = share(local_rank, run_dir=other)
+    if local_rank == 0:
+        assert f"process 1 does not see the run's folder: {copy / MODEL} has 0 bytes" in damaged
+    else:
+        assert damaged == replace(found, path=copy)
+    snapshot = Snapshot(PROGRESS.step, {}, {TRAINING: (copy / TRAINING).read_text(encoding="utf-8")})
+    commit_snapshot(snapshot, copy.parent, keep=1)
+    told = share(local_rank, run_dir=other)
+    assert f"process 1 sees another checkpoint at {copy} than process 0: share the folder" in told

@@ -1,6 +1,8 @@
 """When to save, and the thread that does: what goes wrong there is told by the run."""
 
+import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,12 +83,34 @@ def test_whatever_goes_wrong_in_the_thread_is_an_error_of_the_run(tmp_path, cont
     assert not list(tmp_path.rglob("step-*"))
 
 
+def test_what_went_wrong_first_is_told(tmp_path):
+    saver = Saver(tmp_path, keep=1)
+    for step, content in ((1, {"x": "no tensor"}), (2, {"x": 2})):
+        saver.save(Snapshot(step, {MODEL: content}, {}))
+    with pytest.raises(SaveError, match="'str' object"):
+        saver.finish(CPU)
+
+
 def test_a_folder_that_cannot_be_made_is_one_too(tmp_path):
     (tmp_path / "file").touch()
     saver = Saver(tmp_path / "file" / "checkpoints", keep=1)
     saver.save(Snapshot(1, {MODEL: {"x": torch.ones(2)}}, {}))
     with pytest.raises(SaveError):
         saver.finish(CPU)
+
+
+def test_a_checkpoint_is_begun_only_where_it_fits(tmp_path, monkeypatch):
+    tensors = {f"{k}": torch.ones(1000) for k in range(20)}
+    snapshot = Snapshot(1, {MODEL: tensors}, {TRAINING: "x" * 5000})
+    usage = SimpleNamespace(free=snapshot.num_bytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(
+        SaveError, match=f"needs about {snapshot.num_bytes} bytes, {usage.free} bytes are free"
+    ):
+        commit_snapshot(snapshot, tmp_path, keep=1)
+    usage.free += 1
+    taken_bytes = sum(path.stat().st_size for path in commit_snapshot(snapshot, tmp_path, keep=1).iterdir())
+    assert taken_bytes <= snapshot.num_bytes <= 1.1 * taken_bytes
 
 
 def test_a_saver_tells_how_long_its_last_commit_took(tmp_path, monkeypatch):

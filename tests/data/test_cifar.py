@@ -87,6 +87,21 @@ def test_complete_python_files_are_taken_where_the_binary_ones_are_not(tiny_cifa
     assert find_cifar(tiny_cifar.cifar, tiny_cifar.root)[0] is python
 
 
+def test_of_two_incomplete_layouts_the_first_is_told(tiny_cifar):
+    for layout in tiny_cifar.cifar.layouts:
+        (tiny_cifar.root / layout.folder / layout.test).unlink()
+    binary = tiny_cifar.cifar.layouts[0]
+    with pytest.raises(DataError, match=f"{binary.folder} is incomplete: {binary.test} missing"):
+        find_cifar(tiny_cifar.cifar, tiny_cifar.root)
+
+
+def test_names_that_are_not_one_for_each_class_are_none(tiny_cifar):
+    binary = tiny_cifar.cifar.layouts[0]
+    path = tiny_cifar.root / binary.folder / binary.names
+    path.write_text("cat\ndog\n", encoding="utf-8")
+    assert inspect_cifar(tiny_cifar.cifar, binary, path.parent).class_names == ()
+
+
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_binary_file_one_byte_off_is_told_with_both_sizes(tiny_cifar, change):
     cifar, root = tiny_cifar.cifar, tiny_cifar.root

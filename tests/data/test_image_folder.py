@@ -1,15 +1,24 @@
+import errno
 import logging
 import multiprocessing
+import os
 import random
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 
 from deepres.config import DataConfig
 from deepres.data import IGNORED_LABEL, DataError, find_data
-from deepres.data.image_folder import find_image_folder
+from deepres.data.image_files import FolderFiles
+from deepres.data.image_folder import _dead_workers_named, _tell_unless_the_parent_is_gone, find_image_folder
 from tests.data.opened import open_data
 
 # torch's remark on machines with fewer cores than workers.
@@ -91,6 +100,88 @@ def test_workers_outlive_epochs_and_an_epoch_left_in_the_middle(image_folder):
     with pytest.raises(AssertionError, match="a later iteration has taken over"):
         next(abandoned)
     source.close()
+
+
+def _children():
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_workers_live_from_the_first_batch_until_the_source_is_closed(image_folder):
+    before = _children()
+    source = opened(image_folder, num_workers=1)
+    list(source.train_batches(0))
+    first = _children()
+    list(source.train_batches(1))
+    second = _children()
+    source.close()
+    assert len(first - before) == 1
+    assert second == first
+    assert _children() == before
+
+
+def test_a_handler_for_ended_children_stays(image_folder, monkeypatch):
+    def handle(_number, _frame): ...
+
+    # As in a process that had no workers so far.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, handle)
+    try:
+        source = opened(image_folder, num_workers=1)
+        next(source.train_batches(0))
+        source.close()
+        found = signal.getsignal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert found is handle
+
+
+def test_batches_may_be_taken_in_another_thread_than_the_main_one(image_folder):
+    source = opened(image_folder)
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(lambda: list(source.train_batches(0))).result()
+    assert_same(shown, opened(image_folder).train_batches(0))
+
+
+@pytest.mark.parametrize(
+    ("error", "num_workers", "is_told"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), 2, True),
+        (EOFError(), 2, True),
+        (ConnectionResetError(), 2, True),
+        (RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)"), 2, True),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), 2, False),
+        (RuntimeError("a mistake"), 2, False),
+        (EOFError(), 0, False),
+    ],
+)  # fmt: skip
+def test_a_worker_that_died_is_told_apart_from_a_mistake_in_one_that_lives(error, num_workers, is_told):
+    with pytest.raises(DataError if is_told else type(error)) as told, _dead_workers_named(num_workers):
+        raise error
+    assert ("a process that decodes images has died" in str(told.value)) is is_told
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"), [(ConnectionResetError(), False), (ValueError("a mistake"), True)]
+)
+def test_a_worker_whose_parent_is_gone_ends_in_silence(capsys, error, is_told):
+    _tell_unless_the_parent_is_gone(type(error), error, None)
+    assert bool(capsys.readouterr().err) is is_told
+
+
+@pytest.mark.parametrize(("number", "waits_s"), [(errno.ENOENT, []), (errno.ESTALE, [0.1, 1.0])])
+def test_an_image_is_tried_again_after_errors_that_may_pass(image_folder, monkeypatch, number, waits_s):
+    reads, waited_s = [], []
+
+    def fail(_files, index):
+        reads.append(index)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FolderFiles, "read", fail)
+    monkeypatch.setattr(time, "sleep", waited_s.append)
+    (batch,) = opened(image_folder, micro_batch_size=21, max_bad_images=21).train_batches(0)
+    assert (batch.labels == IGNORED_LABEL).all()
+    assert waited_s == 21 * waits_s
+    assert len(reads) == 21 * (1 + len(waits_s))
 
 
 def test_evaluation_in_the_middle_of_an_epoch_leaves_the_epoch_as_it_was(image_folder):
@@ -239,13 +330,17 @@ def test_tests_can_use_another_crop_than_training(image_folder, options, sides):
             lambda root: (root / "test" / "dog").rename(root / "test" / "fox"),
             "train and test have different classes; only in train: dog; only in test: fox",
         ),
+        (
+            lambda root: shutil.copytree(root / "test" / "dog", root / "test" / "fox"),
+            "train and test have different classes; only in test: fox",
+        ),
         (lambda root: (root / "train" / "new").mkdir(), "train/new: a class without images"),
         (
             lambda root: (root / "train" / "dog" / "notes.TXT").touch(),
             "train/dog/notes.TXT has the name of no image: remove it",
         ),
     ],
-    ids=["no train", "no test", "other classes", "empty class", "stray file"],
+    ids=["no train", "no test", "other classes", "a class more", "empty class", "stray file"],
 )
 def test_a_half_complete_folder_says_what_is_wrong(image_folder, change, message):
     change(image_folder)

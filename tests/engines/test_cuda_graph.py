@@ -1,7 +1,8 @@
 """What surrounds a recorded pass, without a GPU: replaying is doing the work again, which reads the same places."""
 
 import copy
-from contextlib import nullcontext
+import operator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -24,10 +25,12 @@ class _Recorder:
     """Runs the work at each replay, with its result in one place as a graph's, and counts."""
 
     def __init__(self):
-        self.num_recorded = self.num_replayed = 0
+        self.num_recorded = self.num_replayed = self.num_aside = 0
 
+    @contextmanager
     def aside(self):
-        return nullcontext()
+        self.num_aside += 1
+        yield
 
     def record(self, run):
         self.num_recorded += 1
@@ -69,11 +72,15 @@ def test_recorded_passes_are_the_passes(under_plan):
     passes = [_passes_of(nets[0]), RecordedPass(_passes_of(nets[1]), recorder)]
     if under_plan:
         apply_plan(nets[1], sqrt_plan(9))
-    batches = _batches([4] * (NUM_EAGER + 2) + [3, 4])
+    sizes = [4] * (NUM_EAGER + 2) + [3, 5, 4]
+    batches = _batches(sizes)
     for images, labels in batches:
         logits = [run(images, labels).clone() for run in passes]
         assert torch.equal(*logits)
-    assert (recorder.num_recorded, recorder.num_replayed) == (1, 3)  # the batch of 3 ran as usual
+    assert (recorder.num_recorded, recorder.num_replayed) == (1, 3)  # those of 3 and 5 ran as usual
+    assert recorder.num_aside == NUM_EAGER
+    for batch, as_it_was in zip(batches, _batches(sizes), strict=True):
+        assert all(map(torch.equal, batch, as_it_was))
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
     for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
@@ -90,8 +97,13 @@ def test_a_step_adds_up_what_its_recorded_micro_batches_gave():
         engines.append(PlainEngine(build_resnet(20), config, this_process("cpu"), BatchSizes(8, 4, 2, 1)))
     recorder = _Recorder()
     allocate_gradients(engines[1].net)
+    gradients = [parameter.grad for parameter in engines[1].net.parameters()]
     engines[1]._recorded = RecordedPass(partial(Engine._pass, engines[1], is_last=True), recorder)
-    for k in range(4):
+    for k in range(5):
+        if k == 4:
+            assert recorder.num_replayed == 8 - NUM_EAGER
+            assert all(map(operator.is_, gradients, (p.grad for p in engines[1].net.parameters())))
+            engines[1].run_eagerly()
         batches = [Batch(*pair, torch.arange(4)) for pair in _batches([4, 4])]
         sums = [engine.step([batches[k % 2], batches[1 - k % 2]], 0.1)[0] for engine in engines]
         assert torch.equal(*sums)

@@ -143,7 +143,7 @@ def test_a_newer_format_asks_for_a_newer_deepres(run_dir, capsys, tmp_path):
     assert "has version 7, and this deepres reads up to 1: update deepres" in error
 
 
-@pytest.mark.parametrize("what", ["missing", "half-written", "a file"])
+@pytest.mark.parametrize("what", ["missing", "half-written", "a file", "a run that never saved"])
 def test_what_is_no_checkpoint_is_refused(run_dir, capsys, tmp_path, what):
     path = tmp_path / "given"
     if what == "half-written":
@@ -151,6 +151,8 @@ def test_what_is_no_checkpoint_is_refused(run_dir, capsys, tmp_path, what):
         (path / MANIFEST).unlink()
     elif what == "a file":
         path.write_text("checkpoint", encoding="utf-8")
+    elif what == "a run that never saved":
+        (path / "checkpoints").mkdir(parents=True)
     assert main([*RUN, f"train.resume={path}", f"train.run_dir={tmp_path / 'new'}"]) == 2
     error = capsys.readouterr().err
     assert str(path) in error
@@ -185,6 +187,7 @@ def test_going_back_within_a_run_is_refused_while_newer_checkpoints_are_there(ru
 
 def test_leftovers_of_a_save_are_removed_and_nobody_takes_them_for_a_checkpoint(run_dir, capsys):
     shutil.copytree(newest(run_dir), run_dir / "checkpoints" / "step-00000099.tmp")
+    (run_dir / "checkpoints" / "latest.tmp").write_text("step-00000099\n", encoding="utf-8")
     assert main([*RUN, f"train.run_dir={run_dir}"]) == 0
     assert "step 16, epoch 2.00" in capsys.readouterr().out
     assert not list((run_dir / "checkpoints").glob("*.tmp"))

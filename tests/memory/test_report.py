@@ -14,10 +14,11 @@ from deepres.memory.capacity import capacity, capacity_table
 from deepres.memory.depths import DepthRow, depth_row, depths_text, growth
 from deepres.memory.gpus import find_gpu
 from deepres.memory.profiled_net import ProfiledNet, Target
-from deepres.memory.report import make_report
+from deepres.memory.report import largest_batch_of, make_report
 from deepres.memory.tables import gpus_text, report_csv, report_json, report_text, verdict
 from deepres.memory.trial import measured_row, with_measured_costs
 from deepres.recompute import simulate
+from deepres.recompute.frontier import Frontier
 
 GPU = find_gpu("RTX 3050")
 
@@ -59,6 +60,13 @@ def test_every_row_is_what_the_simulator_says_of_its_plan(profiled, report):
         if row.budget_bytes is not None:
             assert row.peak_bytes <= row.budget_bytes
             assert row.least_extra_share <= row.extra_share + 1e-9
+
+
+def test_plans_for_budgets_and_the_least_peak_are_made_for_their_bytes_and_no_others():
+    report = make_report(profiled_net(recompute={"segments": 3}), shares=(0.5,))
+    kinds = [row.kind for row in report.rows]
+    assert kinds == ["keep all", "per unit", "sqrt", "uniform", "own", "budget", "floor"]
+    assert [row.kind for row in report.rows if row.is_planned] == ["budget", "floor"]
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(profiled, report):
@@ -201,6 +209,8 @@ def test_more_extra_time_and_more_memory_train_larger_batches(profiled):
     for row in rows:
         assert 0 < row.keep_all_batch < row.plan_batches[0] < row.plan_batches[1]
     assert rows[0].plan_batches < rows[1].plan_batches
+    plans = map(Frontier(profiled.chain).smallest_within, (0.1, 0.2))
+    assert rows[0].plan_batches == tuple(largest_batch_of(profiled.within(2**30), plan) for plan in plans)
     assert capacity_table(rows, (0.1, 0.2))[0] == [
         "largest batch on",
         "keep all",

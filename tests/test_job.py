@@ -15,7 +15,7 @@ from deepres.distributed import Process, share_cores
 from deepres.job import prepare, run_job
 from deepres.memory import run_planner
 from deepres.models import build_resnet
-from deepres.recompute import InfeasibleBudgetError, Plan, keep_all_plan
+from deepres.recompute import Plan, keep_all_plan
 from deepres.stopping import StopRequest
 from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, SMALL, metrics

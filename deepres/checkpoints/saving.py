@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class Saver:
         if folder is not None and folder.is_dir():
             for leftover in folder.glob(f"*{UNFINISHED}"):
                 shutil.rmtree(leftover, ignore_errors=True)
-                leftover.unlink(missing_ok=True)
+                with suppress(OSError):  # gone already, or not to be removed: then it is only in the way
+                    leftover.unlink()
 
     @property
     def has_failed(self) -> bool:

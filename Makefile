@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# torch first: with it there, deepspeed and fairscale build against it, and nothing asks for another one.
+# torch first: deepspeed and fairscale then build against it, and nothing pulls in another one.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) setuptools wheel torch

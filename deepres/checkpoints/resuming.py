@@ -206,7 +206,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
     if skipped:
         raise ConfigError(
             f"none of the {len(skipped)} checkpoints in {folder} is whole (the newest: {skipped[0]}): "
-            "put a good copy back, or start over with train.overwrite=true"
+            "put a good copy back, or start over with train.resume=never train.overwrite=true"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The number format that a net is computed in."""
+"""The dtype in which a net computes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class ComputeIn(nn.Module):
-    """A net run under autocast in a given format, float32 being none; its logits are fp32.
+    """A net that runs under autocast with a given dtype (float32: without autocast); its logits are float32.
 
-    Autocast is entered inside the module so that it is the same under every engine and in every thread.
+    Autocast is entered inside the module so that it applies under every engine and in every thread.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype, device_type: str) -> None:

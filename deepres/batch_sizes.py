@@ -19,13 +19,13 @@ class BatchSizes:
 
 
 def batch_sizes(train: TrainConfig, world_size: int) -> BatchSizes:
-    """Derive what is not given of global batch = micro batch × accumulation × processes.
+    """Derive the sizes that are not given from global batch = micro batch × accumulation × processes.
 
-    With one of the three given, the accumulation is 1 (of a given accumulation alone, nothing follows). A micro
-    batch of `auto` is the largest; see `smaller_micro_batches`.
+    With only the global or the micro batch given, the accumulation is 1; the accumulation alone is not enough. For
+    `auto`, the micro batch is the largest possible; see `smaller_micro_batches`.
 
     Raises:
-        ConfigError: they contradict each other; the message has values that do not.
+        ConfigError: they contradict each other, or too few are given; the message suggests values.
     """
     total, accumulation = train.global_batch_size, train.accumulation
     micro = None if train.micro_batch_size == "auto" else train.micro_batch_size
@@ -57,7 +57,7 @@ def batch_sizes(train: TrainConfig, world_size: int) -> BatchSizes:
 
 
 def smaller_micro_batches(sizes: BatchSizes) -> list[BatchSizes]:
-    """The same global batch in smaller and smaller micro batches, by more and more accumulation."""
+    """The same global batch in ever smaller micro batches, with ever more accumulation."""
     share = sizes.micro_size * sizes.accumulation
     return [
         BatchSizes(sizes.global_size, micro, share // micro, sizes.world_size)

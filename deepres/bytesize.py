@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them and as they like to read them."""
+"""Parse and format sizes in bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse_bytes(value: int | float | str) -> int:
     """Read a positive number of bytes: `8589934592`, `8e9`, `"8 GB"` (10^9) or `"8GiB"` (2^30).
 
     Raises:
-        ValueError: if it is no such size, or not a positive one.
+        ValueError: it is not such a size, or not positive.
     """
     help_ = f'expected a positive size such as "8GiB", "8 GB" or 8589934592, got {value!r}'
     if isinstance(value, bool):
@@ -37,7 +37,7 @@ def parse_bytes(value: int | float | str) -> int:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Show bytes with three significant digits or so: `512 B`, `1.50 KiB`, `146 MiB`, `18.3 GiB`."""
+    """Format bytes with about three significant digits: `512 B`, `1.50 KiB`, `146 MiB`, `18.3 GiB`."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if abs(size) < 999.5:

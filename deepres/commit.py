@@ -1,12 +1,12 @@
-"""Folders that are there whole or not at all: written aside, checked, and moved into place.
+"""Write folders atomically: under a temporary name, checked, then renamed.
 
 NOTE [ Committing a folder ]
 1. Files are written to `NAME.tmp/` and each is forced to the disk (fsync).
 2. `manifest.json` is written last: format, version, and every file's size and SHA-256. It carries a checksum of
    itself, and is read back only if its text is, byte for byte, what this module would write.
 3. The folder is forced to the disk, renamed to `NAME`, and so is the folder that holds it.
-4. So a name without `.tmp` is a folder whose manifest and files were on the disk before it had that name. A leftover
-   `.tmp` was never finished and may be removed at any time.
+4. So the manifest and files of a folder without `.tmp` were on disk before it got that name. A leftover `.tmp` was
+   never finished and may be removed at any time.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class SaveError(RuntimeError):
 
 
 def commit_folder(target: Path, files: Mapping[str, Callable[[Path], object]], needed_bytes: int) -> None:
-    """Write `target` by NOTE [ Committing a folder ]; one of that name is replaced.
+    """Write `target` by NOTE [ Committing a folder ]; an existing folder of that name is replaced.
 
     Args:
-        target: the folder to be; its parent is made if need be.
-        files: by name, a function that writes the file at a given path.
-        needed_bytes: about what the files take, to refuse in time what will not fit.
+        target: the folder to be; its parent is created if necessary.
+        files: for each name, a function that writes the file to a given path.
+        needed_bytes: approximate size of the files, to fail early if they will not fit.
 
     Raises:
-        SaveError: the disk is full or cannot be written; what was written aside is removed again.
+        SaveError: the disk is full or cannot be written; the unfinished folder is removed.
     """
     unfinished = target.with_name(target.name + UNFINISHED)
     try:
@@ -70,7 +70,7 @@ def commit_folder(target: Path, files: Mapping[str, Callable[[Path], object]], n
         (unfinished / MANIFEST).write_text(_manifest_text(sizes_and_hashes), encoding="utf-8")
         force_to_disk(unfinished / MANIFEST)
         force_to_disk(unfinished)
-        if target.exists():  # a damaged one that a resumed run has come past again
+        if target.exists():  # damaged, and a resumed run has reached its step again
             replaced = target.with_name(f"{target.name}.replaced{UNFINISHED}")
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
@@ -88,7 +88,7 @@ def verify_folder(folder: Path, names: frozenset[str]) -> None:
 
     Args:
         folder: the folder.
-        names: what its files may be called; others in a manifest are refused.
+        names: the names that its manifest may list; others are refused.
 
     Raises:
         DamagedError: the manifest or a file is missing, is a link, or has changed.
@@ -100,7 +100,7 @@ def verify_folder(folder: Path, names: frozenset[str]) -> None:
 
 
 def verify_file(path: Path, names: frozenset[str]) -> None:
-    """As `verify_folder`, for one file of the folder; the others may be gone."""
+    """Like `verify_folder`, for one file of the folder; the others may be missing."""
     files = _read_manifest(path.parent, names)
     if path.name not in files:
         raise DamagedError(f"{path.parent / MANIFEST} does not list {path.name}")
@@ -117,7 +117,7 @@ def _verify(path: Path, num_bytes: int, sha256: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `path` hold `text`, at once: a reader finds the old text or the new, also after a crash.
+    """Write `text` to `path` atomically: readers find the old text or the new, even after a crash.
 
     Raises:
         SaveError: it cannot be written.
@@ -126,10 +126,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """As `replace_text`, for what `write` writes to the path that it is given.
+    """Like `replace_text`, for what `write` writes to the path that it is given.
 
     Raises:
-        SaveError: it cannot be written, or is there and is no regular file (a link is replaced, not followed).
+        SaveError: it cannot be written, or exists and is not a regular file (a link is replaced, not followed).
     """
     aside = path.with_name(path.name + UNFINISHED)
     try:
@@ -148,13 +148,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _make_readable(path: Path) -> None:
-    """Give a file the mode that others have; safetensors' only its owner may read."""
+    """Give a file the default mode; safetensors makes files that only their owner may read."""
     with suppress(OSError):
         path.chmod(0o666 & ~_UMASK)
 
 
 def force_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, would survive a loss of power."""
+    """Wait until a file's content, or a folder's list of names, would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

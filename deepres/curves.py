@@ -1,4 +1,4 @@
-"""A picture of a run: losses and errors by epoch."""
+"""A plot of a run: losses and errors by epoch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def curves_figure(metrics: Path) -> Figure | None:
 
 
 def _set_ticks(axes: Axes) -> None:
-    """Epochs below, whole ones from the second on; beside, on a logarithm, numbers as people write them."""
+    """Set ticks: epochs on x, integers from two epochs on; plain numbers on y, which is logarithmic unless all is 0."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=axes.dataLim.x1 >= 2))

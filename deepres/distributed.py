@@ -23,9 +23,9 @@ class Process:
 
     Attributes:
         rank: its number among all processes, from 0.
-        local_rank: its number among those of this host, and of its GPU.
+        local_rank: its number among those on this host, and its GPU's number.
         world_size: the number of all processes.
-        local_world_size: the number of this host's.
+        local_world_size: the number of processes on this host.
         device: where it computes.
     """
 
@@ -42,7 +42,7 @@ class Process:
 
     @property
     def num_threads(self) -> int | None:
-        """How many threads add up what it computes, in parts that their number decides; None on a GPU."""
+        """The number of CPU threads, which decides in what order sums are added up; None on a GPU."""
         return torch.get_num_threads() if self.device.type == "cpu" else None
 
 
@@ -50,11 +50,12 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
     """Read what the launcher (deepspeed, torchrun or none) set in the environment; starts nothing.
 
     Args:
-        device: `auto` takes a GPU where there are any.
-        local_rank: from `--local_rank`, which the deepspeed launcher appends, if the environment has none.
+        device: `auto` takes a GPU if there is one.
+        local_rank: from `--local_rank`, which the deepspeed launcher appends; used if the environment has none.
 
     Raises:
-        ConfigError: the environment is no launcher's, or another's, or this host has fewer GPUs than processes.
+        ConfigError: the environment's numbers are invalid, or it is an unsupported launcher's, or this host has no GPU
+            for each process.
     """
     _refuse_other_launchers()
     try:
@@ -84,7 +85,7 @@ def this_process(device: Literal["auto", "cpu", "cuda"] = "auto", local_rank: in
 
 
 _SIZES_OF_OTHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
-"""Where launchers that do not set WORLD_SIZE say how many processes they have started."""
+"""Variables in which launchers that do not set WORLD_SIZE give the number of processes."""
 
 
 def _refuse_other_launchers() -> None:
@@ -100,19 +101,19 @@ def _refuse_other_launchers() -> None:
 
 
 def share_cores(process: Process) -> None:
-    """Divide a host's cores among its processes that compute on them, unless OMP_NUM_THREADS says how.
+    """Divide a host's cores among the processes that compute on them, unless OMP_NUM_THREADS is set.
 
-    torchrun says so, deepspeed does not: its processes would each take all cores.
+    torchrun sets it; deepspeed does not, and each of its processes would use all cores.
     """
     if process.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // process.local_world_size))
 
 
 def start_process_group(process: Process, store: Store | None = None) -> None:
-    """Join the run's processes (NCCL on GPUs, else gloo); one that was started alone forms a group of its own.
+    """Join the run's process group (NCCL on GPUs, else gloo); a process that was started alone forms its own.
 
     Args:
-        store: where they have met; by default they meet at `MASTER_ADDR:MASTER_PORT`.
+        store: through which the processes have met; by default they meet at `MASTER_ADDR:MASTER_PORT`.
     """
     if dist.is_initialized():
         return
@@ -136,7 +137,7 @@ def stop_process_group() -> None:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of every process's `x`, in place and on each of them."""
+    """Sum `x` over the processes, in place, in all of them."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(x)
     return x
@@ -152,7 +153,7 @@ def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
 
 
 def to_first_process(x: Tensor) -> list[Tensor]:
-    """Every process's `x`, of one shape, in rank 0 and on the CPU; an empty list in the others."""
+    """Every process's `x`, all of one shape, on the CPU of rank 0; an empty list in the others."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [x.detach().to("cpu", copy=True)]
     x = x.detach().contiguous()
@@ -171,7 +172,7 @@ def from_any_process(value: Value | None) -> Value | None:
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace floating-point `tensors` by their means over the processes, in one message."""
+    """Replace floating-point `tensors` by their means over the processes, in one all-reduce."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     floats = [t for t in tensors if t.is_floating_point()]

@@ -31,15 +31,15 @@ _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
 def find_config(weights: Path, given: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """The configuration of the net whose weights are at a path.
 
-    A file that records its net, but is of no run, has the data set that the paper has for such nets, unless overridden.
+    A file that records its net, but belongs to no run, gets the paper's data set for such nets, unless overridden.
 
     Args:
         weights: a run's folder, a checkpoint, or a file of weights.
-        given: the configuration's file; by default what the run or the checkpoint that holds the weights has.
+        given: the configuration's file; by default that of the run or checkpoint that holds the weights.
         overrides: `section.key=value`.
 
     Raises:
-        ConfigError: there is none, or it is wrong.
+        ConfigError: there is none, or it is invalid.
     """
     if given is not None:
         return load_config(given, overrides)
@@ -93,7 +93,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
     """Test the net whose weights are at `path` on the test images of its configuration's data set.
 
     Args:
-        path: as of `load_net`.
+        path: as for `load_net`.
         config: names the net, the data and the precision.
         crop: `config`: as in the run's own evaluation. Of image files also `224` (of 256), `320` (of 320) and `ten`:
             the centre, the corners, and the mirror images of all five, of 224² in the central 256² (Krizhevsky et

@@ -1,4 +1,4 @@
-"""The pass over the test images during a run; its failures are those of all processes together."""
+"""The pass over the test images during a run; if one process fails, all raise."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def run_evaluation(engine: Engine, data: DataSource, stop: StopRequest, batch_si
     """Test the engine's net on all processes' test images; collective.
 
     Args:
-        engine: has the net.
+        engine: the engine.
         data: this process's batches.
         stop: a request to stop ends the pass early.
-        batch_size: images at once, for messages.
+        batch_size: images per forward pass, for messages.
 
     Returns:
         The metrics, or None if a process was asked to stop.
 
     Raises:
-        RunError: in all processes: memory ran out in one, or too many of its images cannot be read.
-        LoneRunError: memory ran out here, where parameters are sharded.
+        RunError: in all processes: memory ran out in one, or it cannot read too many of its images.
+        LoneRunError: memory ran out in this process, and parameters are sharded.
     """
     device = engine.process.device
     too_much = (
@@ -44,7 +44,7 @@ def run_evaluation(engine: Engine, data: DataSource, stop: StopRequest, batch_si
         except DataError as error:
             failure = str(error), ExitStatus.REFUSED
         failure = too_much if attempt.ran_out else failure
-        # Before the pass: where parameters are sharded, a process in it waits for those that are not.
+        # Before the forward pass: with sharded parameters, processes in it wait for those that are not.
         if _are_stopped(stop, failure, device):
             return None
         assert batch is not None
@@ -52,7 +52,7 @@ def run_evaluation(engine: Engine, data: DataSource, stop: StopRequest, batch_si
             sums += metric_sums(engine.predict(batch.images), batch.labels)
         if attempt.ran_out:
             failure = too_much
-            if engine.shards_parameters:  # the others are in the pass
+            if engine.shards_parameters:  # the others are still in the forward pass
                 raise LoneRunError(*failure)
     if _are_stopped(stop, failure, device):
         return None
@@ -63,7 +63,7 @@ def _are_stopped(stop: StopRequest, failure: tuple[str, ExitStatus] | None, devi
     """Whether a process was asked to stop; collective.
 
     Raises:
-        RunError: in all processes: one has failed.
+        RunError: in all processes, if one has failed.
     """
     is_stopped, has_failed = any_process([stop.reason is not None, failure is not None], device)
     if has_failed:

@@ -1,4 +1,4 @@
-"""What a training process ends with."""
+"""Exit statuses of a training process, and the errors that carry them."""
 
 from enum import IntEnum
 
@@ -10,7 +10,7 @@ class ExitStatus(IntEnum):
     FAILED = 1
     """An unexpected error, with its traceback."""
     REFUSED = 2
-    """It cannot be run as it was asked for, or its data cannot be read."""
+    """The run cannot be done as configured, or its data cannot be read."""
     NOT_FINITE = 3
     """A loss or gradient was not finite."""
     NOT_SAVED = 4
@@ -18,16 +18,16 @@ class ExitStatus(IntEnum):
     PROCESS_DIED = 5
     """Another process of the run has died."""
     OUT_OF_MEMORY = 6
-    """A micro batch did not fit the memory, in a step, before the first one or in an evaluation."""
+    """A micro batch did not fit into memory: in a step, before the first one, or in an evaluation."""
     STOPPED = 75
-    """A signal stopped it, and a checkpoint is written: the same command with train.resume=auto goes on."""
+    """A signal stopped it, after a checkpoint if it trains and saves any; train.resume=auto resumes from that."""
 
 
 class RunError(RuntimeError):
-    """A run that ends before its end; the message is one line.
+    """A run that ends early; the message is one line.
 
     Attributes:
-        exit_status: what the process ends with.
+        exit_status: the process's.
     """
 
     def __init__(self, message: str, exit_status: ExitStatus) -> None:
@@ -36,4 +36,4 @@ class RunError(RuntimeError):
 
 
 class LoneRunError(RunError):
-    """One that this process alone has, while the others wait for it: it can do nothing with them any more."""
+    """An error of this process alone: the others wait in a collective, so no collective may follow."""

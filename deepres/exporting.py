@@ -1,4 +1,4 @@
-"""Nets as files for other programs, each compared with the net before it is kept."""
+"""Export nets to files for other programs; a file is kept only if it computes the same as the net."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_DIFFERENCE = 1e-4
 
 
 def export_path(weights: Path, kind: ExportFormat) -> Path:
-    """Where an export goes unless told: into the run's folder, under the checkpoint's name if it is of one."""
+    """The default path of an export: in the run's folder, with the checkpoint's name if it is from one."""
     folder = weights if weights.is_dir() else weights.parent
     run_folder = run_folder_of(weights)
     stem = "export" if folder == run_folder else f"export-{folder.absolute().name}"
@@ -37,20 +37,20 @@ def export_path(weights: Path, kind: ExportFormat) -> Path:
 def export(
     net: nn.Module, arguments: Mapping[str, Any], target: Path, kind: ExportFormat, image_size: int
 ) -> float:
-    """Write a net and run what was written on the same images.
+    """Write a net to a file, and compare the file's logits with the net's on the same images.
 
     Args:
         net: in evaluation mode, on the CPU.
         arguments: of `build_resnet`, which make the net.
         target: the file.
-        kind: `torchscript` and `onnx` take any batch size.
-        image_size: of the images that it is traced and compared with.
+        kind: the format; `torchscript` and `onnx` accept any batch size.
+        image_size: of the images that the net is traced and compared with.
 
     Returns:
         The largest difference of the logits, relative to the largest logit.
 
     Raises:
-        ConfigError: the extra is not installed, or what was written computes something else; then nothing is kept.
+        ConfigError: the extra is not installed, or the file computes something else and was not kept.
         SaveError: it cannot be written.
     """
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +69,7 @@ def export(
                 expected = net(batch)
                 difference = (run(batch) - expected).abs().max() / expected.abs().max()
                 differences.append(float(difference))
-        largest = float(np.max(differences))  # NaN if one of them is, unlike `max`
+        largest = float(np.max(differences))  # unlike `max`, NaN if any of them is
         if not largest <= _MOST_DIFFERENCE:
             raise ConfigError(
                 f"{target} was not written: its logits differ from the net's by {largest:.2g} of the "
@@ -93,8 +93,8 @@ def _write_safetensors(
 
 def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what C++ programs load
-        with path.open("wb") as file:  # a file that cannot be written is an OSError then
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but still what C++ programs load
+        with path.open("wb") as file:  # so that a file that cannot be written raises OSError
             torch.jit.save(torch.jit.trace(net, images), file)
         loaded: Callable[[Tensor], Tensor] = torch.jit.load(path)
     return loaded
@@ -108,7 +108,7 @@ def _write_onnx(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor]
         raise ConfigError(f"onnx needs the extra: pip install 'deepres[onnx]' ({missing[0]} is missing)")
     import onnxruntime
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision, which these nets do without
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns of missing torchvision, not needed here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

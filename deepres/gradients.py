@@ -1,4 +1,4 @@
-"""The room that parameters' gradients take, and the thread that computes them."""
+"""Pre-allocating `.grad`, and running the backward pass in the calling thread."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import nn
 
 
 def allocate_gradients(module: nn.Module) -> None:
-    """Make each trained parameter's gradient, of zeros, so that it is there before the first backward pass."""
+    """Allocate each trained parameter's gradient, of zeros, before the first backward pass."""
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
 
 
 def backward_in_this_thread() -> AbstractContextManager[object]:
-    """Let backward passes run in the thread that asks for them, on a card, too, where PyTorch has others for it.
+    """Run backward passes in the calling thread, on a GPU, too, where PyTorch uses threads of its own for them.
 
-    With `torch.backends.cudnn.benchmark` each thread times and chooses cuDNN's algorithms for itself: a replay, which a
-    backward pass runs, must find those of the first pass.
+    With `torch.backends.cudnn.benchmark` each thread benchmarks and chooses cuDNN's algorithms for itself: a replay,
+    which runs in the backward pass, must use those of the forward pass.
     """
     return torch.autograd.set_multithreading_enabled(False)

@@ -1,4 +1,4 @@
-"""A run from its configuration to its end: all that can be checked first, then the processes meet and train."""
+"""A whole run: check all that can be checked beforehand, then let the processes meet and train."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ _OF_A_HOST = (
     "train.resume",
     "recompute.plan",
 )
-"""Settings that may differ between the processes of a run: where files lie, and how many read them."""
+"""Settings that may differ between the processes of a run: where files are, and how many workers read them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that is known of a run before it starts anything."""
+    """Everything known about a run before anything is started."""
 
     config: Config
     config_path: Path
@@ -84,7 +84,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     """
     config = load_config(config_path, overrides)
     process = this_process(config.engine.device, local_rank)
-    share_cores(process)  # before predictions, which are of a number of threads
+    share_cores(process)  # before predictions, which depend on the number of threads
     sizes = batch_sizes(config.train, process.world_size)
     if config.precision.compute == "fp16" and process.device.type == "cpu":
         raise ConfigError("precision.compute fp16 needs a GPU: use bf16 or fp32 on a CPU")
@@ -117,7 +117,7 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
 
 
 def _find_compiler(process: Process) -> None:
-    """Raises ConfigError if the device's code cannot be compiled."""
+    """Raise ConfigError if no compiler for the device is found."""
     if process.device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise ConfigError(
@@ -133,9 +133,9 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
     """Train; collective.
 
     Raises:
-        ConfigError: the run's folder cannot be written or holds another run, or there is nothing to go on from.
+        ConfigError: the run's folder cannot be written or holds another run, or there is no checkpoint to resume from.
         DataError: too many images cannot be read.
-        RunError: the run ended before its end.
+        RunError: the run ended early.
         SaveError: a checkpoint could not be written.
     """
     if not job.process.is_first:
@@ -150,13 +150,13 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
 
 
 def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
-    """Meet the other processes, and train; an end of one is an end of all.
+    """Meet the other processes and train; if one process ends, all do.
 
     Args:
         job: the run.
         path: its folder, in rank 0.
-        found: the checkpoint that it goes on from, in rank 0.
-        stop: what may end it before its end.
+        found: the checkpoint that it resumes from, in rank 0.
+        stop: what may end it early.
     """
     process = job.process
     meeting = None
@@ -168,7 +168,7 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
                 _start_group(process, meeting, peers)
             start = share_start(found, job.config, process)
             summary = _train(job, path, start, stop)
-            any_process([False], process.device)  # nobody leaves while another still needs an answer
+            any_process([False], process.device)  # a barrier: no process leaves while another still needs it
         except (ConfigError, DataError, RunError, SaveError):
             raise
         except Exception as error:
@@ -257,10 +257,10 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
 
 
 def _settle(job: Job) -> PlannedRun:
-    """Put the net under its plan, on the device, and measure the peak of a micro batch.
+    """Apply the plan to the net, move it to the device, and measure the peak memory of a micro batch.
 
-    With `train.micro_batch_size: auto`, what turns out not to fit is made half as large or less, in all processes
-    together.
+    With `train.micro_batch_size: auto`, a micro batch that does not fit is halved or shrunk further, in all processes
+    alike.
     """
     device, side, precision = job.process.device, job.data.info.image_size, job.config.precision
     planned = job.planner.plan_as_measured(job.sizes)

@@ -1,4 +1,4 @@
-"""The data sets by name: what is known of each before any file of it is looked for."""
+"""The data sets by name: what is known about each without looking for its files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal
 
 SetName = Literal["cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic"]
 Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
-"""Of training images, see `DataConfig`."""
+"""Augmentation of training images, see `DataConfig`."""
 Normalize = Literal["mean_std", "per_pixel_mean", "half"]
-"""Of all images, see `DataConfig`."""
+"""Normalization of all images, see `DataConfig`."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class KnownSet:
     """Facts about a data set.
 
     Attributes:
-        num_classes: of `synthetic`, if no other number is asked for; 0: its folders tell.
-        image_size: height and width in pixels that a net sees, if no others are asked for.
-        augmentation: of training images, if no other is asked for.
-        num_train, num_test: images, of sets of a fixed size that are held on the device whole; of others 0.
-        has_root: whether its files are at a place that one must name.
-        is_files: whether its images are files, decoded when they are needed.
+        num_classes: for `synthetic`, the default; 0: given by the set's folders.
+        image_size: default height and width in pixels of a net's input.
+        augmentation: default augmentation of training images.
+        num_train, num_test: images of sets of fixed size that are held on the device; 0 for others.
+        has_root: whether its files are in a folder or archive that one must name.
+        is_files: whether its images are files, decoded on demand.
     """
 
     num_classes: int
@@ -47,4 +47,4 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "digits": KnownSet(10, 32, "crop", 1437, 360, has_root=False),
     "synthetic": KnownSet(10, 32, "none", has_root=False),
 }
-"""By each `SetName`."""
+"""The facts about each `SetName`."""

@@ -1,4 +1,4 @@
-"""How the processes of a run find one another before they compute together, and what if one does not come."""
+"""How the processes of a run find one another before they compute together, and what happens if one is missing."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _POLL_S = 0.05
 _TRY_S = 5.0
 _PROBE_S = 1.0
 _num_meetings: Counter[tuple[str | None, str, int]] = Counter()
-"""How often this process has met others as a rank at a place: so a later run does not read an earlier one's entries."""
+"""Meetings of this process so far, by address, port and rank: a later run must not read an earlier one's entries."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One process of the run, as it announced itself.
+    """A process of the run, as it announced itself.
 
     Attributes:
         rank: its number among all.
-        host: the host and the namespace of process numbers in which `pid` is its.
-        pid: the operating system's number of it.
+        host: the host and the PID namespace to which `pid` belongs.
+        pid: its process ID.
         terms: what must be the same in all processes, by name.
     """
 
@@ -46,7 +46,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Meeting:
-    """All processes of a run, rank 0 first, and the store through which their group is started."""
+    """All processes of a run, by rank, and the store through which to start their process group."""
 
     peers: tuple[Peer, ...]
     store: Store
@@ -61,16 +61,17 @@ class _Stop(Protocol):
 def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any] | None = None) -> Meeting:
     """Wait until all processes have announced themselves; collective.
 
-    The limit is this meeting's alone: the group's own is made for slow collectives, and a process that died before
-    it could join would be waited for as long, by nobody knows whom.
+    The time limit is for this meeting alone: the process group's is meant for slow collectives, and would be spent
+    waiting for a process that died before joining, without saying which.
 
     Args:
+        process: this process.
         limit_s: seconds to wait for the last.
         stop: what may end the waiting.
         terms: what must be the same in all processes, by name; JSON.
 
     Raises:
-        RunError: a process did not come (`PROCESS_DIED`), there is no place to meet at or another one has other terms
+        RunError: a process did not come (`PROCESS_DIED`), there is no place to meet or another process has other terms
             (`REFUSED`), or this one is to stop (`STOPPED`).
     """
     port = os.environ.get("MASTER_PORT", "")
@@ -120,7 +121,7 @@ def _check_terms(peers: tuple[Peer, ...]) -> None:
 
 
 def _connect(process: Process, wait: _Wait) -> Store:
-    """The store, which rank 0 keeps, unless torchrun's agent does."""
+    """The store, which rank 0 hosts unless torchrun's agent does."""
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     is_host = process.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while True:
@@ -132,7 +133,7 @@ def _connect(process: Process, wait: _Wait) -> Store:
                     is_master=is_host,
                     timeout=timedelta(seconds=min(_TRY_S, wait.limit_s)),
                     wait_for_workers=False,
-                    multi_tenant=True,  # a group that this process has started there already may stay
+                    multi_tenant=True,  # this process may have started a group there before
                 )
             except RuntimeError as error:
                 if is_host:
@@ -143,13 +144,13 @@ def _connect(process: Process, wait: _Wait) -> Store:
 
 
 def _is_open(host: str, port: int, limit_s: float) -> bool:
-    """Whether somebody listens there.
+    """Whether a process listens there.
 
-    Asked first, as a store at a port that nobody listens on prints a stack trace and waits for three times its limit.
+    Checked first, as a store at a port that nobody listens on prints a stack trace and waits three times its timeout.
     """
     try:
         socket.create_connection((host, port), timeout=min(_PROBE_S, limit_s)).close()
-    except (OSError, UnicodeError):  # UnicodeError: of a name that cannot be one
+    except (OSError, UnicodeError):  # UnicodeError: not a possible host name
         return False
     return True
 
@@ -177,7 +178,7 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
 
 
 def _this_host() -> str:
-    """A name of this machine alone, also where several share a host name, as copies of an image do."""
+    """A unique name of this machine, even if several share a host name, as copies of an image do."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(str(Path("/proc/self/ns/pid").readlink()))

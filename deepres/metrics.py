@@ -1,4 +1,4 @@
-"""Loss and accuracies of a model's predictions, and the file that they are written to."""
+"""Loss and accuracies of a model's predictions, and the file to which they are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepres.commit import SaveError
 from deepres.distributed import sum_over_processes
 
 IGNORED_LABEL = -100
-"""The label of a row that must not count: `torch.nn.functional.cross_entropy` ignores it by default."""
+"""The label of a row that does not count; `torch.nn.functional.cross_entropy` ignores it by default."""
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def metric_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
-    """Sums over a batch, (4,) float64: cross entropy, right predictions, right among the best five, images.
+    """Sums over a batch, (4,) float64: cross entropy, top-1 hits, top-5 hits, images.
 
-    Logits of NaN or infinity are no prediction (in training, where the loss is given, they end the step).
+    Logits of NaN or infinity are never a hit, except in training, where the loss is given and they end the step.
 
     Args:
         logits: (N, num_classes).
         labels: (N,); rows labelled -100 do not count.
-        loss: `summed_loss`, where it is there already.
+        loss: `summed_loss`, if already computed.
     """
     logits = logits.float()
     values, best = logits.topk(min(5, logits.size(1)), dim=1)
@@ -49,7 +49,7 @@ def metric_sums(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> T
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over images; accuracies are fractions, NaN where there were no images."""
+    """Means over images; accuracies are fractions; NaN if there were no images."""
 
     loss: float
     top1: float
@@ -64,18 +64,18 @@ class Metrics:
 
     @classmethod
     def of_nothing(cls) -> Metrics:
-        """Where there were no images."""
+        """The metrics of no images."""
         return cls(math.nan, math.nan, math.nan, 0)
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each on disk as soon as it is written."""
+    """`metrics.jsonl`: one JSON object per line, each flushed as soon as it is written."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
     def force_to_disk(self) -> int:
-        """Make what was written survive a loss of power; its length in bytes.
+        """Make what was written survive a power failure; returns the file's length in bytes.
 
         Raises:
             SaveError: it cannot be written.
@@ -104,6 +104,6 @@ class MetricsFile:
             raise SaveError(f"{self._file.name} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file; what could not be written has been an error before."""
+        """Close the file; what could not be written has already raised an error."""
         with suppress(OSError):
             self._file.close()

@@ -1,4 +1,4 @@
-"""What the options of a net may be, by name: `build_resnet` and a configuration take the same."""
+"""The values of a net's options, which `build_resnet` and configurations share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ShortcutName = Literal[
 ]
 """Variant of h (the paper's Table 1)."""
 Matching = Literal["projection", "zero_padding"]
-"""How shortcuts match shapes."""
+"""How shortcuts change the shape."""
 StrideOn = Literal["1x1", "3x3"]
-"""The convolution of a bottleneck that has the stride."""
+"""Which convolution of a bottleneck unit has the stride."""
 Preactivation = Literal["shared", "own"]
-"""Where the first activation of the first unit, and of those that change the shape, stands."""
+"""Whether branch and shortcut share the first activation of the first unit and of units that change the shape."""
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 BLOCKS: tuple[Block, ...] = get_args(Block)
@@ -39,7 +39,7 @@ ACTING_ON: dict[str, tuple[str, ...]] = {
     "preactivation": ("relu_only_preactivation", "full_preactivation"),
     "matching": tuple(name for name in SHORTCUTS if name != "conv1x1"),
 }
-"""The shortcuts, or activations, that have a setting; the others leave it without effect."""
+"""The shortcuts or activations for which a setting has an effect."""
 
 LAYERS: dict[Block, int] = {"basic": 2, "bottleneck": 3, "single": 1}
 """Weighted layers in a unit's branch."""
@@ -59,10 +59,10 @@ def default_block(depth: int, dataset: Family) -> Block:
 
 
 def default_matching(dataset: Family, block: Block) -> Matching:
-    """How the paper's nets match shapes."""
+    """How shortcuts of the paper's nets change the shape."""
     return "zero_padding" if dataset == "cifar" and block != "bottleneck" else "projection"
 
 
 def default_stem_activation(dataset: Family) -> bool:
-    """Whether the first activation of a pre-activation net stands in its stem."""
+    """Whether the first activation of a pre-activation net is in its stem."""
     return dataset == "imagenet"

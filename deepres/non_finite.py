@@ -1,4 +1,4 @@
-"""Where a loss or gradient first stopped being finite, found by running the step's passes again."""
+"""Finds where a step first became non-finite, by running its passes again."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _KINDS = (
 
 
 def where_first(engine: Engine, batches: Sequence[Batch], before: RandomState) -> str:
-    """Replay a step's passes, which have changed no parameter yet, and tell the first place; collective.
+    """Replay a step that has not changed any parameter, and describe the first non-finite place; collective.
 
     The text, for rank 0, names the process, the part of the net and the samples whose rows are not finite there
-    (batch norm spreads them over all rows of a micro batch). Buffers and gradients are of no use afterwards.
+    (batch norm spreads them over all rows of a micro batch). Buffers and gradients are invalid afterwards.
 
     Args:
         engine: its net must be a `ResNet`.
         batches: the micro batches of the step.
-        before: the generators' state at its beginning.
+        before: the generators' state at the beginning of the step.
     """
     before.restore()
     net = engine.net
@@ -63,7 +63,7 @@ def where_first(engine: Engine, batches: Sequence[Batch], before: RandomState) -
 
 
 class _Record:
-    """The first place that was seen: kind, part, samples."""
+    """The first non-finite place that was seen: kind, part, samples."""
 
     def __init__(self) -> None:
         self._first: tuple[int, int, list[int]] | None = None
@@ -71,7 +71,7 @@ class _Record:
         self.labels = torch.zeros(0)
 
     def following(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """The batches, each noted as the one under way."""
+        """Yields the batches, each recorded as the current one."""
         for batch in batches:
             self._indices, self.labels = batch.indices.tolist(), batch.labels
             self.look(1, 0, batch.images)

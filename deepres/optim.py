@@ -35,7 +35,7 @@ class StepSchedule:
 
     Args:
         config: rates, milestones and their unit.
-        steps_per_epoch: optimizer steps of an epoch, to convert epochs.
+        steps_per_epoch: optimizer steps per epoch, to convert epochs.
     """
 
     config: OptimConfig
@@ -49,7 +49,7 @@ class StepSchedule:
         return self.config.learning_rate * self.config.factor**drops
 
     def unreached(self, num_steps: int) -> str | None:
-        """What of the schedule a run of so many steps does not come to, in words; None if it comes to all."""
+        """Describes what a run of `num_steps` does not reach of the schedule; None if it reaches all of it."""
         config, unit = self.config, self.config.schedule_unit
         parts = []
         if config.warmup and config.warmup * self._unit >= num_steps:

@@ -1,4 +1,4 @@
-"""Out of memory: shrink the micro batch before a run, and say what would have fitted during one."""
+"""Running out of memory: shrink the micro batch before a run; during one, say which would have fitted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from deepres.batch_sizes import BatchSizes, smaller_micro_batches
 from deepres.distributed import any_process
 from deepres.exit_status import ExitStatus, RunError
 
-# CPU allocators and libraries under PyTorch have no exception of their own for it. Where no algorithm of cuDNN's got a
-# workspace, PyTorch says that it found none (pytorch#108645).
+# CPU allocators and libraries below PyTorch raise no dedicated exception. If no cuDNN algorithm could get its
+# workspace, PyTorch says that it found no engine (pytorch#108645).
 _MESSAGES = (
     "out of memory",
     "can't allocate memory",
@@ -30,21 +30,21 @@ Measured = TypeVar("Measured")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
+    """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES):
         return True
-    # Of a CUDA graph's recording, which then could not be ended.
+    # While a CUDA graph was recorded: the error then is that the recording could not be ended.
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return before is not None and is_out_of_memory(before)
 
 
 class UntilOutOfMemory:
-    """Suppresses out-of-memory errors of a block of statements; objects that only the block refers to are released.
+    """A context that suppresses out-of-memory errors, and releases with them what only the error's frames refer to.
 
     Attributes:
-        ran_out: whether it ended so; known behind the block.
+        ran_out: whether the block ran out of memory; known after it.
     """
 
     ran_out = False
@@ -62,15 +62,16 @@ class UntilOutOfMemory:
 def shrink_until_it_fits(
     sizes: BatchSizes, attempt: Callable[[int], Measured], device: torch.device
 ) -> tuple[BatchSizes, Measured]:
-    """Try the micro batch, then again and again one at most half as large, until one fits every process; collective.
+    """Try the micro batch, then ones at most half as large as the last, until one fits every process; collective.
 
-    Each is the largest that divides a process's share of the global batch, which stays: the accumulation grows.
+    Each is the largest that divides a process's share of the global batch, which stays the same: the accumulation
+    grows.
 
     Args:
         sizes: what is wanted.
-        attempt: runs a micro batch of a given size. It must leave parameters, buffers and generators as they were,
-            also when it raises, and must not communicate: the processes run it each by themselves, and one that
-            ran out of memory could not answer the others.
+        attempt: runs a micro batch of a given size. It must leave parameters, buffers and generators unchanged, even
+            when it raises, and must not communicate: each process runs it by itself, and one that ran out of memory
+            could not answer the others.
         device: where the processes' answers are exchanged.
 
     Returns:
@@ -97,7 +98,7 @@ def shrink_until_it_fits(
 
 
 def _at_most(sizes: BatchSizes, micro_size: int) -> BatchSizes | None:
-    """The same global batch in the largest micro batches of at most that size; None if that is 0."""
+    """The same global batch in the largest possible micro batches of at most that size; None if that is 0."""
     return next((each for each in smaller_micro_batches(sizes) if each.micro_size <= micro_size), None)
 
 
@@ -107,8 +108,8 @@ def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int
     Args:
         when: such as `in step 3`.
         sizes: how a step's images are divided.
-        peak_bytes: the most activations that a micro batch holds.
-        free_bytes: what is free without them, if that is known.
+        peak_bytes: the peak of a micro batch's activations.
+        free_bytes: what is free without activations, if known.
     """
     fitting = sizes.micro_size // 2
     if free_bytes is not None:
@@ -126,7 +127,7 @@ def out_of_memory(when: str, sizes: BatchSizes, peak_bytes: int, free_bytes: int
 
 
 def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
-    """Let PyTorch's allocator take no more of a GPU in this process, as if that were its size.
+    """Limit what PyTorch's allocator takes of a GPU in this process, as if that were the GPU's size.
 
     cuDNN then chooses among the algorithms whose workspaces fit.
     """
@@ -135,7 +136,7 @@ def limit_device_memory(device: torch.device, limit_bytes: int) -> None:
 
 
 def free_device_bytes(device: torch.device) -> int | None:
-    """What a GPU has free for this process within its `limit_device_memory`, and without a cache; None on a CPU."""
+    """What this process can still allocate on a GPU, within `limit_device_memory`; empties the cache. None on a CPU."""
     if device.type != "cuda":
         return None
     _release(device)

@@ -1,4 +1,4 @@
-"""Where figures come from: date, machine, versions."""
+"""Where results come from: date, machine, versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("deepres", "torch", "numpy", "deepspeed", "fairscale", "safetensors
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """The date, the machine and the versions that figures come from; `device` is a type, `cpu` or `cuda`."""
+    """The date, machine and versions that results come from; `device` is a type, `cpu` or `cuda`."""
     return {
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
@@ -26,7 +26,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that figures depend on, as far as they are installed."""
+    """The versions of Python and of the packages that results depend on, as far as they are installed."""
     found = {"Python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""The folder of a run: its resolved config, `metrics.jsonl`, curves, weights, and the marker of its end."""
+"""A run's folder: its resolved config, `metrics.jsonl`, curves, weights, and the file that marks it as finished."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ CONFIG, METRICS, WEIGHTS, FINISHED = "config.yaml", "metrics.jsonl", "model.safe
 PLAN, CURVES, OUT_OF_MEMORY = "plan.json", "curves.png", "out_of_memory.pickle"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 MADE_BY = "made_by"
-"""The kind of the line of metrics that tells when, where and with which versions a run began or was resumed."""
+"""Kind of the metrics line that records when, where and with which versions a run began or was resumed."""
 NOT_FINITE = "not_finite"
-"""The kind of the line of metrics that tells where a run ended in a number that is not finite."""
+"""Kind of the metrics line that records where the non-finite number that ended a run arose."""
 _LOCK_WAIT_S = 15.0
 _OF_A_RUN = (CONFIG, METRICS, WEIGHTS, FINISHED, PLAN, CURVES, OUT_OF_MEMORY, "events.out.tfevents.*")
 
 
 def run_folder_path(config: Config, config_path: Path) -> Path:
-    """`train.run_dir`, or a new folder under `train.output`, named after the config and the time, which is made."""
+    """`train.run_dir`, or a folder created under `train.output` and named after the config and the time."""
     if config.train.run_dir is not None:
         return config.train.run_dir
     first = config.train.output / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    others = (first.with_name(f"{first.name}-{k}") for k in count(2))  # where runs begin in the same second
+    others = (first.with_name(f"{first.name}-{k}") for k in count(2))  # if runs begin in the same second
     for path in chain([first], others):
         try:
             path.mkdir(parents=True)
@@ -51,11 +51,11 @@ def run_folder_path(config: Config, config_path: Path) -> Path:
 
 @contextmanager
 def lock_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
-    """Make a folder and keep other runs out of it; if it is still empty in the end, it goes, with what was made for it.
+    """Create a folder and keep other runs out of it; remove it, and parents created for it, if it is empty afterwards.
 
-    The lock is the system's (flock, of a file in the folder): it ends with the process, however that ends, and with the
-    processes that decode its images, which notice a few seconds later; hence the wait. Where a file system has no such
-    lock, there is none.
+    The lock is the system's (flock on a file in the folder): it is released once the process, in whatever way, and the
+    processes that decode its images have ended. These notice a few seconds later; hence the wait. On a file system
+    without flock nothing is locked.
 
     Raises:
         ConfigError: another run holds it, or it cannot be made.
@@ -81,20 +81,20 @@ def lock_run_folder(folder: Path, wait_s: float = _LOCK_WAIT_S) -> Iterator[None
 
 
 def _hold(folder: Path, wait_s: float) -> int | None:
-    """Make a folder and lock it; the descriptor that holds the lock, or None if another process does."""
+    """Create and lock a folder; returns the descriptor that holds the lock, or None if another process holds it."""
     path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT, 0o666
-        )  # on NFS, what is locked must be open for writing
+        )  # on NFS, a locked file must be open for writing
         if not _lock(descriptor, wait_s):
             os.close(descriptor)
             return None
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # of a folder that another run has found empty and removed
+        os.close(descriptor)  # another run has found the folder empty and removed it
 
 
 def is_locked(folder: Path) -> bool:
@@ -125,14 +125,14 @@ def _lock(descriptor: int, wait_s: float) -> bool:
 
 
 def check_run_folder(config: Config, folder: Path) -> None:
-    """See that an existing folder may take the run; nothing in it changes.
+    """Check that an existing folder may take the run; changes nothing in it.
 
     Args:
         config: the configuration.
-        folder: the run's.
+        folder: the run's folder.
 
     Raises:
-        ConfigError: the folder holds a run already and is neither to be resumed nor overwritten, or it cannot be
+        ConfigError: the folder already holds a run, which is neither to be resumed nor overwritten, or it cannot be
             written.
     """
     resume = config.train.resume
@@ -153,13 +153,13 @@ def check_run_folder(config: Config, folder: Path) -> None:
 class RunFolder:
     """What rank 0 writes while it trains.
 
-    What an earlier run left there goes only now, when all else of the run has been found to work.
+    Files of an earlier run are removed only now, after all other checks passed.
 
     Args:
-        path: a folder that `check_run_folder` has found fit.
+        path: a folder that passed `check_run_folder`.
         config: written there.
-        metrics_bytes: how much of a `metrics.jsonl` that is there to keep: what came before the checkpoint that the
-            run goes on from.
+        metrics_bytes: how much to keep of an existing `metrics.jsonl`: what precedes the checkpoint that the run
+            resumes from.
 
     Raises:
         ConfigError: it cannot be written.
@@ -173,7 +173,7 @@ class RunFolder:
                 _cut_lines(metrics, metrics_bytes)
             if config.train.overwrite and _holds_run(path):
                 _remove_run(path)
-            for name in (FINISHED, WEIGHTS, CURVES):  # of an end that is one no longer
+            for name in (FINISHED, WEIGHTS, CURVES):  # the run goes on, so it is not finished
                 (path / name).unlink(missing_ok=True)
             replace_text(path / CONFIG, config.to_yaml())
             self.metrics = MetricsFile(metrics)
@@ -183,7 +183,7 @@ class RunFolder:
             raise ConfigError(str(error)) from None
 
     def save_weights(self, state: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-        """Write parameters and buffers to `model.safetensors`, and what it tells beside them.
+        """Write parameters, buffers and metadata to `model.safetensors`.
 
         Raises:
             SaveError: it cannot be written.
@@ -194,7 +194,7 @@ class RunFolder:
         return target
 
     def mark_finished(self, **what: Any) -> None:
-        """Write `finished.json`: the run reached its end, whatever status a launcher makes of it.
+        """Write `finished.json`: the run reached its end, whatever exit status a launcher reports.
 
         Raises:
             SaveError: it cannot be written.
@@ -203,13 +203,13 @@ class RunFolder:
 
 
 def _cut_lines(path: Path, num_bytes: int) -> None:
-    """Keep the lines that end within the first `num_bytes`: a file that was edited may have other lines there."""
+    """Keep the whole lines within the first `num_bytes`, which end in mid-line if the file was edited."""
     with path.open("r+b") as file:
         file.truncate(file.read(num_bytes).rfind(b"\n") + 1)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` lies in a folder, or is it; links are followed."""
+    """Whether `path` is a folder or inside it; links are followed."""
     return path.resolve().is_relative_to(folder.resolve())
 
 

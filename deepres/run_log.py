@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen, metrics.jsonl, TensorBoard, curves."""
+"""A run's log: lines on the screen, metrics.jsonl, TensorBoard, curves."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _TOLERANCE = 1.02
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in one line.
+    """A run in short.
 
     Attributes:
         test: the last evaluation.
-        images_per_s: of all processes, in training, without evaluations, set-up and the first step after them.
+        images_per_s: training throughput of all processes, without set-up, evaluations and the first step after each.
         activation_peak_bytes: of one process, measured on its first micro batch.
-        predicted_peak_bytes: the same, known before.
-        data_wait_share: the fraction of that time in which the first process had no batch to compute on.
-        recompute_share: the predicted fraction of a step that goes into replays.
+        predicted_peak_bytes: the same, as predicted by the plan.
+        data_wait_share: the fraction of the training time in which the first process waited for a batch.
+        recompute_share: the predicted fraction of a step that is spent on replays.
     """
 
     test: Metrics
@@ -63,15 +63,15 @@ class Summary:
 
 
 class RunLog:
-    """Tells what a run does: the first process does, all others are silent.
+    """Logs what a run does, in the first process; the others are silent.
 
     Args:
-        config: what to tell.
+        config: what to log.
         process: this process.
         folder: where the first process writes; None in the others.
-        num_steps: of the run.
+        num_steps: the run's number of steps.
         steps_per_epoch: optimizer steps.
-        first_step: what the run begins or goes on with, from 0.
+        first_step: the step, from 0, with which the run begins or resumes.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RunLog:
                 self._tensorboard = SummaryWriter(str(folder.path), purge_step=first_step + 1)
 
     def bar(self, epoch: int, num_steps: int) -> tqdm[Never]:
-        """A bar for the steps of an epoch, on a terminal."""
+        """A progress bar for the steps of an epoch, on a terminal only."""
         return tqdm(
             total=num_steps,
             desc=f"epoch {epoch + 1}/{self._num_epochs}",
@@ -104,7 +104,7 @@ class RunLog:
         )
 
     def begin(self, planned: PlannedRun) -> None:
-        """What was planned, and if a micro batch was measured to take more; plan and provenance go to the folder."""
+        """Log the plan, with a warning if a micro batch takes more, and write plan and provenance to the folder."""
         plan, peak_bytes = planned.plan, planned.activations_bytes
         self.say(str(planned))
         if planned.budget_bytes is not None and peak_bytes > _TOLERANCE * planned.budget_bytes:
@@ -129,7 +129,7 @@ class RunLog:
             )
 
     def training(self, step: int, learning_rate: float, metrics: Metrics, images_per_s: float) -> None:
-        """The training since the last such line; `images_per_s` may be NaN, where it is not known yet."""
+        """Log the training since the last such line; `images_per_s` is NaN while it is not known yet."""
         epoch = step / self._steps_per_epoch
         speed = "" if math.isnan(images_per_s) else f"  {images_per_s:.1f} images/s"
         self.say(
@@ -139,7 +139,7 @@ class RunLog:
         self._record("train", step, metrics, learning_rate=learning_rate, images_per_s=images_per_s)
 
     def test(self, step: int, metrics: Metrics) -> None:
-        """An evaluation."""
+        """Log an evaluation."""
         epoch, rest = divmod(step, self._steps_per_epoch)
         done = f"{step / self._steps_per_epoch:.2f}" if rest else f"{epoch}"
         self.say(
@@ -149,7 +149,7 @@ class RunLog:
         self._record("test", step, metrics, num_images=metrics.num_images)
 
     def end(self, step: int, summary: Summary, num_bad_images: int) -> None:
-        """The run's end; its folder is marked as finished."""
+        """Log the summary and mark the run's folder as finished."""
         if self._folder is None:
             return
         self._folder.metrics.write(
@@ -172,14 +172,14 @@ class RunLog:
         if self._config.plots:
             try:
                 plot_curves(self._folder.path / METRICS, self._folder.path / CURVES)
-            except (OSError, ValueError) as error:  # ValueError: somebody has edited the metrics
+            except (OSError, ValueError) as error:  # ValueError: the metrics file has been edited
                 self.say(f"{CURVES} could not be drawn: {getattr(error, 'strerror', None) or error}")
         if num_bad_images:
             self.say(f"{num_bad_images} images could not be read and were skipped")
         self.say(f"{summary}   run folder {self._folder.path}")
 
     def say(self, line: str) -> None:
-        """A line on the screen, above the bar."""
+        """Print a line, above the progress bar."""
         if self._process.is_first:
             say(line)
 
@@ -196,7 +196,7 @@ class RunLog:
 
     @contextmanager
     def _losing_tensorboard(self) -> Iterator[None]:
-        """What cannot be written for TensorBoard is given up, once for all; it is in `metrics.jsonl`, too."""
+        """Give up TensorBoard for the rest of the run if it cannot be written; `metrics.jsonl` has all of it, too."""
         try:
             yield
         except OSError as error:
@@ -207,9 +207,9 @@ class RunLog:
 
 
 class Throughput:
-    """How fast a run trains, and what it waits for: pauses, and the first step after each, do not count.
+    """Training throughput, and the time spent waiting for data; pauses, and the first step after each, do not count.
 
-    What a step waits for a checkpoint to be taken does.
+    Waiting for a checkpoint does count.
     """
 
     def __init__(self) -> None:
@@ -220,7 +220,7 @@ class Throughput:
         self._told = (0, 0.0)
 
     def count(self, num_images: int, waited_s: float) -> None:
-        """A step is done, in which the device waited that long for data."""
+        """Count a finished step, in which the device waited that long for data."""
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
@@ -229,21 +229,21 @@ class Throughput:
         self._since = now
 
     def pause(self) -> None:
-        """What follows is no training; the next step begins a new stretch."""
+        """Stop the clock until the next step: what follows is not training."""
         self._since = None
 
     @property
     def per_s(self) -> float:
-        """Images a second so far; NaN before the second step."""
+        """Images per second so far; NaN before the second step."""
         return self._images / self._seconds if self._seconds else float("nan")
 
     def since_last_asked(self) -> float:
-        """Images a second since this was asked last; NaN if no step has counted since."""
+        """Images per second since the last call; NaN if no step has counted since."""
         images, seconds = self._images - self._told[0], self._seconds - self._told[1]
         self._told = self._images, self._seconds
         return images / seconds if seconds else float("nan")
 
     @property
     def data_wait_share(self) -> float:
-        """The fraction of the time in which there was no batch to train on; NaN before the second step."""
+        """The fraction of the time spent waiting for a batch; NaN before the second step."""
         return self._waited / self._seconds if self._seconds else float("nan")

@@ -1,4 +1,4 @@
-"""Lines on the screen: what cannot be shown, or what nobody reads any more, ends no run."""
+"""Printing that never ends a run, even if a line cannot be shown or nobody reads it any more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-# Of a pipe whose reader has ended, a terminal that was closed, a full disk comes an OSError; a stream that was closed
-# when the process started is None.
+# A pipe whose reader has ended, a closed terminal or a full disk raises OSError; a stream that was closed when the
+# process started is None.
 
 
 def say(line: str) -> None:
-    """Print a line, above a bar."""
+    """Print a line to standard output, above any progress bar."""
     if sys.stdout is not None:
         with suppress(OSError):
             tqdm.write(line, file=sys.stdout)
@@ -21,20 +21,20 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line to the standard error output."""
+    """Print a line to standard error."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(line, file=sys.stderr, flush=True)
 
 
 def allow_any_encoding() -> None:
-    """Print `?` from now on for what the standard output's encoding does not have, such as × in ASCII."""
+    """From now on print `?` for what standard output cannot encode, such as × in ASCII."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def flush() -> None:
-    """Print what has been said, before a process ends without the interpreter's doing so."""
+    """Flush stdout and stderr before `os._exit`, which does not."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with suppress(OSError):

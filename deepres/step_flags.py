@@ -1,17 +1,17 @@
-"""What the processes tell one another in each step, beside its loss."""
+"""Flags that the processes exchange in each step, along with its loss."""
 
 from typing import NamedTuple
 
 
 class StepFlags(NamedTuple):
-    """What a process, or some process, wants between two steps.
+    """Requests of one process after a step or, once exchanged, those that any process has made.
 
     Attributes:
-        to_stop: after a checkpoint.
-        to_save: as a checkpoint is due.
-        in_background: to save while the training goes on.
-        has_failed: to end, as a checkpoint could not be written.
-        lacks_data: to end after a checkpoint, as the next step's first batch could not be made.
+        to_stop: stop after a checkpoint.
+        to_save: a checkpoint is due.
+        in_background: save while the training goes on.
+        has_failed: a checkpoint could not be written: end.
+        lacks_data: the next step's first batch could not be made: end after a checkpoint.
     """
 
     to_stop: bool

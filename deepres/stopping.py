@@ -1,4 +1,4 @@
-"""When to stop: signals, a launcher that is gone, another process that has died."""
+"""Reasons to stop: a signal, a launcher that is gone, another process that has died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepres.meeting import Peer
 from deepres.screen import complain
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Requests to stop; schedulers send the last two ahead of a job's end."""
+"""Requests to stop; schedulers send the last two shortly before a job's time is up."""
 
 _LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 _POLL_S = 0.5
@@ -25,12 +25,12 @@ _GRACE_S = 10.0
 
 
 class StopRequest:
-    """Notes `SIGNALS` instead of dying of them, and whether a launcher above this process is gone.
+    """Records `SIGNALS` instead of dying of them, and notices when a launcher above this process is gone.
 
-    Launchers pass signals on in their own ways: deepspeed's to one process after the other, each when the last has
-    ended, and not at all if it is its outer process that is signalled. So a process that is asked to stop must tell
-    the others, and a launcher's end is a request too. More signals change nothing: the launchers send several.
-    SIGHUP stays ignored where it is so from the start, as under nohup.
+    Launchers pass signals on in their own ways: deepspeed's to one process after the other, each after the previous one
+    has ended, and not at all if its outer process is signalled. So a process that is asked to stop must tell the
+    others, and a launcher's end is a request, too. Further signals change nothing: launchers send several. SIGHUP stays
+    ignored if it was ignored from the start, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ class StopRequest:
 
 
 class PeerWatch:
-    """Ends this process, with a message that names the dead, when another of the run on this host has died.
+    """Ends this process, naming the dead one, when another process of the run on this host has died.
 
-    A process that waits in a collective for a dead one may wait for long, and what it is told in the end names
-    nobody. Processes on other hosts are the business of the launchers there.
+    A process that waits in a collective for a dead one may wait for long, and the error that ends the wait does not
+    name it. Processes on other hosts are left to the launchers there.
 
     Args:
         rank: this process's.
-        everyone: the run's processes, this one among them.
+        everyone: the run's processes, including this one.
     """
 
     def __init__(self, rank: int, everyone: Sequence[Peer]) -> None:
@@ -84,7 +84,7 @@ class PeerWatch:
             if peer.rank != rank and peer.host == everyone[rank].host:
                 try:
                     self._peers[peer.rank] = psutil.Process(peer.pid)
-                except psutil.NoSuchProcess:  # dead already
+                except psutil.NoSuchProcess:  # already dead
                     self._peers[peer.rank] = peer.pid
         if self._peers:
             threading.Thread(target=self._watch, name="peers", daemon=True).start()
@@ -96,7 +96,7 @@ class PeerWatch:
         self._done.set()
 
     def look(self, wait_s: float = 0.0) -> str | None:
-        """Which process has died, if one has or does within `wait_s`."""
+        """Which process has died, if one has or does so within `wait_s`."""
         waits = [_POLL_S] * round(wait_s / _POLL_S) if self._peers else []
         for wait in [0.0, *waits]:
             if self.dead is None and not self._done.wait(wait):

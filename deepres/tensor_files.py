@@ -1,4 +1,4 @@
-"""Tensors by name out of files of PyTorch and safetensors, without executing anything in them."""
+"""Reads named tensors from PyTorch and safetensors files, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 _WRAPPERS, _PREFIX = ("state_dict", "model"), "module."
-"""Where training programs put a net's tensors, and what DataParallel puts before their names."""
+"""Keys under which training programs save a net's tensors, and DataParallel's prefix of their names."""
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds.
+    """A file's content.
 
     Attributes:
         path: the file.
         tensors: by name, on the CPU.
-        metadata: what a `.safetensors` tells beside them.
+        metadata: of a `.safetensors`.
     """
 
     path: Path
@@ -32,15 +32,16 @@ def read_tensor_file(path: Path) -> TensorFile:
     """Read a file of tensors.
 
     Args:
-        path: a `.safetensors`; any other file is taken for what `torch.save` wrote, and read with `weights_only=True`.
-            Of a training checkpoint, it is what lies under `state_dict` or `model`; `module.` before all names goes.
+        path: a `.safetensors`; any other file is read as `torch.save` writes it, with `weights_only=True`. Of a
+            training checkpoint, what is under `state_dict` or `model` is taken; a prefix `module.` of all names is
+            removed.
 
     Raises:
         OSError: the file cannot be read, or there is none (FileNotFoundError).
-        ValueError: it is damaged, or holds anything but tensors by name; one line that names it.
+        ValueError: it is damaged, or holds anything but named tensors; the message is one line that names the file.
         ImportError: safetensors is needed and not installed.
     """
-    with path.open("rb"):  # safetensors tells less of a file that cannot be opened
+    with path.open("rb"):  # safetensors says less about a file that cannot be opened
         pass
     is_safetensors = path.suffix == ".safetensors"
     try:
@@ -49,7 +50,7 @@ def read_tensor_file(path: Path) -> TensorFile:
         content = _unwrapped(torch.load(path, "cpu", weights_only=True))
     except (OSError, ImportError):
         raise
-    except Exception as error:  # noqa: BLE001  # whatever a reader says of a broken or malicious file
+    except Exception as error:  # noqa: BLE001  # whatever a reader raises for a broken or malicious file
         told = " ".join(str(error).split())
         kind = type(error).__name__
         why = (
@@ -71,7 +72,7 @@ def _unwrapped(content: Any) -> Any:
 
 
 def _safetensors(path: Path) -> TensorFile:
-    from safetensors import safe_open  # `import deepres` does without it
+    from safetensors import safe_open  # not needed by `import deepres`
 
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

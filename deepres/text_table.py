@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of cells in columns, numbers to the right.
+    """Lines of cells in columns, right-aligned except those in `left`.
 
     Args:
-        rows: all of the same number of cells.
-        left: columns that are text.
+        rows: all with the same number of cells.
+        left: columns of text.
     """
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return [

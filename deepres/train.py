@@ -25,11 +25,11 @@ from deepres.job import prepare, run_job
 from deepres.screen import allow_any_encoding, complain, flush
 from deepres.stopping import StopRequest
 
-_FIRST_SPEAKS_S = 10.0  # a process of two may take seconds longer to import PyTorch
+_FIRST_SPEAKS_S = 10.0  # one process may take seconds longer than another to import PyTorch
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; what it returns is an `ExitStatus`."""
+    """Run the command line; returns an `ExitStatus`."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, type=Path, help="a YAML file such as those in configs/")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
@@ -53,21 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(error: Exception, status: ExitStatus, *, is_stopped: bool) -> None:
-    """Print the error, once a machine if all its processes have it.
+    """Print the error, only once per host if all processes there have it.
 
     Args:
-        error: of this process.
-        status: what it ends with.
-        is_stopped: whether the launcher has asked it to stop already.
+        error: this process's.
+        status: the process's exit status.
+        is_stopped: whether the launcher has already asked it to stop.
     """
     local_rank = os.environ.get("LOCAL_RANK", "0")
-    # If it is no number, that is the error, and every process may say so.
+    # If LOCAL_RANK is not a number, that is the error, and every process may print it.
     is_first = not local_rank.isdecimal() or int(local_rank) == 0
     if not (is_first or status is ExitStatus.PROCESS_DIED or error.__cause__ is not None):
         if status not in (ExitStatus.REFUSED, ExitStatus.OUT_OF_MEMORY) or is_stopped:
             return
-        # A launcher ends all once one has ended: let that be the first one, after it has spoken. If this process is
-        # still there then, the error is its own.
+        # A launcher ends all processes once one has ended: let that be the first, after it has printed the error. If
+        # this process is still alive then, the error is its own.
         time.sleep(_FIRST_SPEAKS_S)
     complain(f"error: {error}")
 
@@ -81,10 +81,10 @@ def _exit_status(error: ConfigError | DataError | RunError | SaveError) -> ExitS
 if __name__ == "__main__":
     try:
         exit_status = main()
-    except Exception:  # noqa: BLE001  # a mistake of this program: nothing else is to come after it
+    except Exception:  # noqa: BLE001  # a bug in this program: print it last
         complain(traceback.format_exc().rstrip())
         exit_status = ExitStatus.FAILED
     flush()
-    # Not sys.exit: a thread of gloo that asks for the interpreter while that shuts down would abort the process, and
-    # processes that decode images, which leave SIGTERM to this one, would be waited for.
+    # Not sys.exit: a gloo thread that takes the GIL while the interpreter shuts down would abort the process, and exit
+    # would wait for the processes that decode images, which leave SIGTERM to this one.
     os._exit(exit_status)

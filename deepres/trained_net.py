@@ -1,4 +1,4 @@
-"""A trained net in one file: its weights, and the arguments of `build_resnet` that make the net they are of."""
+"""A trained net in one file: its weights, and the arguments of `build_resnet` that make it."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _KEY = "deepres.build_resnet"
 
 
 class TrainedNetError(ValueError):
-    """A file's net is not known, or another one than was meant; the message is one line."""
+    """A file's net is unknown, or not the one that was expected; the message is one line."""
 
 
 def net_metadata(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """What a file of weights tells beside them (for `safetensors.torch.save_file`).
+    """Metadata of a file of weights, for `safetensors.torch.save_file`.
 
     Args:
-        arguments: of `build_resnet`; they make the net whose weights the file holds.
+        arguments: of `build_resnet`, which make the net whose weights the file holds.
     """
     return {_KEY: json.dumps(dict(arguments))}
 
 
 def load_resnet(path: str | Path) -> ResNet:
-    """The net that a run left as `model.safetensors`, or `tools/export.py` wrote, on the CPU and in evaluation mode.
+    """Load the net in a run's `model.safetensors`, or one that `tools/export.py` wrote: on the CPU, in evaluation mode.
 
     The file records the net's architecture. Nothing in it is executed, and no random number is drawn. Numbers of other
-    formats become fp32. A checkpoint's checksums are not compared here.
+    dtypes become fp32. A checkpoint's checksums are not verified.
 
     Raises:
-        TrainedNetError: the file does not record its architecture, or holds other weights than that has.
+        TrainedNetError: the file does not record its architecture, or its weights are not those of its architecture.
         ValueError: it cannot be read as tensors.
         OSError: it cannot be read at all, or there is none (FileNotFoundError).
         ImportError: safetensors is not installed.
@@ -56,11 +56,11 @@ def load_resnet(path: str | Path) -> ResNet:
 
 
 def check_net(net: ResNet, file: TensorFile) -> None:
-    """Compare a net with the one whose weights a file holds, if it records which.
+    """Compare a net with the one that a file of weights records, if it records one.
 
     Args:
-        net: is to have the weights.
-        file: has them.
+        net: the net to load the weights into.
+        file: the file of weights.
 
     Raises:
         TrainedNetError: they differ.
@@ -77,7 +77,7 @@ def recorded_arguments(file: TensorFile) -> dict[str, Any] | None:
     """All arguments of `build_resnet` that make the net of a file of weights; None if it does not record them.
 
     Raises:
-        TrainedNetError: what it records makes no net, or one with other weights than it holds.
+        TrainedNetError: what it records does not make a net, or makes one with other weights than it holds.
     """
     recorded = _recorded(file)
     return None if recorded is None else recorded.arguments
@@ -129,7 +129,7 @@ def _first_wrong(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) ->
 
 
 def _call(arguments: Mapping[str, Any]) -> str:
-    """What was given to `build_resnet` beside its defaults."""
+    """The call of `build_resnet`, without defaults."""
     defaults = {name: parameter.default for name, parameter in signature(build_resnet).parameters.items()}
     given = [f"{name}={value!r}" for name, value in arguments.items() if value != defaults[name]]
     return f"build_resnet({', '.join(given)})"

@@ -40,10 +40,10 @@ class Trainer:
         engine: runs the steps.
         data: this process's batches.
         folder: where rank 0 writes; None in the others.
-        planned: the plan that the net is under; told at the start.
-        stop: when to stop before the end.
-        start: the checkpoint that net and engine have been loaded from, if any.
-        identity: what a run that goes on from one of this run's checkpoints must have in common with it.
+        planned: the plan that the net runs by; logged at the start.
+        stop: when to stop early.
+        start: the checkpoint that net and engine have been restored from, if any.
+        identity: what a run that resumes from one of this run's checkpoints must have in common with it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Trainer:
                 self._log.say(f"note: {unreached}")
             saves = self._config.train.save_every is not None
             if saves and any_process([self._is_branch], self._process.device)[0]:
-                self._saved_step = None  # in another folder: train.resume=auto would begin anew in this one
+                self._saved_step = None  # it is in another folder, where train.resume=auto would not look
                 self._save()
             self._save_or_stop()
             if self._evaluation_is_due:
@@ -152,12 +152,12 @@ class Trainer:
         self._throughput.pause()
 
     def _coming_batches(self) -> Iterator[Batch]:
-        """This process's micro batches of the epoch, from the next step on."""
+        """This process's remaining micro batches of the epoch, from the next step on."""
         epoch, done = divmod(self._step, self._steps_per_epoch)
         return self._data.train_batches(epoch, start=done * self._engine.sizes.accumulation)
 
     def _run_step(self, batches: Prefetch) -> StepFlags:
-        """Train one step; what some process wishes after it."""
+        """Train one step; returns the flags that any process has set after it."""
         learning_rate = self._schedule(self._step)
         before = RandomState.read(self._process.device)
         sizes = self._engine.sizes
@@ -187,7 +187,7 @@ class Trainer:
     def _out_of_memory(self) -> RunError:
         if self._config.log.memory_history and self._folder is not None:
             write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
-        self._engine.run_eagerly()  # a recorded pass would not give its activations back
+        self._engine.run_eagerly()  # a recorded pass would keep its activations allocated
         return out_of_memory(
             f"in step {self._step + 1}",
             self._engine.sizes,
@@ -206,7 +206,7 @@ class Trainer:
         )
 
     def _wishes(self, step: int) -> StepFlags:
-        """This process's, after so many steps."""
+        """This process's flags after `step` steps."""
         is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
         in_background = mode == "always" or (
@@ -218,10 +218,10 @@ class Trainer:
         )
 
     def _save_or_stop(self, wishes: StepFlags | None = None) -> None:
-        """Between steps: save if that is due, and end the run if a process is asked to; collective.
+        """Between steps: save if that is due, and end the run if any process was asked to stop; collective.
 
         Args:
-            wishes: of all processes; None: they are asked for now.
+            wishes: the flags of all processes; None: exchange them now.
         """
         if wishes is None:
             wishes = StepFlags(*any_process(self._wishes(self._step), self._process.device))
@@ -247,7 +247,7 @@ class Trainer:
 
     @property
     def _data_error(self) -> DataError | None:
-        """Why the next batch cannot be had, as far as that is known."""
+        """Why the next batch could not be made, if that is known yet."""
         return self._batches.error if self._batches is not None else None
 
     def _save(self) -> None:
@@ -284,12 +284,12 @@ class Trainer:
         return (at_epoch or self._step == self._num_steps) and not self._is_evaluated
 
     def _evaluate(self) -> None:
-        """Test the net; a request to stop ends it early, and what it did so far is forgotten."""
+        """Test the net; a request to stop ends the evaluation early and discards what it has so far."""
         self._engine.average_buffers()
         batch_size = self._config.train.eval_batch_size or self._engine.sizes.micro_size
         try:
             metrics = run_evaluation(self._engine, self._data, self._stop, batch_size)
-        except RunError as error:  # in all processes: what was trained is not lost
+        except RunError as error:  # raised in all processes: save, so that no training is lost
             if not isinstance(error, LoneRunError) and self._config.train.save_every is not None:
                 self._save()
                 self._saver.finish(self._process.device)
@@ -299,7 +299,7 @@ class Trainer:
             self._test, self._is_evaluated = metrics, True
 
     def _finish(self, summary: Summary) -> None:
-        # Several processes may have met the same image, in different epochs.
+        # Several processes may have come across the same image, in different epochs: count it once.
         bad = sum_over_processes(self._data.bad_images.to(self._process.device))
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()

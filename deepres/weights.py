@@ -1,4 +1,4 @@
-"""Weights that a run, or a person, has left: where they are, and whose."""
+"""Finding and loading weights: of a run, a checkpoint, or a file on its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deepres.tensor_files import TensorFile, read_tensor_file
 def load_weights(path: Path) -> TensorFile:
     """A net's parameters and buffers from a run's folder, a checkpoint, a `.safetensors` or a `.pt` of tensors.
 
-    Nothing in a file is executed (`read_tensor_file`). Of a checkpoint, the file is compared with the manifest.
+    Nothing in a file is executed (`read_tensor_file`). A checkpoint's file is verified against its manifest.
 
     Raises:
-        ConfigError: there are no weights at `path`, or what there is is damaged or refused.
+        ConfigError: there are no weights at `path`, or they are damaged or refused.
     """
     try:
         path = _weights_file(path)
@@ -33,10 +33,10 @@ def load_weights(path: Path) -> TensorFile:
 
 
 def num_classes_of(weights: TensorFile) -> int:
-    """How many classes a net with these weights tells apart.
+    """The number of classes of the net with these weights.
 
     Raises:
-        ConfigError: they are no deepres net's.
+        ConfigError: they are not of a deepres net.
     """
     last = weights.tensors.get("head.linear.weight")
     if last is None or last.dim() != 2:
@@ -45,15 +45,15 @@ def num_classes_of(weights: TensorFile) -> int:
 
 
 def config_file_of(weights: Path) -> Path | None:
-    """The configuration of the run or checkpoint that weights are in; None if they are in none.
+    """The configuration file of the run or checkpoint that weights are in; None if they are in neither.
 
-    A checkpoint's is JSON, and thus YAML too.
+    A checkpoint's is JSON, and thus YAML, too.
 
     Args:
         weights: a run's folder, a checkpoint, or a file of weights.
 
     Raises:
-        ConfigError: there is nothing, or it cannot be read.
+        ConfigError: `weights` does not exist, or cannot be read.
     """
     try:
         if not weights.exists():
@@ -66,14 +66,14 @@ def config_file_of(weights: Path) -> Path | None:
 
 
 def run_folder_of(weights: Path) -> Path:
-    """The folder of the run that weights are from; of weights of no run, their own."""
+    """The folder of the run that weights are from; for weights that are not from a run, their own folder."""
     folder = weights if weights.is_dir() else weights.parent
     around = folder.absolute().parent
     return around.parent if around.name == CHECKPOINTS else folder
 
 
 def _weights_file(path: Path) -> Path:
-    """The file of a run's or a checkpoint's weights; of a file, itself.
+    """The file of a run's or a checkpoint's weights; a file is returned as it is.
 
     Raises:
         ConfigError: there is none.

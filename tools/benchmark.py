@@ -1,4 +1,4 @@
-"""How fast the trainer trains: images a second for each option of a step and for a bare PyTorch loop, in one run.
+"""Training speed: images per second for each option of a step and for a bare PyTorch loop, in one run.
 
 python tools/benchmark.py --depth 110 --batch 64
 """

@@ -1,4 +1,4 @@
-"""Measure deepres' recompute: budgets kept, times as predicted, the frontier, and what its peers do."""
+"""Benchmark deepres' recomputation: are budgets kept and times as predicted; the frontier; its peers."""
 
 from __future__ import annotations
 

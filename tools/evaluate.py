@@ -20,7 +20,7 @@ from interface.command_line import run_program
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command line; 0 if it tested, 2 if the question has a mistake."""
+    """Run a command line; 0 if the net was tested, 2 if the command line has a mistake."""
     options = _parser().parse_intermixed_args(arguments)
     try:
         config = find_config(options.weights, options.config, options.overrides)

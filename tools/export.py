@@ -1,4 +1,4 @@
-"""Write a run's net for other programs, and check that they compute the same.
+"""Export a run's net for other programs, and check that the file computes the same.
 
 python tools/export.py RUN --format safetensors|torchscript|onnx [--output FILE]
 
@@ -22,7 +22,7 @@ from interface.command_line import image_size, run_program, writable_file
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command line; 0 if it wrote the file, 2 if it could not."""
+    """Run a command line; 0 if the file was written, 2 if not."""
     options = _parser().parse_args(arguments)
     try:
         config = find_config(options.weights, options.config)
@@ -61,7 +61,7 @@ def _parser() -> Parser:
 
 
 def _replaceable_file(text: str) -> Path:
-    """A file that can be written; of a link, the file that it leads to."""
+    """A file that can be written; a link is resolved."""
     path = writable_file(os.path.realpath(text))
     if path.exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{text} cannot be written: it is there and is no regular file")

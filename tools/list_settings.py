@@ -1,4 +1,4 @@
-"""Print every setting of a run's configuration as Markdown: what it may be, its default, what it does.
+"""Print every setting of a run's configuration as Markdown: its values, its default, what it does.
 
 python tools/list_settings.py > docs/settings.md
 """
@@ -19,7 +19,7 @@ A run is a YAML file of these sections; `section.key=value` on the command line 
 all of them, as they were. `python tools/list_settings.py > docs/settings.md` writes this page.
 """
 _BYTES = {"budget", "device_memory"}
-"""Integers that may be written with a unit."""
+"""Integer settings that may be written with a unit."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +49,7 @@ def reference() -> str:
 
 
 def _values(key: str, schema: dict[str, Any]) -> Iterator[str]:
-    """What a setting may be, from its JSON schema."""
+    """The values that a setting may have, from its JSON schema."""
     for each in schema.get("anyOf", [schema]):
         if "enum" in each or "const" in each:
             yield ", ".join(f"`{value}`" for value in each.get("enum", [each.get("const")]))
@@ -70,7 +70,7 @@ def _values(key: str, schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _plain(default: object) -> str:
-    """As YAML has it."""
+    """A default as YAML writes it."""
     return default if isinstance(default, str) and default else json.dumps(default)
 
 

@@ -1,11 +1,11 @@
-"""The peak of a step as predicted, against the same step run on the device at hand.
+"""Predicted peak memory of a step, compared with the same step on this machine's device.
 
 python tools/predict_vs_measure.py --output results/profiler/predicted_vs_measured.md
 python tools/predict_vs_measure.py --device cuda --output results/gpu/predicted.md
 
-On a card the prediction that counts has the transients of the units read off the card, one of each kind, as training
-and --measure read them before they plan: what cuDNN takes beside tensors depends on the algorithms that it chooses. The
-prediction without the card, on which these plans were made, stands beside it.
+On a GPU, the prediction that counts uses units' transient memory measured there, for one unit of each kind, as training
+and --measure do before they plan: cuDNN's workspaces depend on the algorithms that it chooses. The prediction without
+the GPU, with which these plans were made, is shown beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARES = (0.75, 0.5, 0.4, 0.3, 0.12, 0.06, 0.03)
 
 
 class Case(NamedTuple):
-    """A net, and its batch on a CPU and on a card."""
+    """A net, and its batch sizes on a CPU and on a GPU."""
 
     depth: int
     dataset: str
@@ -54,7 +54,7 @@ CASES = (
 
 
 class Result(NamedTuple):
-    """One step; `unread_bytes` is predicted without the card that `predicted_bytes` has its transients from."""
+    """One step; `predicted_bytes` uses transients measured on the GPU, `unread_bytes` is predicted without it."""
 
     net: str
     precision: str
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The prediction's error, relative to what was measured."""
+        """The prediction's error, relative to the measurement."""
         return self.predicted_bytes / self.measured_bytes - 1
 
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Result]:
-    """Everything kept, and five plans."""
+    """Measure a case with everything kept, and under five plans."""
     model = {"depth": case.depth, "dataset": case.dataset, "block": case.block}
     data = {"name": "imagenet" if case.dataset == "imagenet" else "cifar10"}
     on_cuda = device.type == "cuda"
@@ -117,7 +117,7 @@ def run_case(case: Case, precision: str, device: torch.device) -> Iterator[Resul
 
 
 def chosen(report: Report) -> list[StrategyRow]:
-    """Keep all, per unit, √units, and three plans: for half of keep-all, for the least budget, and the floor."""
+    """Keep-all, per-unit, √units, and three plans: for half of keep-all, for the least budget, and the floor."""
     plans = [row for row in report.rows if row.kind == "budget" and row.plan is not None]
     half = plans[1] if len(plans) > 2 else plans[0]  # a small net's least budget may be half of keep-all
     others = report.row("keep all"), report.row("per unit"), report.row("sqrt")
@@ -131,7 +131,7 @@ def heading(device: str) -> list[str]:
 
 
 def cells(result: Result) -> list[str]:
-    """A line of the table."""
+    """A row of the table."""
     sizes = (format_bytes(result.predicted_bytes), format_bytes(result.measured_bytes))
     unread = [] if result.unread_bytes is None else [format_bytes(result.unread_bytes)]
     return [result.net, result.precision, result.strategy, *sizes, f"{100 * result.error:+z.2f} %", *unread]

@@ -1,4 +1,4 @@
-"""Will it fit, and what will it cost? Compute against memory for a net, a batch and a card, without a GPU.
+"""Will it fit, and at what cost? Compute against memory for a net, a batch and a GPU, without the GPU.
 
 python tools/profile_memory.py --depth 1001
 python tools/profile_memory.py --depth 200 --gpu "RTX 4090" --batch-size 64 --html page
@@ -105,13 +105,13 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; 0 if it answered, 2 if the question has a mistake."""
+    """Run the command line; 0 if it was answered, 2 if it has a mistake."""
     options = parser().parse_intermixed_args(arguments)
     if options.gpu == "list":
         print(gpus_text())
         return 0
     try:
-        # Whoever pipes the JSON still sees the report.
+        # The report is still visible when the JSON is piped.
         with redirect_stdout(sys.stderr if options.json == OUTPUT else sys.stdout):
             profile(options, arguments)
     except BrokenPipeError:
@@ -127,10 +127,10 @@ def _file_or_output(text: str) -> Path:
 
 
 def profile(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Answer, and write what was asked for; files tell the command line `arguments`.
+    """Print the report and write the requested files, which record the command line `arguments`.
 
     Raises:
-        ValueError, ConfigError, OSError: the question has a mistake; the message says which.
+        ValueError, ConfigError, OSError: the command line has a mistake; the message says which.
     """
     check_outputs(options)
     configs = read_configs(options)
@@ -143,7 +143,7 @@ def profile(options: argparse.Namespace, arguments: list[str]) -> None:
     answers, rows = list[Answer](), list[DepthRow]()
     for profiled in profiled_nets:
         ask = partial(make_report, profiled, budget_bytes=budget_bytes, budget_must_fit=len(configs) == 1)
-        report = ask()  # tells of a mistake before anything is measured
+        report = ask()  # raises on a mistake before anything is measured
         if device is not None:
             with_measured_costs(profiled, device)
             report = ask()

@@ -1,4 +1,4 @@
-"""Signals and gradients at every unit of a net: at initialisation, and out of a checkpoint.
+"""Signals and gradients at every unit of a net, at initialisation or from a checkpoint.
 
 python tools/propagation.py --depth 110
 python tools/propagation.py --depth 110 --variants identity,constant_scaling+shortcut_scale=0.5 --activation original
@@ -63,7 +63,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; 0 if it measured, 2 if the question has a mistake."""
+    """Run the command line; 0 if it was measured, 2 if the command line has a mistake."""
     options = parser().parse_args(arguments)
     try:
         run(options)
@@ -76,10 +76,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print, and write what was asked for.
+    """Measure, print, and write the requested files.
 
     Raises:
-        argparse.ArgumentTypeError, ValueError, OSError: the question has a mistake; the message says which.
+        argparse.ArgumentTypeError, ValueError, OSError: the command line has a mistake; the message says which.
     """
     if options.checkpoint is not None:
         nets = checkpoint_nets(
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         )
     dtype = getattr(torch, options.dtype)
     images, labels, data = batch_of(nets[0], options.data, options.batch_size, options.seed)
-    if options.out is not None:  # tell now what cannot be written, not after minutes of measuring
+    if options.out is not None:  # report now what cannot be written, not after minutes of measuring
         writable_folder(options.out)
     if options.json is not None:
         try:
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(propagation_json(found, about)) + "\n", encoding="utf-8")
         print(f"wrote {options.json}")
     if options.out is not None:
-        from deepres.analysis.plots import gradient_figure, signal_figure  # matplotlib takes its time
+        from deepres.analysis.plots import gradient_figure, signal_figure  # importing matplotlib is slow
 
         for name, figure in (("gradient", gradient_figure), ("signal", signal_figure)):
             path = options.out / f"{name}.png"

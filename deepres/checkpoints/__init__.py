@@ -1,1 +1,1 @@
-"""Checkpoints: what is in one, how it gets to the disk, and how a run goes on from it."""
+"""Checkpoints: what is in one, how it is written to disk, and how a run resumes from it."""

@@ -1,4 +1,4 @@
-"""Taking over a checkpoint's state: parameters, buffers, momentum, random numbers, sums."""
+"""Restore a checkpoint's state: parameters, buffers, momentum, random number generators, sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepres.engines import Engine
 
 
 def restore_net(checkpoint: Checkpoint, net: nn.Module) -> None:
-    """Set parameters and buffers, one at a time, before an engine takes the net over.
+    """Restore parameters and buffers, one at a time, before an engine takes the net over.
 
     Raises:
         ConfigError: the tensors are not this net's.
@@ -35,8 +35,9 @@ def restore_net(checkpoint: Checkpoint, net: nn.Module) -> None:
 
 
 def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
-    """Set what a net does not have, or what engines give all processes alike: momentum, loss scaler, generators, and
-    this process's own buffers; after `restore_net`, and before the first step.
+    """Restore momentum, loss scaler, random number generators and this process's own buffers.
+
+    Call it after `restore_net` and before the first step.
 
     Raises:
         ConfigError: the tensors are not this net's.
@@ -69,7 +70,7 @@ def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
 
 
 def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
-    """This process's share of `Progress.sums`, (4,) float64: its own, or all of them in rank 0."""
+    """This process's share of `Progress.sums`, (4,) float64; with another number of processes, rank 0 takes all."""
     sums = torch.tensor(checkpoint.progress.sums, dtype=torch.float64)
     if _has_same_processes(checkpoint, process):
         own = sums[process.rank]

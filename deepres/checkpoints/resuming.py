@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: find one that is whole, and see that it is of this run. `restoring` takes it over."""
+"""Resuming: find an intact checkpoint, and check that it is of this run; `restoring` restores it."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from deepres.run_folder import CHECKPOINTS, FINISHED
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk: its folder, how far its run was, and the SHA-256 of its manifest."""
+    """A checkpoint on disk: its folder, its run's progress, and the SHA-256 of its manifest."""
 
     path: Path
     progress: Progress
     sha256: str
 
     def is_in(self, run_dir: Path) -> bool:
-        """Whether it is one that a run in that folder would find."""
+        """Whether a run in that folder would find it."""
         return self.path.parent.resolve() == (run_dir / CHECKPOINTS).resolve()
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Read what a checkpoint tells of itself.
+    """Read a checkpoint's progress.
 
     Args:
         path: its folder.
         verify: compare every file's size and SHA-256 with the manifest first.
 
     Raises:
-        DamagedError: it is no checkpoint, or not whole, or written by a newer deepres; the message names the file.
-        OSError: it cannot be read at the moment, which says nothing of whether it is whole.
+        DamagedError: it is not a checkpoint, not intact, or written by a newer deepres; the message names the file.
+        OSError: it cannot be read at the moment, although it may be intact.
     """
     if not path.is_dir():
         raise DamagedError(f"there is no checkpoint {path}")
@@ -61,15 +61,15 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
 
 def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint that `train.resume` asks for, seen to be whole and of this run; None to begin at step 0.
+    """The checkpoint that `train.resume` asks for, checked to be intact and of this run; None to begin at step 0.
 
     Args:
         config: the run's configuration.
         identity: see `run_identity`.
-        say: told what is skipped, and what the run resumes from.
+        say: called with what is skipped, and what the run resumes from.
 
     Raises:
-        ConfigError: there is none where there must be, or in the folder of a finished run; or it is of another run, or
+        ConfigError: there is none although one was named or the folder's run is finished; or it is of another run, or
             past this run's end.
     """
     resume, run_dir = config.train.resume, config.train.run_dir
@@ -111,7 +111,7 @@ def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], 
 
 
 def _put_aside(damaged: Path) -> None:
-    """Rename a checkpoint, so that the run may come past its step again."""
+    """Rename a checkpoint, so that the run can save at its step again."""
     aside = damaged.with_name(f"{damaged.name}.damaged")
     try:
         if aside.exists():
@@ -142,7 +142,7 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
     if (path / CHECKPOINTS).is_dir():
         path = path / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
-        # Once a host: the others read what it reads.
+        # Verify once per host: the host's other processes read the same files.
         own = read_checkpoint(path, verify=process.local_rank == 0)
     except (DamagedError, OSError) as error:
         raise ConfigError(f"process {process.rank} does not see the run's folder: {error}") from None
@@ -154,10 +154,10 @@ def share_start(found: Checkpoint | None, config: Config, process: Process) -> C
 
 
 def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint at `resume`, or the newest whole one if that is the folder of a run or of its checkpoints.
+    """The checkpoint at `resume`, or the newest intact one if that is the folder of a run or of its checkpoints.
 
     Raises:
-        ConfigError: there is none; the message says why each that is there was refused.
+        ConfigError: there is none that is intact; the message says why.
     """
     resume = _folder_of_run(resume)
     if (resume / CHECKPOINTS).is_dir():
@@ -172,21 +172,21 @@ def find_checkpoint(resume: Path, say: Callable[[str], None]) -> Checkpoint:
 
 
 def _folder_of_run(resume: Path) -> Path:
-    """The folder of the run whose checkpoints' folder is given; any other path as it is."""
+    """The run's folder, if its folder of checkpoints is given; any other path unchanged."""
     is_theirs = resume.name == CHECKPOINTS and not (resume / CHECKPOINTS).is_dir()
     return resume.parent if is_theirs else resume
 
 
 def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole; None if it never saved one.
+    """A run's newest intact checkpoint; None if it has none at all.
 
     Args:
-        run_dir: the folder of the run.
-        say: told which checkpoints are skipped, and why.
+        run_dir: the run's folder.
+        say: called with the checkpoints that are skipped, and why.
 
     Raises:
-        ConfigError: there are checkpoints, but none is whole, or the newest is of a newer deepres, or their folder is a
-            link that leads nowhere: to begin anew then is for a person to decide.
+        ConfigError: there are checkpoints, but none is intact, or the newest that is not damaged is of a newer deepres,
+            or their folder is a dangling link: whether to begin anew then is for a person to decide.
         OSError: one cannot be read at the moment.
     """
     folder = run_dir / CHECKPOINTS
@@ -212,7 +212,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
 
 
 def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
-    """What must be the same in two runs of which one goes on where the other was."""
+    """What a run must have in common with the one whose checkpoint it resumes from."""
     return {
         **{f"model.{name}": value for name, value in config.model.resolved().items()},
         "model.num_classes": info.num_classes,
@@ -222,7 +222,7 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
         "data.normalize": config.data.normalize,
         "data.image_size": info.image_size,
         "the number of training images": info.num_train,
-        # Labels are places in the sorted names of folders: a class that is renamed can change those of all.
+        # Labels are positions among the sorted folder names: renaming one class can change the labels of all.
         "the SHA-256 of the classes' names": info.classes_sha256,
         "train.seed": config.train.seed,
         "the global batch size": sizes.global_size,
@@ -230,12 +230,12 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
 
 
 def batch_norm_size(config: Config, sizes: BatchSizes) -> int:
-    """The images whose statistics batch norm takes at once."""
+    """The number of images over which batch norm computes its statistics."""
     return sizes.micro_size * (sizes.world_size if config.engine.sync_batch_norm else 1)
 
 
 def identity_of_test(config: Config, info: DataInfo) -> dict[str, Any]:
-    """What must be the same in two tests of a net for the second to be needless."""
+    """What two tests of a net must have in common for the second to be unnecessary."""
     return {
         "data.eval_image_size": config.data.eval_image_size,
         "data.eval_shorter_side": config.data.eval_shorter_side,
@@ -249,7 +249,7 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Refuse a checkpoint of another net, data set or order of samples.
 
     Raises:
-        ConfigError: with every difference.
+        ConfigError: the message lists every difference.
     """
     saved = checkpoint.progress.identity
     differences = [

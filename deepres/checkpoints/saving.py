@@ -1,4 +1,4 @@
-"""When checkpoints are due, and how they get to the disk; what is in one: `deepres.checkpoints.snapshot`."""
+"""When checkpoints are due, and how they are written; for their content see `deepres.checkpoints.snapshot`."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class SaveSchedule:
         self._since = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """After this step; minutes are by this process's clock."""
+        """Whether one is due after this step; minutes are by this process's clock."""
         if self._unit == "minute":
             return time.monotonic() - self._since >= 60 * self._number
         period = {"step": 1, "epoch": self._steps_per_epoch}.get(self._unit, 0) * self._number
         return period > 0 and step % period == 0
 
     def costs_too_much(self, commit_s: float) -> bool:
-        """Whether waiting for a commit of that length would take more than 2 % of the time."""
+        """Whether waiting so long for a commit would take more than 2 % of the time since the last checkpoint."""
         return commit_s > _MAX_WAITING_SHARE * (time.monotonic() - self._since)
 
     def restart(self) -> None:
-        """A checkpoint has just been taken."""
+        """Count from now: a checkpoint has just been taken."""
         self._since = time.monotonic()
 
 
 class Saver:
-    """Commits snapshots to `folder/step-N`, keeps the newest, and notes the newest's name in `folder/latest`.
+    """Commits snapshots to `folder/step-N`, keeps the newest ones, and writes the last one's name to `folder/latest`.
 
     Args:
         folder: the run's checkpoints; None in processes other than rank 0, which write nothing.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints to keep.
 
     Attributes:
         commit_s: how long the last commit took.
@@ -76,11 +76,11 @@ class Saver:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a checkpoint could not be written; for all processes to know before they go on."""
+        """Whether a checkpoint could not be written; all processes must know before they go on."""
         return self._error is not None
 
     def save(self, snapshot: Snapshot | None) -> None:
-        """Begin to commit a snapshot, after the one that is under way."""
+        """Begin to commit a snapshot, once the previous one is done."""
         self.wait()
         if snapshot is not None and self._folder is not None and self._error is None:
             arguments = (snapshot, self._folder)
@@ -88,25 +88,25 @@ class Saver:
             self._thread.start()
 
     def finish(self, device: torch.device) -> None:
-        """Wait until what was saved is on the disk; collective.
+        """Wait until what was saved is on disk; collective.
 
         Raises:
-            SaveError: it is not, in all processes.
+            SaveError: in all processes, if it could not be written.
         """
         self.wait()
         self.check(any_process([self.has_failed], device)[0])
 
     def check(self, some_failed: bool) -> None:
-        """Raise what went wrong in this process, or that something did in rank 0.
+        """Raise this process's error or, in the others, one that says that rank 0 failed.
 
         Raises:
-            SaveError: `some_failed`.
+            SaveError: `some_failed` is true.
         """
         if some_failed:
             raise self._error or SaveError("rank 0 could not write a checkpoint")
 
     def wait(self) -> None:
-        """Wait until this process writes nothing any more."""
+        """Wait until this process has finished writing."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -117,7 +117,7 @@ class Saver:
             commit_snapshot(snapshot, folder, self._keep)
         except SaveError as error:
             self._error = error
-        except Exception as error:  # noqa: BLE001  # of a thread, which nobody would hear of
+        except Exception as error:  # noqa: BLE001  # raised in a thread, it would go unnoticed
             self._error = SaveError(f"a checkpoint could not be written to {folder}: {error!r}")
             self._error.__cause__ = error
         self.commit_s = time.monotonic() - begin
@@ -127,7 +127,7 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     """Write `folder/step-N`, then `folder/latest`, then remove all but the newest `keep` checkpoints.
 
     Raises:
-        SaveError: it cannot be written; checkpoints that were there still are.
+        SaveError: it cannot be written; existing checkpoints are kept.
     """
     target = folder / f"{PREFIX}{snapshot.step:08d}"
     tensors = {
@@ -139,7 +139,7 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     replace_text(folder / LATEST, target.name + "\n")
     for old in checkpoints_in(folder)[keep:]:
         if old != target:
-            # Never half a checkpoint under a whole one's name.
+            # Renamed first: a name without UNFINISHED never stands for half a checkpoint.
             disposable = old.with_name(old.name + UNFINISHED)
             try:
                 old.rename(disposable)
@@ -150,7 +150,7 @@ def commit_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whole or damaged, the newest first."""
+    """The checkpoints in a folder, intact or damaged, newest first."""
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if p.name.startswith(PREFIX) and p.name[len(PREFIX) :].isdecimal()]

@@ -1,16 +1,16 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints: all that a run needs to resume as if it had never stopped.
 
 NOTE [ Checkpoints ]
 1. A checkpoint is a folder `step-N`, committed by NOTE [ Committing a folder ]. Its tensors are safetensors, the rest
    is JSON; nothing in it can be executed.
-2. It is the same for every engine, ZeRO stage and number of processes: parameters and momentum are whole, buffers
-   are the mean of the processes'.
-3. What each process has of its own (generator states, its buffers, its share of the metrics since the last line) is
-   there too. A run that goes on with the same number of processes takes it over and is, bit for bit, the run that
-   never stopped; so saving changes nothing in a run. With another number of processes every process begins with the
-   mean of the buffers, and processes that were not there before keep the generator that their seed gave them.
-4. Only rank 0 writes, in a thread of its own, from a copy in its memory; there is one such copy at a time. The
-   processes wait for it, and so never lose more than one interval, unless that would take too much of their time.
+2. It is the same for every engine, ZeRO stage and number of processes: parameters and momentum are unsharded, buffers
+   are averaged over the processes.
+3. Each process's own state (generator states, its buffers, its share of the metrics since the last line) is included.
+   A run that resumes with the same number of processes restores it and is, bit for bit, the run that never stopped; so
+   saving changes nothing in a run. With another number of processes, every process begins with the averaged buffers,
+   and additional processes keep the generators that the seed gave them.
+4. Only rank 0 writes, in a separate thread, from a copy in its memory; there is one such copy at a time. The processes
+   wait for it, so that they never lose more than one interval, unless that would take too much of their time.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
 FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
 CLASSES = "deepres.classes_sha256"
-"""Where a file of weights says which classes its net tells apart."""
+"""Key under which a file of weights has the checksum of its net's class names."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; what a checkpoint tells in `training.json`.
+    """A run's progress, as `training.json` of a checkpoint has it.
 
     Attributes:
         step: optimizer steps done.
         steps_per_epoch: so epoch and position within it follow from `step`.
         is_evaluated: whether the evaluation that is due after this step is done.
         test: the last evaluation's loss, top-1, top-5 and number of images, if there was one.
-        sums: `metric_sums` since the last line of metrics, of each process.
-        metrics_bytes: how long `metrics.jsonl` was.
-        learning_rate: of the last step; the schedule is a function of `step`.
+        sums: each process's `metric_sums` since the last line of metrics.
+        metrics_bytes: the length of `metrics.jsonl`.
+        learning_rate: of the last step; for readers only, as the schedule is a function of `step`.
         has_averaged_buffers: whether the processes' buffers were the same.
         num_processes: how many there were.
-        num_threads: that the first of them computed with on a CPU; None on a card.
-        batch_norm_size: images whose statistics batch norm took at once.
+        num_threads: CPU threads of the first process; None on a GPU.
+        batch_norm_size: images over which batch norm computed its statistics.
         loss_scaler: state of fp16's loss scaler.
-        num_skipped: steps in a row that it has skipped.
-        identity: what must be the same in a run that goes on from here.
-        tested_on: what must be the same for `test` to be its, too.
+        num_skipped: consecutive steps that it has skipped.
+        identity: what a run that resumes from here must have in common with this one.
+        tested_on: what such a run must have in common with this one to keep `test`.
     """
 
     step: int
@@ -83,10 +83,10 @@ class Snapshot:
     """A checkpoint in memory, in rank 0.
 
     Attributes:
-        step: after which it was taken.
+        step: the number of steps done when it was taken.
         tensors: on the CPU, by file and name.
         documents: JSON, by file.
-        metadata: what the file of the net tells beside its tensors.
+        metadata: of the net's safetensors file.
     """
 
     step: int
@@ -96,7 +96,7 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        """About what it takes on the disk."""
+        """Its approximate size on disk."""
         tensors = sum(t.nbytes + 128 for file in self.tensors.values() for t in file.values())
         return tensors + sum(len(text) for text in self.documents.values()) + 4096
 
@@ -135,7 +135,7 @@ def take_snapshot(
 
 
 def weights_metadata(config: Config, info: DataInfo, weights: dict[str, Tensor]) -> dict[str, str]:
-    """What a file of weights tells beside them: of which net they are and, for image files, of which classes."""
+    """The metadata of a file of weights: their net and, for image files, its classes."""
     classes = {CLASSES: info.classes_sha256} if info.classes_sha256 else {}
     return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"]))) | classes
 

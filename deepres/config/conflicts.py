@@ -1,4 +1,4 @@
-"""Settings of different sections of a configuration that do not go together."""
+"""Conflicts between settings of different sections of a configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def first_conflict(config: Config) -> str | None:
-    """What to tell of the first settings that do not go together; None if all do."""
+    """The message about the first conflict; None if there is none."""
     train, engine, recompute = config.train, config.engine, config.recompute
     is_auto, is_compiled = train.micro_batch_size == "auto", engine.compile == "units"
     conflicts = (

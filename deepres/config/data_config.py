@@ -1,4 +1,4 @@
-"""The section `data` of a configuration: which images a run has, and what happens to them before the net."""
+"""The section `data` of a configuration: the images of a run, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ class DataConfig(Section):
     name: SetName
     """The data set. `digits` comes with scikit-learn; `synthetic` is random numbers, to try things out."""
     root: HostPath = Path("data")
-    """Where the files are. CIFAR: the folder that holds the official folder, or that folder itself. `imagenet` and
-    `image_folder`: a folder or an archive with `train/` and `val/` or `test/`."""
+    """Where the files are. CIFAR: the official folder, or the folder that holds it. `imagenet` and `image_folder`: a
+    folder or an archive with `train/` and `val/` or `test/`."""
     download: bool = False
-    """Fetch CIFAR into `root` if it is not there."""
+    """Download CIFAR into `root` if it is not there."""
     verify: bool = False
     """Compare CIFAR's files with the official checksums."""
     image_size: ImageSize | None = None
-    """Height and width that the net sees; by default the data set's own (32; image files 224)."""
+    """Height and width of the net's input; by default the data set's own (32; image files 224)."""
     augmentation: Augmentation | None = None
-    """Of training images. `none` (the default of `synthetic`); `crop`: pad 4, crop at random (of `digits`);
-    `crop_flip`: and mirror every other one (of CIFAR); for image files also `scale` (their default) and
-    `scale_and_aspect`, see `deepres.data.decode.Crop`. Image files that are not scaled at random are scaled to
-    `image_size` and cropped in the middle first."""
+    """Augmentation of training images. `none` (the default for `synthetic`); `crop`: pad by 4 and crop at random (the
+    default for `digits`); `crop_flip`: also mirror with probability 1/2 (the default for CIFAR); for image files also
+    `scale` (their default) and `scale_and_aspect`, see `deepres.data.decode.Crop`. Image files that are not scaled at
+    random are first scaled to `image_size` and centre-cropped."""
     lighting: NonNegativeFloat = 0.0
-    """How much a training image's colour varies along the principal components of ImageNet's (0.1 in ResNet v1)."""
+    """Strength of random colour shifts of training images along ImageNet's principal components (0.1 in ResNet v1)."""
     eval_image_size: ImageSize | None = None
-    """Centre crop of test images (image files only); by default `image_size`."""
+    """Size of the centre crop of test images (image files only); by default `image_size`."""
     eval_shorter_side: ImageSize | None = None
-    """What their shorter side is scaled to before that crop. By default 256 for 224 (or in proportion) if the crop is
-    as in training; the crop itself if it is another (320 for 320), or if training does not scale at random."""
+    """Length to which the shorter side of test images is scaled before that crop. If training scales at random and
+    crops to the same size, by default 256 for a crop of 224, others in proportion; else the size of the crop."""
     normalize: Normalize = "mean_std"
-    """`mean_std` by channel, or `per_pixel_mean` as in the paper; both of the training set. Image files take
-    ImageNet's mean and deviation. `half`, of all: from -1 to 1, as `timm`'s nets want it."""
+    """`mean_std` per channel, or `per_pixel_mean` as in the paper, both of the training set; for image files,
+    ImageNet's mean and standard deviation. `half`, for any data set: to the range from -1 to 1, as `timm`'s nets
+    expect."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode image files for one training process, and as many for tests; 0: itself."""
+    """Processes that decode image files, per training process (and as many again for the test split); 0: the training
+    process itself."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
-    """How many images that cannot be decoded a process leaves out before the run stops."""
+    """Unreadable images that each process skips; one more stops the run."""
     num_classes: NumClasses | None = None
-    """Of `synthetic` (10 if unset); of others, what the data must have."""
+    """The number of classes of `synthetic` (10 if unset); other data must have this many."""
     num_images: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    """Training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
+    """The number of training images of `synthetic` (50,000 if unset); it has a fifth as many test images."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -92,15 +94,15 @@ class DataConfig(Section):
 
     @property
     def known(self) -> KnownSet:
-        """What is known of the set before any file of it is looked for."""
+        """What is known about the data set without looking for its files."""
         return KNOWN_SETS[self.name]
 
     @property
     def chosen_augmentation(self) -> Augmentation:
-        """`augmentation`, or the data set's usual one."""
+        """`augmentation`, or the data set's default."""
         return self.augmentation or self.known.augmentation
 
     @property
     def chosen_image_size(self) -> int:
-        """`image_size`, or the data set's own."""
+        """`image_size`, or the data set's default."""
         return self.image_size or self.known.image_size

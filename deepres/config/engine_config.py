@@ -1,4 +1,4 @@
-"""The section `engine` of a configuration: how a step is run across processes."""
+"""The section `engine` of a configuration: how processes run a training step."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from pydantic import Field, model_validator
 from deepres.config.fields import PositiveFloat, Section
 
 FP32_BYTES = 4
-"""Of a parameter, its gradient and its momentum, in whatever the net is computed."""
+"""Bytes of a parameter, a gradient or a momentum, whatever `precision.compute` is."""
 
 
 class EngineConfig(Section):
-    """How a step is run across processes."""
+    """How processes run a training step."""
 
     name: Literal["plain", "deepspeed", "fairscale"] = "plain"
     """`plain`: one process, or DistributedDataParallel; `fairscale` shards optimizer states; `deepspeed`: ZeRO."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU where there is one."""
+    """`auto`: a GPU if there is one."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed: 1 shards optimizer states over the processes, 2 gradients too, 3 parameters too."""
+    """DeepSpeed: 1 shards optimizer states over the processes, 2 also gradients, 3 also parameters."""
     offload_optimizer: bool = False
     """DeepSpeed, stages 1 to 3: optimizer states and updates on the CPU."""
     offload_parameters: bool = False
     """DeepSpeed, stage 3: parameters on the CPU."""
     bucket_mb: Annotated[float, Field(gt=0, le=1_000_000)] = 25.0
-    """Gradients communicated at once, at most; never more than the model has. ZeRO 0 communicates all at once."""
+    """Largest gradient bucket in MB, clamped to the model's size. ZeRO 0 communicates all gradients at once."""
     sync_batch_norm: bool = False
-    """Batch statistics over all processes. It takes no memory of its own in fp32; in bf16 and fp16 a batch norm's
-    backward pass holds the gradient of its input in fp32 beside it, which is in no prediction."""
+    """Compute batch statistics over all processes. In fp32 this takes no extra memory; in bf16 and fp16 a batch norm's
+    backward pass also holds its input's gradient in fp32, which memory predictions do not include."""
     compile: Literal["none", "units"] = "none"
-    """`units`: residual units as compiled code, one graph for all that are alike. What these keep is measured before a
-    run starts; `tools/profile_memory.py` predicts eager units', up to a fifth more or less."""
+    """`units`: compile residual units, one graph for all that are alike. What compiled units keep for the backward pass
+    is measured before a run starts; `tools/profile_memory.py` predicts eager units, which keep up to a fifth more or
+    less."""
     cuda_graphs: bool = False
-    """Replay a pass's kernels as one CUDA graph; `plain`, one process on a GPU. Its activations stay allocated:
-    evaluation needs memory of its own, and `log.memory` does not see them."""
+    """Replay a pass's kernels as one CUDA graph; only for `plain` with one process on a GPU. The graph's activations
+    stay allocated: evaluation needs memory of its own, and `log.memory` does not see them."""
     meeting_timeout_s: PositiveFloat = 45.0
-    """Seconds that the processes wait at the start for the last of them."""
+    """Seconds that processes wait for one another at the start."""
 
     @model_validator(mode="after")
     def _check(self) -> EngineConfig:
@@ -60,5 +61,5 @@ class EngineConfig(Section):
         return self
 
     def bucket_elements(self, num_parameters: int) -> int:
-        """How many fp32 gradients are communicated at once, of a model of so many parameters."""
+        """The number of fp32 gradients in a bucket, for a model of `num_parameters`."""
         return max(1, min(int(self.bucket_mb * 1e6 / FP32_BYTES), num_parameters))

@@ -1,4 +1,4 @@
-"""What kinds of values a configuration's settings have."""
+"""The types of a configuration's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepres.bytesize import parse_bytes
 
 
 class Section(BaseModel):
-    """Settings that belong together: checked, frozen, without unknown keys."""
+    """A group of settings: validated, frozen, without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 MOST_PIXELS = 2**14
-"""Of an image, high or wide."""
+"""The largest height or width of an image."""
 
 
 def _in_fp32(value: float) -> float:
@@ -71,4 +71,4 @@ PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_in_fp32)]
 NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_in_fp32)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 HostPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
-"""May begin with `~`, which no shell expands behind `key=`."""
+"""May begin with `~`, which shells do not expand after `key=`."""

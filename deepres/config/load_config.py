@@ -1,4 +1,4 @@
-"""From YAML files and `section.key=value` to a checked configuration, or to one line that says what is wrong where."""
+"""Turn YAML files and `section.key=value` into a checked configuration, or into one line on what is wrong where."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _PLAINLY = {
     "string_pattern_mismatch": "be such as '500 steps', '1 epoch' or '30 minutes'",
     "string_type": "be text, '…' in quotes",
 }
-"""What pydantic says in Python's terms, by the type of the complaint; `train.save_every` alone has a pattern."""
+"""Plainer wordings of pydantic's errors, by their type; only `train.save_every` has a pattern."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What was read.
+    """The settings as they were read.
 
     Attributes:
         path: the file that was asked for; None if there is none.
         content: its sections, merged with its base's.
-        places: of each key, `file:line`, or that the command line gave it.
+        places: where each key was set: `file:line`, or on the command line.
     """
 
     path: Path | None
@@ -44,14 +44,14 @@ class _Source:
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and its base, apply `section.key=value` overrides, check what needs no data or device.
+    """Read a YAML file and its base, apply `section.key=value` overrides, and check what needs no data or device.
 
     Args:
-        path: the file; None: the overrides are all there is.
+        path: the file; None: there are only overrides.
         overrides: later ones win.
 
     Raises:
-        ConfigError: with one line that says where and what.
+        ConfigError: the message is one line that says what is wrong and where.
     """
     try:
         source = _Source(None, {}, {}) if path is None else _read_with_base(path)
@@ -115,13 +115,13 @@ def _apply_override(source: _Source, override: str) -> None:
 
 
 def _one_line(error: ValidationError, source: _Source) -> str:
-    """The first of pydantic's complaints, unknown keys before all others, as one line."""
+    """The first of pydantic's errors, unknown keys before all others, as one line."""
     details = sorted(error.errors(include_url=False), key=lambda d: d["type"] != "extra_forbidden")
     first = details[0]
     keys = tuple(_config_keys(first["loc"]))
     where = source.places.get(keys, str(source.path or _COMMAND_LINE))
     inside = {place for key, place in source.places.items() if key[: len(keys)] == keys}
-    if _COMMAND_LINE in inside and where != _COMMAND_LINE:  # settings that do not go together
+    if _COMMAND_LINE in inside and where != _COMMAND_LINE:  # the error may be in a combination of settings
         where += f" and {_COMMAND_LINE}"
     name = ".".join(keys)
     if first["type"] == "extra_forbidden":
@@ -131,7 +131,7 @@ def _one_line(error: ValidationError, source: _Source) -> str:
         return f"{where}: unknown key {name}; {hint}"
     if first["type"] == "missing":
         return f"{where}: {name} is missing"
-    # Of a union's complaints (none | sqrt | N) tell all that it would have taken.
+    # For a union (none | sqrt | N), name everything that it accepts.
     same_key = [d for d in details if tuple(_config_keys(d["loc"])) == keys]
     problems = [
         _PLAINLY.get(d["type"]) or d["msg"].removeprefix("Value error, ").removeprefix("Input should ")
@@ -147,7 +147,7 @@ def _one_line(error: ValidationError, source: _Source) -> str:
 
 
 def _config_keys(location: tuple[int | str, ...]) -> Iterator[str]:
-    """The part of a pydantic location that a person wrote: without the branches of unions and list positions."""
+    """The keys of a pydantic error location, without union branches and list positions."""
     section: Any = Config
     for part in location:
         if not (isinstance(section, type) and issubclass(section, BaseModel)):

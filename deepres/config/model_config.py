@@ -23,7 +23,7 @@ from deepres.net_options import (
 )
 
 MOST_LAYERS = 30_000
-"""Of a net: to build one of more takes minutes."""
+"""A net's greatest depth: building a deeper one takes minutes."""
 
 
 class ModelConfig(Section):
@@ -34,30 +34,30 @@ class ModelConfig(Section):
     dataset: Family = "cifar"
     """The kind of net: its stem, stages and widths."""
     num_classes: NumClasses | None = None
-    """By default as many as the data has."""
+    """By default the data set's number of classes."""
     block: Block | None = None
     """Two 3×3 convolutions; 1×1, 3×3, 1×1; or one 3×3. By default what the paper uses at this depth."""
     activation: Activation = "full_preactivation"
-    """Where batch norm and ReLU stand (the paper's Table 2)."""
+    """Where batch norm and ReLU are placed (the paper's Table 2)."""
     shortcut: ShortcutName = "identity"
     """The function h of the shortcut (the paper's Table 1)."""
     matching: Matching | None = None
-    """How a shortcut matches shapes; by default zero padding in CIFAR's basic nets, else projection."""
+    """How a shortcut changes the shape; by default zero padding in CIFAR's basic nets, else projection."""
     stride_on: StrideOn = "1x1"
-    """The convolution of a bottleneck unit that has the stride."""
+    """Which convolution of a bottleneck unit has the stride."""
     stem_activation: bool | None = None
-    """Activate once in the stem of a pre-activation net, rather than in its first unit; by default in ImageNet nets."""
+    """Activate in the stem of a pre-activation net rather than in its first unit; by default in ImageNet nets."""
     preactivation: Preactivation = "shared"
-    """Where the first activation of the first unit, and of those that change the shape, stands: before branch and
-    shortcut part, or in the branch alone."""
+    """The first activation of the first unit and of units that change the shape: `shared` by branch and shortcut, or
+    the branch's `own`."""
     shortcut_scale: AnyFloat = 0.5
-    """Of `constant_scaling`: the factor of the shortcut."""
+    """`constant_scaling`: the factor of the shortcut."""
     residual_scale: AnyFloat = 0.5
-    """Of `constant_scaling`: the factor of the branch."""
+    """`constant_scaling`: the factor of the branch."""
     gate_bias: AnyFloat = -6.0
-    """Of the gates: the bias that they begin with."""
+    """Gating shortcuts: the gates' initial bias."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of `dropout`: the probability that a value of the shortcut is dropped."""
+    """`dropout`: the probability that a value of the shortcut is dropped."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -77,7 +77,7 @@ class ModelConfig(Section):
         return self.block or default_block(self.depth, self.dataset)
 
     def resolved(self) -> dict[str, Any]:
-        """All settings, with those that the net's kind decides if they are unset."""
+        """All settings, with unset ones replaced by the defaults of this kind of net."""
         block, matching, in_stem = self.chosen_block, self.matching, self.stem_activation
         return self.model_dump(mode="json") | {
             "block": block,
@@ -86,5 +86,5 @@ class ModelConfig(Section):
         }
 
     def building(self, num_classes: int) -> dict[str, Any]:
-        """The arguments of `deepres.build_resnet` for a net that tells so many classes apart."""
+        """The arguments of `deepres.build_resnet` for a net with this many classes."""
         return self.model_dump() | {"num_classes": num_classes}

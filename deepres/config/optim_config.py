@@ -13,25 +13,25 @@ class OptimConfig(Section):
     """SGD and its schedule."""
 
     learning_rate: PositiveFloat = 0.1
-    """Until the first milestone."""
+    """The learning rate until the first milestone."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """0: none."""
+    """SGD's momentum; 0 disables it."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     weight_decay: NonNegativeFloat = 1e-4
-    """Of all parameters, as in the paper."""
+    """Applied to all parameters, as in the paper."""
     fused: bool = False
-    """An update in one kernel for all parameters."""
+    """Update all parameters in one kernel (PyTorch's fused SGD)."""
     clip_grad_norm: PositiveFloat | None = None
-    """The largest norm of all gradients together; null: any."""
+    """The gradients' total norm is clipped to this; null: no clipping."""
     schedule_unit: Literal["iterations", "epochs"] = "epochs"
     """What `milestones` and `warmup` count."""
     milestones: tuple[PositiveInt, ...] = ()
-    """When the learning rate is multiplied by `factor`."""
+    """When to multiply the learning rate by `factor`."""
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """What the learning rate is multiplied by at each milestone."""
     warmup: Annotated[int, Field(ge=0)] = 0
-    """How long `warmup_learning_rate` holds (the paper: 0.01 for 400 iterations)."""
+    """How long to train with `warmup_learning_rate` first (the paper: 0.01 for 400 iterations)."""
     warmup_learning_rate: PositiveFloat = 0.01
     """The learning rate during `warmup`."""
 

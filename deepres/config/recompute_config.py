@@ -14,17 +14,17 @@ class RecomputeConfig(Section):
     """What is discarded in the forward pass and replayed in the backward pass."""
 
     segments: Literal["none", "sqrt"] | PositiveInt = "none"
-    """Uniform segments over the units: how many, or the square root of the number of units."""
+    """Divide the units into this many uniform segments; `sqrt`: the square root of the number of units."""
     budget: Bytes | None = None
-    """The fastest plan whose activations take no more than this (`2GiB`)."""
+    """Use the fastest plan whose activations take at most this much memory (`2GiB`)."""
     device_memory: Bytes | Literal["auto"] | None = None
-    """The fastest plan with which training takes no more than this of a device, or than it has free. Of a GPU,
-    PyTorch's allocator then gets no more than that number of bytes in each process. Not counted are an evaluation with
-    a larger `train.eval_batch_size` and, on a CPU, the copy of a checkpoint that is saved and what is offloaded."""
+    """Use the fastest plan with which training takes at most this much of a device's memory; `auto`: what is free. On a
+    GPU, a number also limits PyTorch's allocator in each process. Not counted are an evaluation with a larger
+    `train.eval_batch_size` and, on a CPU, the copy of a checkpoint that is being saved and offloaded states."""
     plan: HostPath | None = None
-    """A plan that `Plan.save` wrote."""
+    """Use this plan, a file that `Plan.save` wrote."""
     max_extra: Annotated[float, Field(ge=0)] = 0.5
-    """With `train.micro_batch_size: auto`: how much longer than with everything kept a step may take."""
+    """With `train.micro_batch_size: auto`: the fraction by which recomputation may lengthen a step."""
 
     @model_validator(mode="after")
     def _check(self) -> RecomputeConfig:

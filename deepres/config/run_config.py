@@ -1,10 +1,10 @@
 """The configuration of a run: its schema, defaults and checks.
 
-A run is a YAML file with the sections below, plus `section.key=value` from the command line. Unknown keys are
-errors. `load_config` reads it; what that returns is checked and frozen.
+A run is configured by a YAML file with the sections below, plus `section.key=value` from the command line. Unknown keys
+are errors. `load_config` returns it checked and frozen.
 
 A file may begin with `base: FILE`, relative to itself: another such file, which has no base of its own. Their
-sections are merged key by key. The file's own keys win over the base's, the command line's over both. A resolved
+sections are merged key by key. The file's own keys override the base's, the command line overrides both. A resolved
 configuration, such as a run folder's `config.yaml`, has no base.
 """
 
@@ -43,7 +43,7 @@ class PrecisionConfig(Section):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in."""
+        """The dtype that `compute` names."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.compute]
 
     @property
@@ -53,20 +53,20 @@ class PrecisionConfig(Section):
 
 
 class LogConfig(Section):
-    """What a run tells."""
+    """What a run logs."""
 
     every: PositiveInt = 50
-    """Steps between lines."""
+    """Steps between log lines."""
     note: str = ""
-    """A remark on the run, for `metrics.jsonl` and the tables of `tools/reproduce_paper.py`."""
+    """A remark about the run, for `metrics.jsonl` and the tables of `tools/reproduce_paper.py`."""
     tensorboard: bool = False
-    """Write TensorBoard's files, too (extra `tensorboard`)."""
+    """Also write TensorBoard's event files (needs the extra `tensorboard`)."""
     plots: bool = True
-    """Draw the curves at the end, where matplotlib is installed."""
+    """Plot the curves at the end, if matplotlib is installed."""
     memory: bool = False
     """On a GPU: write each step's memory to `metrics.jsonl`."""
     memory_history: bool = False
-    """On a GPU: note who allocates what, which slows steps down, and leave a snapshot of it if memory runs out."""
+    """On a GPU: record a history of allocations, which slows steps down, and write it to a file if memory runs out."""
 
 
 class Config(Section):
@@ -90,7 +90,7 @@ class Config(Section):
 
     @property
     def parameters_format(self) -> torch.memory_format:
-        """The layout of parameters: sharding engines flatten them, and have them contiguous."""
+        """The layout of parameters: contiguous in sharding engines, which flatten them."""
         return self.precision.memory_format if self.engine.name == "plain" else torch.contiguous_format
 
     def to_yaml(self) -> str:

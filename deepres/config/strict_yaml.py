@@ -1,4 +1,4 @@
-"""YAML without surprises: no duplicate keys, no objects, and every error with its file and line."""
+"""Strict YAML: no duplicate keys, no Python objects, and every error with its file and line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INT = "tag:yaml.org,2002:int"
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader without YAML 1.1's whole numbers that are none elsewhere: `010` for 8, `1:30` for 90."""
+    """A loader that reads decimal integers only, not YAML 1.1's others: `010` for 8, `1:30` for 90."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in forms if tag != _INT]
@@ -28,19 +28,19 @@ _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list(
 _MOST_VALUES = 100_000
 
 _MISTAKES = (yaml.YAMLError, ValueError, KeyError, RecursionError)
-"""What PyYAML raises; the last three of impossible dates, `!!bool x` and thousands of brackets."""
+"""What PyYAML raises; the last three for impossible dates, `!!bool x` and thousands of nested brackets."""
 
 
 class YamlError(ValueError):
-    """A file that is no YAML, or YAML that is refused; the message begins with `file:line`."""
+    """A file that is not YAML, or YAML that is refused; the message begins with `file:line`."""
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """The mapping that the file holds, and the line (from 1) of each key, by its path.
+    """The mapping in the file, and each key's line number (from 1), by the key's path.
 
     Raises:
-        YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key or one that is no
-            text, is too long with its aliases written out, or asks for anything but plain data (`!!python/object`).
+        YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key or one that is not text,
+            is too large once aliases are expanded, or asks for anything but plain data (`!!python/object`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
 
 def parse_value(text: str) -> Any:
-    """The value of a command-line `key=value`, read as YAML reads it.
+    """Parse the value of a command-line `key=value` as YAML.
 
     Raises:
         YamlError: it is not YAML, or has a comment.
@@ -84,12 +84,12 @@ def parse_value(text: str) -> Any:
 
 
 def _count_values(node: yaml.Node, path: Path, counted: dict[yaml.Node, int | None]) -> int:
-    """How many values there are with all aliases written out: each may double what the one before it holds.
+    """The number of values once aliases are expanded: each alias may double the number of the one before.
 
     Args:
-        node: counts with all that it holds.
-        path: of the file.
-        counted: of each node that was met; None while it is being counted.
+        node: counted with all that it contains.
+        path: the file's.
+        counted: the results so far; None for a node that is being counted.
     """
     if node not in counted:
         counted[node] = None

@@ -18,37 +18,38 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     """Optimizer steps; the run ends at whichever of `epochs` and `max_steps` comes first."""
     global_batch_size: PositiveInt | None = None
-    """Images an optimizer step sees: micro batch × accumulation × processes. Give this, the micro batch, or
-    either with the accumulation; the rest follows."""
+    """Images per optimizer step: micro batch × accumulation × processes. Give this, the micro batch, or either with the
+    accumulation; the rest follows."""
     micro_batch_size: Literal["auto"] | PositiveInt | None = None
-    """`auto`: the largest that fits `recompute.device_memory` or `recompute.budget`."""
+    """Images per forward pass of a process; `auto`: the largest number that fits `recompute.device_memory` or
+    `recompute.budget`."""
     accumulation: PositiveInt | None = None
-    """Micro batches of an optimizer step."""
+    """Micro batches per optimizer step, in each process."""
     eval_batch_size: PositiveInt | None = None
-    """Images a process tests at once; by default the micro batch."""
+    """Images per forward pass of a process in evaluation; by default the micro batch."""
     eval_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
-    """Of the parameters, the order of images, augmentation and dropout."""
+    """Seed of the parameters, the order of images, augmentation and dropout."""
     deterministic: bool = False
-    """Only algorithms whose results are the same in every run."""
+    """Use only algorithms that give the same results in every run."""
     output: HostPath = Path("runs")
     """Runs are written to `output/<name of the config>-<date>`."""
     run_dir: HostPath | None = None
-    """Write to this folder instead."""
+    """Write the run to this folder instead."""
     overwrite: bool = False
-    """Remove the run that `run_dir` holds, if it holds one."""
+    """Remove an earlier run from `run_dir`."""
     resume: Literal["auto", "never"] | HostPath = "never"
-    """Go on from a checkpoint: the newest whole one in `run_dir` (and start if there is none), or a given one."""
+    """Resume from a checkpoint: `auto`, the newest intact one in `run_dir` (begin if there is none), or a given one."""
     save_every: (
         Annotated[str, Field(pattern=r"^[1-9]\d{0,8} (steps?|epochs?|minutes?)$", coerce_numbers_to_str=True)]
         | None
     ) = "30 minutes"
     """Steps, epochs or minutes between checkpoints; null: none at all, not even at the end."""
     save_in_background: Literal["auto", "always", "never"] = "auto"
-    """Train on while a checkpoint is written; auto: where waiting would take more than 2 % of the time."""
+    """Train on while a checkpoint is written; `auto`: if waiting would take more than 2 % of the time."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest stay."""
+    """How many checkpoints to keep: the newest ones."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -61,6 +62,6 @@ class TrainConfig(Section):
         return self
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """The optimizer step that the run ends with."""
+        """The run's number of optimizer steps."""
         limits = [self.max_steps, (self.epochs or 0) * steps_per_epoch or None]
         return min(limit for limit in limits if limit is not None)

@@ -1,7 +1,7 @@
 """Normalisation, and random crops and flips of a whole batch at once, on the device.
 
 The CIFAR recipe of the paper (and of ResNet v1, section 4.2): subtract the mean, pad 4 pixels of zeros on each
-side, crop at random to the old size, flip every other image.
+side, crop at random to the original size, flip with probability 1/2.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _PART = 1000
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Of RGB in 0 … 1, as in fb.resnet.torch: a component a column, and how far colours spread along it.
+# Principal components of RGB in 0 … 1, one per column, and standard deviations along them, as in fb.resnet.torch.
 _COLOUR_COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
@@ -42,14 +42,14 @@ class Normalization:
     def of_constants(
         cls, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
     ) -> "Normalization":
-        """Given means and standard deviations of the channels, for pixels in 0 … 1; ImageNet's by default."""
+        """From the channels' means and standard deviations, for pixels in 0 … 1; ImageNet's by default."""
         means = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1) * 255
         stds = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1) * 255
         return cls(means.float(), (1 / stds).float())
 
     @classmethod
     def channel_mean_std(cls, images: Tensor) -> "Normalization":
-        """Mean and standard deviation of each channel over a set: exact, for they come from a histogram.
+        """Mean and standard deviation of each channel over a set, exact as they come from a histogram.
 
         Args:
             images: (N, 3, H, W) uint8, on the CPU.
@@ -63,12 +63,12 @@ class Normalization:
 
     @classmethod
     def per_pixel_mean(cls, images: Tensor) -> "Normalization":
-        """The paper's: the mean image is subtracted, and pixels are scaled to a range of 1, not by a deviation.
+        """The paper's: subtract the mean image and scale pixels to a range of 1, not by a standard deviation.
 
         Args:
             images: (N, 3, H, W) uint8, on the CPU.
         """
-        # A part at a time: to sum bytes as int64 takes eight times their room.
+        # In parts: summing bytes as int64 takes eight times their memory.
         total = sum(part.sum(0, dtype=torch.int64) for part in images.split(_PART))
         mean = torch.as_tensor(total).double() / len(images)
         return cls(mean.float()[None], torch.full((1, 3, 1, 1), 1 / 255))
@@ -86,15 +86,15 @@ class Normalization:
 def add_lighting(
     images: Tensor, normals: npt.NDArray[np.float64], deviation: float, normalization: Normalization
 ) -> Tensor:
-    """Adds to each image a colour drawn along the principal components of ImageNet's colours, in place.
+    """Adds to each image a random colour along the principal components of ImageNet's colours, in place.
 
     The "standard color augmentation" of ResNet v1, from Krizhevsky et al. 2012, section 4.1.
 
     Args:
         images: (N, 3, H, W), normalised.
         normals: (N, 3) of the standard normal distribution.
-        deviation: of the factors of the components; 0.1 in both papers.
-        normalization: what the images went through.
+        deviation: standard deviation of the components' factors; 0.1 in both papers.
+        normalization: the one that was applied to the images.
     """
     colours = deviation * 255 * (normals * _COLOUR_DEVIATIONS) @ _COLOUR_COMPONENTS.T
     shifts = on_device(colours.astype(np.float32), images.device).view(-1, 3, 1, 1)
@@ -102,12 +102,12 @@ def add_lighting(
 
 
 def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool) -> Tensor:
-    """Pads with zeros, crops at a random place, and mirrors every other image; one gather, no loop.
+    """Pads with zeros, crops at a random place, and mirrors with probability 1/2; one gather, no loop.
 
     Args:
-        images: (N, C, H, W), normalised: so the padding has the mean's colour.
+        images: (N, C, H, W), normalised, so that the padding has the mean's colour.
         draws: (N, 3) in [0, 1): row, column, flip.
-        flip: whether to mirror at all (a mirrored digit is no digit).
+        flip: whether to mirror at all (a mirrored digit is not a digit).
     """
     num_images, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
@@ -116,7 +116,7 @@ def crop_and_flip(images: Tensor, draws: npt.NDArray[np.float64], *, flip: bool)
     if flip:
         columns = np.where(draws[:, 2:3] < 0.5, columns[:, ::-1], columns)
     row_starts = (offsets[:, :1] + np.arange(height)) * padded.shape[3]
-    # To the device in one piece: beside the steps of a narrow net, each copy takes time that shows.
+    # Copied to the device at once: next to a narrow net's steps, each copy takes noticeable time.
     places = np.concatenate([row_starts, offsets[:, 1:2] + columns], axis=1)
     starts, shifts = on_device(places, images.device).split([height, width], dim=1)
     pixels = (starts[:, :, None] + shifts[:, None, :]).view(num_images, 1, -1)

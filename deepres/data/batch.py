@@ -1,4 +1,4 @@
-"""What the data floor hands upwards: batches, facts about a data set, and its one kind of error."""
+"""Types shared by all data sources: batches, facts about a data set, and `DataError`."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from deepres.known_sets import KNOWN_SETS
-from deepres.metrics import IGNORED_LABEL as IGNORED_LABEL  # whoever reads data has it from here
+from deepres.metrics import IGNORED_LABEL as IGNORED_LABEL  # re-exported for all of `deepres.data`
 
 
 class DataError(ValueError):
     """A data set is missing, incomplete, broken or unfit for what was asked; the message is one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # a file's name may have several
+        super().__init__(" ".join(message.splitlines()))  # a file name may contain newlines
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class DataInfo:
         image_size: height and width of the training images that the model sees, in pixels.
         num_train: training images.
         num_test: test (or validation) images.
-        class_names: one name a label, in the order of the labels; empty where the set has none.
-        files_sha256: of the names of a set of image files, in their order; empty for other sets.
+        class_names: one name per label, in the order of the labels; empty if the set has none.
+        files_sha256: checksum of the image files' names, in their order; empty for other sets.
     """
 
     name: str
@@ -41,7 +41,7 @@ class DataInfo:
 
     @property
     def classes_sha256(self) -> str:
-        """A checksum of the names of image files' classes, whose order decides the labels; empty for other sets."""
+        """A checksum of the class names of image files, whose order decides the labels; empty for other sets."""
         if not KNOWN_SETS[self.name].is_files:
             return ""
         return hashlib.sha256("/".join(self.class_names).encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -51,15 +51,14 @@ class DataInfo:
 class Batch:
     """One rank's micro batch.
 
-    A row whose label is `IGNORED_LABEL` holds no image (it is all zeros): either its file could not be read, or
-    it fills up the last evaluation batch, so that every rank runs equally many. Take the *sum* of the loss and
-    divide by what you mean to divide by: the mean of `cross_entropy` over a batch with nothing but such rows is
-    NaN.
+    A row whose label is `IGNORED_LABEL` holds no image (it is all zeros): either its file could not be read, or it pads
+    the last evaluation batch, so that all ranks run batches of the same size. Sum the loss and divide it explicitly:
+    the mean of `cross_entropy` over a batch of only such rows is NaN.
 
     Attributes:
         images: (N, 3, H, W) float32, normalised, on the device; N ≥ 1.
         labels: (N,) int64, on the device.
-        indices: (N,) int64, on the CPU: each row's sample in its set, −1 for a filler.
+        indices: (N,) int64, on the CPU: each row's sample number in its split, −1 for padding.
     """
 
     images: Tensor

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their official files (Krizhevsky, "Learning Multiple Layers of Features from Tiny
 Images", 2009; formats: https://www.cs.toronto.edu/~kriz/cifar.html).
 
-Binary files hold records of one image: its label (CIFAR-100: coarse label, fine label), then 1,024 bytes each of
-red, green and blue, row by row. Python batches hold the same as a pickled dictionary.
+A record of a binary file is one image: its label (CIFAR-100: coarse label, fine label), then 1,024 bytes each of red,
+green and blue, row by row. Python batches hold the same as a pickled dictionary.
 """
 
 from pathlib import Path
@@ -25,15 +25,16 @@ BASE_URL = "https://www.cs.toronto.edu/~kriz"
 def find_cifar(
     cifar: Cifar, root: Path, *, download: bool = False, base_url: str = BASE_URL, verify: bool = False
 ) -> tuple[Layout, Path]:
-    """Finds complete files of the set, binary ones first; fetches them where asked and absent.
+    """Finds the set's complete files, binary ones first; downloads them if asked to and absent.
 
     Args:
-        root: the folder that holds an official folder (such as `cifar-10-batches-bin`), or that folder itself.
-        download: fetch the official binary archive into `root` if no files are found there. Its checksum is
-            always compared.
-        base_url: where the archive lies.
-        verify: compare the checksums of the python files with the official ones. For single binary files none
-            are published: with `download`, they are compared with those in the official archive.
+        cifar: the set.
+        root: an official folder (such as `cifar-10-batches-bin`), or the folder that holds it.
+        download: download the official binary archive into `root` if no files are found there. Its checksum is always
+            verified.
+        base_url: where the archive is.
+        verify: compare the checksums of the python files with the official ones. For single binary files none are
+            published: with `download`, they are compared with those in the official archive.
 
     Returns:
         The layout, and the folder that holds its files.
@@ -84,7 +85,7 @@ def _find(cifar: Cifar, root: Path, verify: bool) -> tuple[Layout, Path]:
 
 
 def _check(cifar: Cifar, layout: Layout, folder: Path, verify: bool = False) -> tuple[Layout, Path]:
-    """Raises `DataError` unless the files are all there and as long as they must be."""
+    """Raises `DataError` unless all files are there and have the right length."""
     names = (*layout.train, layout.test)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -118,7 +119,7 @@ def _images_in(cifar: Cifar, layout: Layout, name: str) -> int:
 
 
 def inspect_cifar(cifar: Cifar, layout: Layout, folder: Path) -> DataInfo:
-    """Facts about a set that `find_cifar` found, class names included where the folder has them."""
+    """Facts about a set that `find_cifar` found, including class names if the folder has them."""
     names: tuple[str, ...] = ()
     path = folder / layout.names
     if path.is_file() and layout.kind == "binary":
@@ -146,7 +147,7 @@ def read_cifar(
         Images (N, 3, 32, 32) uint8 and labels (N,) int64.
 
     Raises:
-        DataError: a file cannot be read, is cut off, or holds labels that do not exist.
+        DataError: a file cannot be read, is truncated, or holds invalid labels.
     """
     files = layout.train if split == "train" else (layout.test,)
     read = _read_binary if layout.kind == "binary" else _read_python

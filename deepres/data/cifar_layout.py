@@ -1,4 +1,4 @@
-"""What the official files of CIFAR-10 and CIFAR-100 are called, and how long and laid out they are."""
+"""Names, sizes and layouts of the official files of CIFAR-10 and CIFAR-100."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,14 @@ IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 
 @dataclass(frozen=True)
 class Layout:
-    """One way that the files of a set are laid out.
+    """One layout of a set's files.
 
     Attributes:
-        folder: the name under which the official archive unpacks.
+        kind: `binary` records or `python` pickles.
+        folder: the folder in the official archive.
         train: the files of training images, in order.
         test: the file of test images.
-        names: the file of class names; they are optional.
+        names: the file of class names; optional.
         md5: checksums of the official files, as far as they are published.
     """
 
@@ -35,8 +36,8 @@ class Cifar:
 
     Attributes:
         labels_per_record: the leading bytes of a binary record; the last of them is the label used.
-        label_key: the labels in a python batch.
-        names_key: the class names in the python meta file.
+        label_key: key of the labels in a python batch.
+        names_key: key of the class names in the python meta file.
         num_train_images, num_test_images: the whole set's.
         archive, archive_md5: the official archive of the binary files.
     """

@@ -1,6 +1,6 @@
 """Turns the bytes of an image file into pixels of the size that a network takes.
 
-Crops are resized with Pillow's bicubic filter, straight from the region of the original that they show.
+Crops are resized with Pillow's bicubic filter, directly from their region of the original.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would start Ghostscript
 _MODES_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
-"""Tags of TIFF."""
+"""TIFF tags."""
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -37,29 +37,29 @@ _NUM_ATTEMPTS = 10
 
 
 class BadImageError(Exception):
-    """The bytes are no image that can be decoded."""
+    """The bytes are not an image that can be decoded."""
 
 
 def decode_rgb(content: bytes) -> Image.Image:
-    """Decodes an image file, whatever its name says that it is.
+    """Decodes an image file by its content, whatever its name.
 
-    Grey, palette, CMYK and 16-bit images become RGB of 8 bits; transparency is dropped; an image with an EXIF
-    orientation is turned upright; of several frames the first is taken. A TIFF's integers of 32 bits tell no range:
-    they count as values of 8 bits if none is above 255, else as values of 16.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped; EXIF orientation is applied; of
+    several frames the first is taken. A TIFF's 32-bit integers do not imply a range: they are taken for 8-bit values
+    if none is above 255, else for 16-bit values.
 
     Raises:
-        BadImageError: it is not one of JPEG, PNG, WebP, GIF, BMP, TIFF and PNM, or it is damaged, or it has more
-            pixels than Pillow holds to be safe.
+        BadImageError: it is not JPEG, PNG, WebP, GIF, BMP, TIFF or PNM, or it is damaged, or it has more pixels than
+            Pillow considers safe.
     """
     if not content:
         raise BadImageError("the file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
             image.load()
-            with contextlib.suppress(*_PILLOW_ERRORS):  # EXIF data that are damaged leave the pixels whole
+            with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF data do not affect the pixels
                 ImageOps.exif_transpose(image, in_place=True)
             if image.mode in _MODES_16_BITS:
                 return Image.fromarray(_grey_of_8_bits(image)).convert("RGB")
@@ -86,15 +86,16 @@ def _grey_of_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Crop:
-    """From an image of any size to `size`² pixels.
+    """Crops an image of any size to `size`² pixels.
 
     Attributes:
-        kind: `centre`: the shorter side is scaled to `shorter_side`, the middle is taken.
+        kind: `centre`: the shorter side is scaled to `shorter_side`, and the centre is cropped.
             `scale`: the shorter side is scaled to a random length in [256, 480] (for `size` 224, else in
-            proportion), a random square is taken and mirrored or not (Simonyan and Zisserman 2015; the paper's
-            for ImageNet).
-            `scale_and_aspect`: a random region of 8 to 100 % of the area and 3/4 to 4/3 aspect ratio is scaled
-            to the square and mirrored or not (Szegedy et al., CVPR 2015; details as in `fb.resnet.torch`).
+            proportion), and a random square is cropped and mirrored with probability 1/2 (Simonyan and Zisserman
+            2015; the paper's for ImageNet).
+            `scale_and_aspect`: a random region of 8 to 100 % of the area and 3/4 to 4/3 aspect ratio is scaled to
+            the square and mirrored with probability 1/2 (Szegedy et al., CVPR 2015; details as in
+            `fb.resnet.torch`).
         size: height and width of the result.
         shorter_side: for `centre`.
     """
@@ -105,7 +106,7 @@ class Crop:
 
     @property
     def num_draws(self) -> int:
-        """Random numbers that an image takes."""
+        """Random numbers needed per image."""
         return {"centre": 0, "scale": 4, "scale_and_aspect": 3 * _NUM_ATTEMPTS + 3}[self.kind]
 
     def __call__(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
@@ -136,7 +137,7 @@ class Crop:
         return self._cut(image, (width, height), (width - self.size) // 2, (height - self.size) // 2)
 
     def _cut(self, image: Image.Image, scaled: tuple[int, int], left: int, top: int) -> npt.NDArray[np.uint8]:
-        """What cropping would give after resizing all of the image to `scaled`, in one go."""
+        """The crop of the image resized to `scaled`, without resizing all of it."""
         width, height = scaled
         x_scale, y_scale = image.width / width, image.height / height
         box = (left * x_scale, top * y_scale, (left + self.size) * x_scale, (top + self.size) * y_scale)

@@ -23,7 +23,7 @@ def check_digits() -> None:
 
 
 def read_digits(image_size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Reads both splits: every fifth image of each class, after a fixed shuffle, is a test image.
+    """Reads both splits: after a fixed shuffle and sorted by class, every fifth image is a test image.
 
     The 8×8 images of 17 grey levels are enlarged bilinearly and repeated over three channels.
 
@@ -47,7 +47,7 @@ def read_digits(image_size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, T
 
     grey = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
     size = (image_size, image_size)
-    enlarged = [  # a part at a time: numbers take four times the room of pixels
+    enlarged = [  # in parts: floats take four times the memory of uint8
         torch.nn.functional.interpolate(part, size, mode="bilinear", align_corners=False)
         .round()
         .to(torch.uint8)

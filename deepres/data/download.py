@@ -1,4 +1,4 @@
-"""Fetches an archive over HTTP so that a final name only ever holds complete, checked content."""
+"""Downloads an archive over HTTP; a final name only ever holds complete, checked content."""
 
 import contextlib
 import fcntl
@@ -20,23 +20,27 @@ _TIMEOUT_S = 60
 
 
 def file_md5(path: Path) -> str:
-    """The file's MD5 in hexadecimal: against accidents, not against attackers."""
+    """The file's MD5 in hexadecimal: protects against accidents, not against attackers."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def download_and_unpack(url: str, *, md5: str, root: Path, folder: str, verify: bool = False) -> None:
-    """Downloads a tar archive into `root` and unpacks its top folder `folder` there, unless that is there.
+    """Downloads a tar archive into `root` and unpacks its top folder `folder` there, unless that exists.
 
-    The processes of one machine take turns, so that only the first of them downloads. An archive of the right
-    checksum that lies in `root` already is not fetched again. What fails leaves nothing but an empty lock file.
+    The processes of a machine take turns, so that only the first one downloads. An archive that is already in `root`
+    and has the right checksum is not downloaded again. A failure leaves nothing but an empty lock file.
 
     Args:
-        verify: compare the files of a folder that is there with the archive's.
+        url: the archive's.
+        md5: the archive's checksum.
+        root: the folder to download and unpack to.
+        folder: the archive's top folder.
+        verify: compare the files of an existing folder with the archive's.
 
     Raises:
-        DataError: the archive cannot be fetched, is cut off, has another checksum or lacks `folder`, or a file is
-            not the archive's.
+        DataError: the archive cannot be downloaded, is truncated, has another checksum or lacks `folder`, or an
+            existing file differs from the archive's.
     """
     archive = root / url.rsplit("/", 1)[-1]
     try:

@@ -1,4 +1,4 @@
-"""Reads the files of an image folder, lying in a directory or in an archive that stays packed; see `image_search`."""
+"""Reads the files of an image folder, in a directory or in an archive that is not unpacked; see `image_search`."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_CODING = ("utf-8", "surrogatepass")  # every name comes back as it was, whatever the file system's encoding
+_CODING = ("utf-8", "surrogatepass")  # every name survives a round trip, whatever the file system's encoding
 _MAX_FILE_BYTES = 2**28  # of one deflated image
 _ZIP_HEADER = struct.Struct("<4s5H3L2H")
 
 
 class Entry(NamedTuple):
-    """An image file: its place in the folder, and the bytes that hold it in an archive."""
+    """An image file: its place in the folder, and its bytes in an archive."""
 
     split: str
     class_name: str
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 
 class ImageFiles(ABC):
-    """The image files of a folder or an archive, by number; copies in other processes do not disturb each other.
+    """The image files of a folder or an archive, by number; copies in different processes are independent.
 
     Args:
         root: the folder or archive.
@@ -38,7 +38,7 @@ class ImageFiles(ABC):
 
     def __init__(self, root: Path, entries: list[Entry]) -> None:
         self._root = root
-        # Two arrays, not a million objects: processes share their pages for good.
+        # Two arrays, not a million objects: forked processes keep sharing their pages, as no reference counts change.
         names = [f"{e.split}/{e.class_name}/{e.file_name}".encode(*_CODING) for e in entries]
         self._names = np.array(names, dtype=np.bytes_)
         self._extents = np.array([(e.offset, e.num_bytes, e.crc) for e in entries], dtype=np.int64)
@@ -48,15 +48,15 @@ class ImageFiles(ABC):
         return hashlib.sha256(self._names.data).hexdigest()[:12]
 
     def path(self, index: int) -> str:
-        """Where the image is, for a message."""
+        """The image's location, for messages."""
         return f"{self._root}:{self._name(index)}"
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The file's content; raises `OSError` if it cannot be had."""
+        """The file's content; raises `OSError` if it cannot be read."""
 
     def close(self) -> None:
-        """Closes what is open in this process."""
+        """Closes open files in this process."""
         return
 
     def _name(self, index: int) -> str:
@@ -79,7 +79,7 @@ class FolderFiles(ImageFiles):
 
 
 class UnpackedFiles(ImageFiles):
-    """Files of a compressed tar archive: it can be read in order only, so all of it is held in memory."""
+    """Files of a compressed tar archive, held in memory, as it can only be read sequentially."""
 
     def __init__(self, root: Path, entries: list[Entry], content: npt.NDArray[np.uint8]) -> None:
         super().__init__(root, entries)
@@ -92,7 +92,7 @@ class UnpackedFiles(ImageFiles):
 
 
 class TarFiles(ImageFiles):
-    """Files of a plain tar archive, read where they lie."""
+    """Files of a plain tar archive, read in place."""
 
     _descriptor: int | None = None
 
@@ -109,7 +109,7 @@ class TarFiles(ImageFiles):
     def _read_at(self, offset: int, num_bytes: int) -> bytes:
         if self._descriptor is None:
             self._descriptor = os.open(self._root, os.O_RDONLY | os.O_CLOEXEC)
-        # No seek: forked processes share the descriptor and with it the position.
+        # No seek: forked processes share the descriptor and thus the file position.
         content = os.pread(self._descriptor, num_bytes, offset)
         if len(content) != num_bytes:
             raise OSError(f"the archive ends after {len(content)} of {num_bytes} bytes")
@@ -120,10 +120,10 @@ class TarFiles(ImageFiles):
 
 
 class ZipFiles(TarFiles):
-    """Files of a zip archive, stored or deflated, read where they lie."""
+    """Files of a zip archive, stored or deflated, read in place."""
 
     def read(self, index: int) -> bytes:
-        """The file's content; its checksum is compared."""
+        """The file's content; its checksum is verified."""
         offset, num_bytes = self._extent(index)
         header = _ZIP_HEADER.unpack(self._read_at(offset, _ZIP_HEADER.size))
         magic, method, name_bytes, extra_bytes = header[0], header[3], header[9], header[10]

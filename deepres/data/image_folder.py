@@ -1,4 +1,4 @@
-"""Sets of image files, one folder a class, and the workers that decode them."""
+"""Sets of image files, one folder per class, and the workers that decode them."""
 
 import errno
 import signal
@@ -35,9 +35,9 @@ class ImageFolder:
     """An image folder's files and labels.
 
     Attributes:
-        files: of both splits: first those to test with or those to train on.
-        class_names: sorted; a label is a place in this list.
-        train, test: each the numbers of its files, and their labels, both (N,) int64.
+        files: those of both splits.
+        class_names: sorted; a label is an index into this list.
+        train, test: the numbers of the split's files, and their labels, both (N,) int64.
     """
 
     files: ImageFiles
@@ -54,8 +54,8 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
         num_classes: how many classes there must be.
 
     Raises:
-        DataError: a file is no image by its suffix, a split is missing, a class has no images or is in one split
-            only, or the number of classes is another; or as `find_image_files`.
+        DataError: a file's suffix is not an image's, a split is missing, a class has no images or is in one split only,
+            or the number of classes differs; or as for `find_image_files`.
     """
     files, entries = find_image_files(root)
     stray = next((entry for entry in entries if _has_other_kind(PurePosixPath(entry.file_name).suffix)), None)
@@ -93,19 +93,19 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
 
 @cache
 def _has_other_kind(suffix: str) -> bool:
-    """Whether files with that suffix are known to be no images; what is not known may be one."""
+    """Whether that suffix is known not to be an image's; unknown ones may be."""
     kind, _ = MimeTypes().guess_type(f"file{suffix}")
     return kind is not None and not kind.startswith("image/")
 
 
 _MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-"""Errors of a network's file system that another attempt may not meet."""
+"""Errors of network file systems that may be gone at the next attempt."""
 _WAITS_S = (0.1, 1.0)
 _Decoded = tuple[Request, Tensor, Tensor, tuple[Failure, ...]]
 
 
 class _Decoder(Dataset[Any]):
-    """Serves requests; runs in workers, and draws no random numbers but those of the positions."""
+    """Serves requests; runs in workers, and draws only the random numbers of the positions."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Decoder(Dataset[Any]):
             except (BadImageError, OSError) as error:
                 failures.append(Failure(index, self._files.path(number), str(error)))
         if get_worker_info() is not None:
-            # Otherwise a thread of the worker does it later, and if there is no room drops the batch without a word.
+            # Otherwise a thread of the worker does so later, and drops the batch silently if /dev/shm is full.
             images.share_memory_()
         return request, images, labels, tuple(failures)
 
@@ -172,26 +172,25 @@ def _tell_unless_the_parent_is_gone(
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    # Launchers signal a process's children first; the parent needs them for the step that it still ends.
+    # Launchers signal a process's children first; the parent needs them to finish its step.
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    # Where another worker has died, the parent leaves in the middle of taking this one's batch.
+    # When another worker has died, the parent may exit while it receives this one's batch.
     sys.excepthook = _tell_unless_the_parent_is_gone
 
 
 class FileSupply:
     """Images decoded ahead by worker processes, which live from the first batch until `close`.
 
-    Each worker decodes whole micro batches, two ahead. An image that cannot be decoded leaves its row without a
-    label.
+    Each worker decodes whole micro batches, two ahead. A row whose image cannot be decoded has no label.
 
     Args:
         files: the files.
         split: the numbers of the split's files, and their labels.
-        crop: what to do with each image.
+        crop: applied to each image.
         seed: of the crops.
-        num_workers: worker processes; 0: decode in this one, when asked.
-        device: where batches are wanted.
+        num_workers: worker processes; 0: decode in this process, on request.
+        device: where batches are to be.
     """
 
     def __init__(
@@ -216,11 +215,11 @@ class FileSupply:
             worker_init_fn=_leave_signals_to_the_parent if num_workers > 0 else None,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # without one, every iteration draws from torch's global numbers
+            generator=torch.Generator(),  # without one, every iteration draws from torch's global generator
         )
 
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
-        """Serves the requests in their order, decoding ahead."""
+        """Serves the requests in order, decoding ahead."""
         assert self._loader is not None, "the data source is closed"
         self._num_fetches += 1
         this_fetch = self._num_fetches
@@ -248,9 +247,9 @@ class FileSupply:
 
 
 def _iterate(loader: DataLoader[Any]) -> Iterator[Any]:
-    """`iter(loader)`, without the handler by which PyTorch tells of a dead worker in whatever the main thread is doing.
+    """`iter(loader)`, without PyTorch's SIGCHLD handler, which raises wherever the main thread is if a worker dies.
 
-    It is told where a batch is waited for, which is looked after every few seconds.
+    A dead worker is noticed anyway, within seconds, where a batch is waited for.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
@@ -267,8 +266,8 @@ def _dead_workers_named(num_workers: int) -> Iterator[None]:
     except (RuntimeError, EOFError, OSError) as error:
         text = str(error)
         is_full = "torch_" in text and ("shm" in text or "No space left" in text)
-        is_mistake = "Caught" in text  # in a worker that lives
-        is_cut_off = not isinstance(error, RuntimeError)  # it died while it handed over a batch
+        is_mistake = "Caught" in text  # an exception in a worker that is alive
+        is_cut_off = not isinstance(error, RuntimeError)  # the worker died while it handed over a batch
         is_dead = num_workers > 0 and not is_mistake and (is_cut_off or "exited unexpectedly" in text)
         if not (is_full or is_dead):
             raise

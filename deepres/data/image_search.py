@@ -1,8 +1,7 @@
-"""Lists the files of an image folder, lying in a directory or in an archive that stays packed.
+"""Lists the files of an image folder, in a directory or in an archive that is not unpacked.
 
-Nothing is ever extracted to disk, so no name in an archive can lead outside of it. All the same, members with
-absolute names or `..`, and links in the place of images, are refused rather than passed over: data that somebody
-meant to be there should not be missing silently.
+Nothing is ever extracted to disk, so no name in an archive can lead outside of it. Still, members with absolute names
+or `..`, and links in place of images, are refused rather than skipped: images should not be missing silently.
 """
 
 import itertools
@@ -22,7 +21,7 @@ from deepres.data.batch import DataError
 from deepres.data.image_files import Entry, FolderFiles, ImageFiles, TarFiles, UnpackedFiles, ZipFiles
 
 SPLITS = ("train", "val", "test")
-"""The last is for sets without the one before."""
+"""`test` is for sets without `val`."""
 ARCHIVE_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
 
 _NESTED = "a folder inside a class's; images must lie in their class's folder itself"
@@ -38,14 +37,14 @@ _BROKEN = (
     ArithmeticError,
     NotImplementedError,
 )
-"""What Python's readers raise for archives that are damaged or of a kind that they do not know."""
+"""What Python's readers raise for damaged archives and for unknown kinds."""
 
 
 def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
     """Lists `train/<class>/*` and `val/<class>/*` or `test/<class>/*`.
 
-    In an archive these may lie in one common folder. Hidden files and whatever lies elsewhere do not count, nor does
-    `test` where there is `val`.
+    In an archive these may be in one common folder. Hidden files and files elsewhere are ignored, as is `test` if there
+    is `val`.
 
     Args:
         root: a directory, or an archive with one of `ARCHIVE_SUFFIXES`.
@@ -54,7 +53,7 @@ def find_image_files(root: Path) -> tuple[ImageFiles, list[Entry]]:
         The files and their entries, sorted by split, class and name.
 
     Raises:
-        DataError: there is nothing at `root`, or it cannot be read, or it holds what is refused.
+        DataError: there is nothing at `root`, or it cannot be read, or it has members that are refused.
     """
     files: ImageFiles
     try:
@@ -108,7 +107,7 @@ def _in_folder(root: Path) -> Iterator[Entry]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is one; a link that leads nowhere is no answer: with a class missing, others get its label."""
+    """Whether it is a folder; a dangling link is an error: if it were skipped, other classes would get its label."""
     if path.is_symlink() and not path.exists():
         raise DataError(f"{path}: refused: a link that leads nowhere; mend or remove it")
     return path.is_dir()
@@ -120,11 +119,11 @@ def _visible(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 _Placed = tuple[tuple[str, ...], Entry]
-"""A folder of the archive, and an entry in it; the entry of a class's folder has no file's name."""
+"""A folder of the archive, and an entry in it; the entry of a class folder has no file name."""
 
 
 def _sorted_files(root: Path, placed: Iterator[_Placed]) -> list[Entry]:
-    """The entries of files, sorted; they must all lie in the same folder of the archive, and each class have some."""
+    """The entries of files, sorted; all must be in the same folder of the archive, and each class must have some."""
     files: list[Entry] = []
     folders: list[_Placed] = []
     common: tuple[str, ...] | None = None
@@ -149,7 +148,7 @@ def _sorted_files(root: Path, placed: Iterator[_Placed]) -> list[Entry]:
 def _place(
     root: Path, name: str, *, is_regular: bool, offset: int, num_bytes: int, crc: int = 0
 ) -> _Placed | None:
-    """Where a member of an archive belongs; None if it is no image's place."""
+    """Where a member of an archive belongs; None if that is not a place for images."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{root}: refused: holds {name!r}, a name that leads outside of the archive")
@@ -167,16 +166,16 @@ def _place(
 
 
 def _class_folders(name: str) -> Iterator[_Placed]:
-    """The place of a class's folder, if that is what an archive's folder is."""
+    """The place of an archive's folder, if it is a class folder."""
     *prefix, split, class_name = ("", "", *PurePosixPath(name).parts)
     if split in SPLITS and not class_name.startswith("."):
         yield tuple(part for part in prefix if part), Entry(split, class_name, "")
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that must end with its end mark: to tarfile, a broken header is an end, too.
+    """A tar member whose broken header is an error.
 
-    And one of negative size is a way back, on which some versions of Python go round for ever.
+    tarfile takes one for the end of the archive, and a negative size can make some versions of Python loop for ever.
     """
 
     @classmethod
@@ -190,17 +189,17 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             member = super().fromtarfile(tar)
-            if member.size < 0:  # as an extended header may say
+            if member.size < 0:  # from an extended header
                 raise tarfile.InvalidHeaderError("a negative size")  # type: ignore[attr-defined]
             return member
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end-of-archive mark
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}: {error}") from error
 
 
 def _read_to_the_end(tar: tarfile.TarFile) -> None:
-    """See that nothing but padding follows the end mark; of compressed files, the checksum is compared on the way."""
+    """Check that only padding follows the end mark; reading on also verifies a compressed file's checksum."""
     assert tar.fileobj is not None
     while chunk := tar.fileobj.read(_CHUNK_BYTES):
         if chunk.strip(b"\0"):

@@ -1,4 +1,4 @@
-"""Data sets by name: `find_data` looks, and what it finds is opened."""
+"""Data sets by name: `find_data` finds and checks one, `FoundData.open` opens it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ _Found = _CifarFiles | ImageFolder | None
 
 @dataclass(frozen=True)
 class FoundData:
-    """A data set that is there, whole and fit for what is asked; `find_data` makes it, and it is opened once.
+    """A data set that exists, is complete and fits the configuration; made by `find_data`, to be opened once.
 
     Attributes:
         info: facts about the set.
@@ -36,13 +36,13 @@ class FoundData:
     _pipeline: Pipeline
 
     def check_batch(self, global_batch_size: int) -> None:
-        """See that the set has the images of one step.
+        """Check that the set has enough images for one step.
 
         Args:
             global_batch_size: micro batch × accumulation × ranks.
 
         Raises:
-            DataError: it has not.
+            DataError: it has fewer.
         """
         if global_batch_size > self.info.num_train:
             raise DataError(
@@ -63,8 +63,8 @@ class FoundData:
     ) -> DataSource:
         """Open the set for one rank.
 
-        CIFAR, the digits and the synthetic images live on the device as uint8 and are augmented there; image files
-        are decoded by worker processes.
+        CIFAR, the digits and the synthetic images are held on the device as uint8 and augmented there; image files are
+        decoded by worker processes.
 
         Args:
             micro_batch_size: images of one forward pass of one rank.
@@ -72,7 +72,7 @@ class FoundData:
             eval_batch_size: images of one forward pass in evaluation; `micro_batch_size` if unset.
             seed: of the order, the augmentation and the synthetic images; 0 … 2⁶⁴ − 1.
             rank, world_size: of this process.
-            device: where batches are wanted.
+            device: where batches are to be.
 
         Raises:
             DataError: the set has fewer images than one step takes, or files that cannot be read.
@@ -116,15 +116,15 @@ class FoundData:
 
 
 def find_data(asked: DataConfig) -> FoundData:
-    """Checks that a data set is there, whole and fit for what is asked, without decoding its images.
+    """Checks that a data set exists, is complete and fits the configuration, without decoding its images.
 
-    Call it before any process group or CUDA context exists: whatever a user can get wrong is found here.
+    Call it before any process group or CUDA context exists: it finds whatever a user can get wrong.
 
     Args:
-        asked: which set, where, and what is to happen to its images.
+        asked: which set, where, and its preprocessing.
 
     Raises:
-        DataError: with one line that says what was wrong, what was found, and what to do.
+        DataError: the message is one line that says what was wrong, what was found, and what to do.
     """
     try:
         info, found = _locate(asked)
@@ -166,7 +166,7 @@ def _locate(asked: DataConfig) -> tuple[DataInfo, _Found]:
 def _resident(
     info: DataInfo, found: _CifarFiles | None, normalize: Normalize, seed: int, device: torch.device
 ) -> tuple[ResidentSupply, ResidentSupply, Normalization]:
-    """The splits of a set that lives on the device, and its statistics."""
+    """The splits of a set that is held on the device, and its normalization."""
     if info.name == "synthetic":
         make = SyntheticImages(info.num_classes, info.image_size, seed, device)
         return (

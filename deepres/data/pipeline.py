@@ -1,4 +1,4 @@
-"""What happens to an image between its file and the network."""
+"""The preprocessing of an image between its file and the network."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from deepres.data.source import DeviceAugmentation
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The way of a set's images.
+    """The preprocessing of a set's images.
 
     Attributes:
-        crops: for training and test images, when they are decoded; None for sets that live on the device.
-        on_device: for whole batches of training images.
+        crops: applied to training and test images when they are decoded; None for sets that are held on the device.
+        on_device: applied to whole batches of training images.
     """
 
     crops: tuple[Crop, Crop] | None
@@ -22,10 +22,10 @@ class Pipeline:
 
 
 def make_pipeline(asked: DataConfig) -> Pipeline:
-    """Fills in the defaults.
+    """The preprocessing that a configuration asks for, with its defaults filled in.
 
     Raises:
-        DataError: test images would be smaller than the crop of them.
+        DataError: scaled test images would be smaller than their crop.
     """
     size, augmentation = asked.chosen_image_size, asked.chosen_augmentation
     on_device: DeviceAugmentation

@@ -1,4 +1,4 @@
-"""The next batch, made while the device computes on the one before."""
+"""Prefetching: the next batch is made while the device computes on the current one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from deepres.data.batch import Batch, DataError
 
 
 class Prefetch:
-    """Batches of which one is made ahead: when a step has launched its work on the device, not when it needs one.
+    """Makes one batch ahead, as soon as a step has launched its work on the device.
 
-    At that time the step's activations are gone, so the batch takes no memory that the step would need.
+    By then the step's activations are freed, so the batch takes no memory that the step needs.
 
     Args:
-        batches: where they come from.
+        batches: the source.
         device: where the steps are computed.
 
     Attributes:
-        error: why the batch that is due next cannot be made.
+        error: why the next batch could not be made.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
@@ -30,10 +30,10 @@ class Prefetch:
         self._waited_s = 0.0
 
     def take(self, num: int) -> Iterator[Batch]:
-        """The next `num` batches; the one after them is made when more than these are asked for.
+        """Yield the next `num` batches; the one after them is made when the iterator is exhausted.
 
         Raises:
-            DataError: of the batch that is due, never of one made ahead.
+            DataError: one of these batches cannot be made; never raised for the one made ahead.
         """
         for _ in range(num):
             self.make_ahead()
@@ -46,11 +46,11 @@ class Prefetch:
         self.make_ahead()
 
     def make_ahead(self) -> None:
-        """Make the batch that is due next, unless it is there."""
+        """Make the next batch, unless that has been done."""
         if self._next is not None or self.error is not None:
             return
         begin = time.perf_counter()
-        # Of the work that is there by now: making the batch launches more.
+        # Marks the work queued so far: making the batch launches more.
         before = (
             None if self._device.type == "cpu" else torch.cuda.current_stream(self._device).record_event()
         )
@@ -58,11 +58,11 @@ class Prefetch:
             self._next = next(self._batches, None)
         except DataError as error:
             self.error = error
-        # If there is still work from before, the device has not noticed.
+        # If earlier work is still queued, the device was not idle meanwhile.
         if before is None or before.query():
             self._waited_s += time.perf_counter() - begin
 
     def waited_s(self) -> float:
-        """Seconds since the last call in which a batch was made and the device had nothing to do."""
+        """Seconds, since the last call, that the device was idle while a batch was made."""
         waited, self._waited_s = self._waited_s, 0.0
         return waited

@@ -1,16 +1,15 @@
-"""Which image is seen when, and with which random numbers: pure functions of (seed, epoch, position).
+"""The order of images and their random numbers: pure functions of (seed, epoch, position).
 
 NOTE [ Positions ]
-1. An epoch has one global order, a permutation of the training set. A *position* is a place in that order.
-2. With G = micro batch × accumulation × ranks, step k takes the positions [k·G, (k+1)·G), whatever the
-   factorisation of G. Micro batch m of rank r starts at (m·ranks + r)·micro_batch, so consecutive micro batches
-   are consecutive in the global order, and so are the ranks within one.
-3. Everything random about an image is drawn from (seed, epoch, position). So neither workers nor processes nor
-   what ran before can change it, and an epoch can be entered in the middle.
+1. An epoch has one global order, a permutation of the training set. A *position* is an index into that order.
+2. With G = micro batch × accumulation × ranks, step k takes the positions [k·G, (k+1)·G), however G is factorised.
+   Micro batch m of rank r starts at (m·ranks + r)·micro_batch, so consecutive micro batches are consecutive in the
+   global order, and so are the ranks within one.
+3. Everything random about an image is drawn from (seed, epoch, position). So it does not depend on workers, processes
+   or what ran before, and an epoch can be resumed in the middle.
 4. The numbers are the raw words of Philox-4×64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-   SC 2011), a counter-based generator: the key is (seed, epoch), the counter (purpose, position). NumPy promises
-   never to change that stream, while it does not promise so for `permutation` and the like, nor torch for
-   `randperm`.
+   SC 2011), a counter-based generator: the key is (seed, epoch), the counter (purpose, position). NumPy guarantees
+   that this stream never changes, which it does not for `permutation` and the like, nor torch for `randperm`.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_ORDER, _AUGMENTATION, _LIGHTING = 0, 1, 2  # purposes: streams that never meet
+_ORDER, _AUGMENTATION, _LIGHTING = 0, 1, 2  # purposes: disjoint streams
 _WORDS_PER_COUNT = 4
 
 
@@ -52,9 +51,9 @@ def uniforms(
 
 
 def normals(seed: int, epoch: int, first_position: int, num_positions: int) -> npt.NDArray[np.float64]:
-    """Three numbers of the standard normal distribution for each of consecutive positions: (num_positions, 3).
+    """Three standard normal numbers for each of consecutive positions: (num_positions, 3).
 
-    By the transformation of Box and Muller (1958).
+    By the Box–Muller transform (1958).
     """
     words = _words(seed, epoch, _LIGHTING, first_position, num_positions)
     drawn = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -69,7 +68,7 @@ class Request:
     Attributes:
         epoch: the epoch, for the random numbers.
         first_position: the position of row 0; row i's is `first_position` + i.
-        indices: (N,) int64, samples of the set; −1 for a filler.
+        indices: (N,) int64, sample numbers; −1 for padding.
     """
 
     epoch: int
@@ -78,18 +77,18 @@ class Request:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is no filler."""
+        """Whether there is no padding."""
         return bool((self.indices >= 0).all())
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Deals positions out to one rank. See NOTE [ Positions ].
+    """Assigns positions to one rank. See NOTE [ Positions ].
 
-    Training drops the samples after the last whole step; which ones those are changes with every epoch.
-    Evaluation shows each image to exactly one rank, and gives every rank the same number of batches of the same
-    sizes, so that ranks that compute together never wait for one that has finished: the last batch is spread
-    evenly, and where it does not divide, the last ranks get fillers (index −1).
+    Training drops the samples after the last whole step, which differ from epoch to epoch. Evaluation gives each image
+    to exactly one rank, and every rank the same number of batches of the same sizes, so that ranks that compute
+    together never wait for one that has finished: the last batch is divided evenly, and the last ranks get padding
+    (index −1) where it does not divide.
     """
 
     seed: int
@@ -103,12 +102,12 @@ class Schedule:
 
     @property
     def num_train_batches(self) -> int:
-        """Micro batches a rank and epoch: floor(images / G) steps of `accumulation` each."""
+        """Micro batches per rank and epoch: floor(images / G) steps of `accumulation` each."""
         return self.num_train // self.global_batch_size * self.accumulation
 
     @property
     def global_batch_size(self) -> int:
-        """Images a step: G = micro batch × accumulation × ranks."""
+        """Images per step: G = micro batch × accumulation × ranks."""
         return self.micro_batch_size * self.accumulation * self.world_size
 
     @property

@@ -1,4 +1,4 @@
-"""A data set as the trainer sees it: one rank's batches, in an order that can be entered anywhere."""
+"""A data set as the trainer sees it: one rank's batches, in an order that can be resumed anywhere."""
 
 import logging
 from collections.abc import Iterator
@@ -18,21 +18,21 @@ _logger = logging.getLogger(__name__)
 
 
 class DataSource:
-    """One rank's batches of a data set; `FoundData.open` makes it.
+    """One rank's batches of a data set; made by `FoundData.open`.
 
-    What batch comes when, and how it is augmented, depends on the seed, the epoch and the position alone: not on
-    workers, not on processes, not on what was asked for before (NOTE [ Positions ] in sampling.py). torch's,
-    NumPy's and Python's global random numbers are left alone.
+    Which images a batch has, and how they are augmented, depends only on the seed, the epoch and their positions: not
+    on workers, processes or earlier requests (NOTE [ Positions ] in sampling.py). The global random number generators
+    of torch, NumPy and Python are not used.
 
     Args:
         info: facts about the set.
-        schedule: who gets what.
+        schedule: which rank gets which images.
         train: the training split.
         test: the test split.
         normalization: on the same device as the pixels.
-        augmentation: what happens to training images on the device.
+        augmentation: of training images, on the device.
         lighting: see `add_lighting`; 0 for none.
-        max_bad_images: how many unreadable images this rank puts up with.
+        max_bad_images: how many unreadable images this rank tolerates.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class DataSource:
 
     @property
     def num_train_batches(self) -> int:
-        """Micro batches of this rank in an epoch: whole steps only, the last images of an epoch are dropped."""
+        """This rank's micro batches per epoch: whole steps only, the last images of an epoch are dropped."""
         return self._schedule.num_train_batches
 
     @property
@@ -67,7 +67,7 @@ class DataSource:
 
     @property
     def bad_images(self) -> Tensor:
-        """1 for each image that this rank could not read so far: (num_train + num_test,) float32, on the CPU."""
+        """1 for each image that this rank has failed to read, else 0: (num_train + num_test,) float32, on the CPU."""
         bad = torch.zeros(self.info.num_train + self.info.num_test)
         bad[list(self._bad_images)] = 1
         return bad
@@ -77,9 +77,9 @@ class DataSource:
 
         Args:
             epoch: from 0; decides the order and the augmentation.
-            start: the micro batch to begin with; what follows is what would have followed without a break.
+            start: the micro batch to begin with; the rest are the same as when beginning with 0.
 
-        Only one iteration can be under way; a new one ends it.
+        Only one iteration can be in progress; a new one ends it.
 
         Raises:
             DataError: more than `max_bad_images` images cannot be read.
@@ -88,7 +88,7 @@ class DataSource:
             yield self._finish(fetched, augment=True)
 
     def test_batches(self) -> Iterator[Batch]:
-        """This rank's share of the test images, each of them on one rank, in order, without augmentation.
+        """This rank's share of the test images, in order, without augmentation; each image is on exactly one rank.
 
         Raises:
             DataError: more than `max_bad_images` images cannot be read.
@@ -97,7 +97,7 @@ class DataSource:
             yield self._finish(fetched, augment=False)
 
     def close(self) -> None:
-        """Stops workers and closes files; the source is of no use afterwards."""
+        """Stops workers and closes files; the source cannot be used afterwards."""
         self._train.close()
         self._test.close()
 

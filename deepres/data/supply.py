@@ -1,4 +1,4 @@
-"""Where pixels come from: `Supply`, and the kind whose images live on the device."""
+"""Sources of pixels: `Supply`, and the kind whose images are on the device."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a supply gives for one request.
+    """A supply's answer to one request.
 
     Attributes:
         request: the request.
-        images: (N, 3, H, W) uint8 on the device, of any strides.
+        images: (N, 3, H, W) uint8 on the device, with any strides.
         labels: (N,) int64 on the device; `IGNORED_LABEL` where there is no image.
         failures: the images that could not be read.
     """
@@ -46,7 +46,7 @@ class Supply(Protocol):
     """One split's pixels and labels."""
 
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
-        """Serves the requests in their order, ahead of the caller where that helps."""
+        """Serves the requests in order, ahead of the caller where that helps."""
 
     def close(self) -> None:
         """Stops workers and closes files."""
@@ -73,7 +73,7 @@ class ResidentSupply:
         )
 
     def fetch(self, requests: Iterable[Request]) -> Iterator[Fetched]:
-        """Serves the requests in their order."""
+        """Serves the requests in order."""
         for request in requests:
             indices = on_device(request.indices, self._device)
             if request.is_whole:

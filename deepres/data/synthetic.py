@@ -1,4 +1,4 @@
-"""Made-up images of any size and number, learnable and cheap, for measuring and for tests."""
+"""Synthetic images of any size and number, learnable and cheap, for benchmarks and tests."""
 
 import numpy as np
 import torch
@@ -7,17 +7,17 @@ from torch import Tensor
 from deepres.data.augment import Normalization
 from deepres.data.sampling import uniforms
 
-_GRID = 4  # a class is a coarse picture of 4×4 colours
+_GRID = 4  # each class has a coarse picture of 4×4 colours
 _NUM_WINDOWS = 2**16
 _WINDOW_STRIDE = 7
 
 
 class SyntheticImages:
-    """Images made when they are asked for: half a picture of their class, half noise.
+    """Images made on request: half their class's picture, half noise.
 
-    Image i is a function of (seed, i). Its label is i modulo the number of classes. A class has a picture of 4×4
-    random colours; the noise is one of 65,536 windows on one row of random bytes, so that a batch of any size is
-    made on the device by two look-ups, without random numbers. What is stored is less than a few MB.
+    Image i is a function of (seed, i). Its label is i modulo the number of classes. A class's picture has 4×4 random
+    colours; the noise is one of 65,536 windows of one row of random bytes, so that a batch of any size is made on the
+    device by two look-ups, without random numbers. What is stored takes at most a few MB.
 
     Args:
         num_classes: classes.
@@ -30,7 +30,7 @@ class SyntheticImages:
         self._num_classes, self._image_size = num_classes, image_size
         self._num_bytes = 3 * image_size * image_size
         noise_bytes = self._num_bytes + _NUM_WINDOWS * _WINDOW_STRIDE
-        # Epochs 2**32 and 2**32 + 1, which no training reaches: other random numbers than the augmentation's.
+        # Epochs 2**32 and 2**32 + 1, which no training reaches, so that the augmentation's numbers are others.
         noise = uniforms(seed, 2**32, 0, -(-noise_bytes // 4), 4).reshape(-1) * 128
         pictures = uniforms(seed, 2**32 + 1, 0, num_classes * 3, _GRID * _GRID) * 128
         self._noise = torch.from_numpy(noise.astype(np.uint8)).to(device)

@@ -1,9 +1,8 @@
-"""Reads pickles of byte arrays and plain containers, and runs nothing.
+"""Reads pickles of byte arrays and plain containers without executing anything.
 
-A pickle is a program: whatever callable it names, an ordinary unpickler calls. The official CIFAR batches
-(Python 2, protocol 2) name three of NumPy's, and even those would let a crafted file hand NumPy a corrupt dtype or
-an array of objects. So here the names lead to stand-ins that do no more than record what they are given, and the
-arrays are made afterwards, from checked bytes.
+A pickle is a program: an ordinary unpickler calls whatever callable it names. The official CIFAR batches (Python 2,
+protocol 2) name three of NumPy's, and even those would let a crafted file hand NumPy a corrupt dtype or an array of
+objects. So here these names resolve to stand-ins that accept nothing but arrays of bytes, whose sizes are checked.
 """
 
 import math
@@ -17,18 +16,18 @@ from deepres.data.batch import DataError
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The pickle is not of the harmless kind."""
+    """The pickle asks for something that is not harmless."""
 
 
 class _ByteType:
-    """Stands in for `numpy.dtype`; only 'u1' can be asked for."""
+    """Stands in for `numpy.dtype`; accepts only 'u1'."""
 
     def __init__(self, code: object = None, *_flags: object) -> None:
         if code not in ("u1", b"u1"):
             raise _RefusedError(f"an array of type {code!r}")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like: of no meaning to single bytes."""
+        """Ignore byte order and the like, which mean nothing for single bytes."""
 
 
 class _ByteArray:
@@ -55,7 +54,7 @@ def _reconstruct(*_: object) -> _ByteArray:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """Python 3 writes bytes in protocol 2 as text to be encoded."""
+    """Stands in for `_codecs.encode`: in protocol 2, Python 3 writes bytes as text to be encoded."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
         raise _RefusedError("an encoding other than latin1")
     return text.encode("latin1")
@@ -88,8 +87,8 @@ def load_byte_arrays(path: Path) -> dict[str, object]:
         The dictionary; values that are arrays are uint8 arrays (read-only), Python 2's strings are bytes.
 
     Raises:
-        DataError: the file is cut off or no such pickle, or it asks for anything else than arrays of bytes and
-            plain containers; nothing that it asks for is run.
+        DataError: the file is truncated or not such a pickle, or it asks for anything but arrays of bytes and plain
+            containers; nothing that it asks for is run.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Engines: the ways to run training steps. Only the one that is chosen is imported."""
+"""Engines: the ways to run training steps; only the chosen one is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Engine", "NonFiniteError", "make_engine"]
 def make_engine(net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> Engine:
     """The engine that `config.engine.name` names; see `Engine` for the arguments."""
     if config.engine.name == "deepspeed":
-        if process.device.type == "cpu":  # or DeepSpeed moves the net to a GPU where there is one
+        if process.device.type == "cpu":  # otherwise DeepSpeed moves the net to a GPU, if there is one
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         from deepres.engines.deepspeed_engine import DeepSpeedEngine
 

@@ -1,4 +1,4 @@
-"""What every engine does: one optimizer step over micro batches, evaluation, and the state of the net."""
+"""The base of all engines: an optimizer step over micro batches, evaluation, and the net's state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepres.models import synchronize_batch_norm
 
 
 class NonFiniteError(ArithmeticError):
-    """A step's loss or gradient was not finite in some process; no process has taken the step.
+    """A step's loss or gradient was not finite in at least one process; no process has taken the step.
 
     Attributes:
         what: `loss` or `gradient`.
@@ -35,26 +35,26 @@ class NonFiniteError(ArithmeticError):
 
 
 MAX_SKIPPED_STEPS = 20
-"""Steps in a row that fp16's loss scaler may skip, each with half the scale of the one before."""
+"""Consecutive steps that fp16's loss scaler may skip, halving the scale each time."""
 
 MOMENTUM = "momentum_buffer"
-"""What `torch.optim.SGD` calls it."""
+"""The momentum's key in the state of `torch.optim.SGD`."""
 
 
 class Engine:
     """One way to run the training steps of a net across processes.
 
-    The loss of a step is the cross entropy summed over the images of the global batch and divided by its
-    nominal size, however it is cut into processes and micro batches; images with the ignored label add nothing.
+    The loss of a step is the cross entropy summed over the images of the global batch and divided by its nominal size,
+    however it is divided into processes and micro batches; images with the ignored label add nothing.
 
     Args:
-        net: the net, on any device, with parameters that are the same in every process.
+        net: the net, on any device, with the same parameters in every process.
         config: the run's configuration.
         process: this process.
         sizes: how the global batch is divided.
 
     Attributes:
-        num_skipped: steps in a row, the last one among them, that fp16's loss scaler has skipped.
+        num_skipped: consecutive steps, up to the last one, that fp16's loss scaler has skipped.
     """
 
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
@@ -82,11 +82,11 @@ class Engine:
         Args:
             micro_batches: this process's.
             learning_rate: of this step.
-            flags: what else the processes tell one another in the step's message, asked for after the passes.
+            flags: called after the passes; gives flags that the processes exchange along with the loss.
 
         Returns:
-            This process's `metric_sums` over its micro batches, (4,) float64, and which of the flags are set in at
-            least one process.
+            This process's `metric_sums` over its micro batches, (4,) float64, and for each flag whether at least one
+            process has set it.
 
         Raises:
             NonFiniteError: in all processes and before any parameter has changed; for gradients in fp16, after
@@ -96,11 +96,11 @@ class Engine:
         sums = self.run_passes(micro_batches)
         found, own = [sums[0], self._has_bad_gradient()], list(flags())
         if self.process.world_size > 1:
-            # Created on the device: a copy from the CPU would wait for the passes.
+            # Filled on the device: a copy from the CPU would wait for the passes.
             found += [sums.new_full((), float(flag)) for flag in own]
         told = sum_over_processes(torch.stack(found))
         is_launched = self._update_unless_bad(told[0], told[1])
-        loss, is_bad, *of_all = told.tolist()  # the only wait for the device
+        loss, is_bad, *of_all = told.tolist()  # the step's only synchronization with the device
         if not math.isfinite(loss) or is_bad:
             raise NonFiniteError("gradient" if math.isfinite(loss) else "loss")
         is_updated = is_launched or self._update()
@@ -111,24 +111,24 @@ class Engine:
         return sums, [flag > 0 for flag in of_all or own]
 
     def run_passes(self, micro_batches: Iterable[Batch]) -> Tensor:
-        """Forward and backward passes of a step, without its update; its sums, as of `step`.
+        """Run a step's forward and backward passes, without its update; returns its sums, as `step` does.
 
-        `micro_batches` is asked for one more than there are, before anything waits for the device.
+        `micro_batches` is iterated to its end before anything waits for the device.
         """
         self.has_averaged_buffers = False
-        if not self.net.training:  # to visit thousands of modules takes milliseconds
+        if not self.net.training:  # visiting thousands of modules takes milliseconds
             self.net.train()
         sums = torch.zeros(4, dtype=torch.float64, device=self.process.device)
         for k, batch in enumerate(micro_batches):
             is_last = k == self.sizes.accumulation - 1
             with self._accumulating(is_last=is_last):
-                # At once: a recorded pass has its sums in the same place each time.
+                # Added at once: the next replay of a recorded pass overwrites its sums.
                 sums += self._pass(batch.images, batch.labels, is_last=is_last)
         return sums
 
     @property
     def shards_parameters(self) -> bool:
-        """Whether a pass gathers parameters from the other processes."""
+        """Whether parameters are sharded, so that a pass gathers them from the other processes."""
         return self.config.engine.zero_stage == 3 and self.process.world_size > 1
 
     @torch.no_grad()
@@ -139,27 +139,27 @@ class Engine:
         return self._run(images)
 
     def average_buffers(self) -> None:
-        """Make the running statistics those of all processes, which each estimates from its own batches."""
-        if not self.has_averaged_buffers:  # a second time could round
+        """Average the running statistics over the processes, each of which estimates them from its own batches."""
+        if not self.has_averaged_buffers:  # averaging again could change the rounding
             average_over_processes(self.net.buffers())
         self.has_averaged_buffers = True
 
     def averaged_buffers(self) -> dict[str, Tensor]:
-        """What `average_buffers` would make of the buffers, which stay as they are; collective, on the CPU."""
+        """CPU copies of the buffers as `average_buffers` would leave them, which changes none; collective."""
         averaged = {name: buffer.detach().clone() for name, buffer in self.net.named_buffers()}
         if not self.has_averaged_buffers:
             average_over_processes(averaged.values())
         return {name: on_cpu(buffer) for name, buffer in averaged.items()}
 
     def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The net's parameters by name, each whole and on the CPU; collective."""
+        """The net's parameters by name, each unsharded and on the CPU; collective."""
         for name, parameter in self.net.named_parameters():
             yield name, on_cpu(parameter)
 
     def momentum(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's momentum by its parameter's name, each whole and on the CPU; collective.
+        """The optimizer's momentum by parameter name, each unsharded and on the CPU; collective.
 
-        There is none before the first step.
+        Empty before the first step.
         """
         if self._has_momentum and self.config.optim.momentum:
             for name, parameter in self.net.named_parameters():
@@ -167,10 +167,10 @@ class Engine:
                     yield name, on_cpu(self._whole_momentum(parameter))
 
     def load_momentum(self, read: Callable[[str], Tensor]) -> None:
-        """Take over what `momentum` gave, from any engine and number of processes.
+        """Load what `momentum` yielded, with whatever engine and number of processes.
 
         Args:
-            read: gives the momentum, whole and on the CPU, of the parameter with that name.
+            read: returns the momentum, unsharded and on the CPU, of the parameter with that name.
         """
         self._make_momentum()
         for name, parameter in self.net.named_parameters():
@@ -180,11 +180,11 @@ class Engine:
 
     @property
     def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """What scales fp16's losses; fairscale's does not on a CPU."""
+        """fp16's loss scaler, if it is enabled; fairscale's is not on a CPU."""
         return self._scaler if self._scaler is not None and self._scaler.is_enabled() else None
 
     def state(self) -> dict[str, Tensor]:
-        """The net's parameters and buffers by name, whole and on the CPU; collective."""
+        """The net's parameters and buffers by name, unsharded and on the CPU; collective."""
         buffers = {name: on_cpu(buffer) for name, buffer in self.net.named_buffers()}
         return dict(self.whole_parameters()) | buffers
 
@@ -193,21 +193,21 @@ class Engine:
         return logits
 
     def run_eagerly(self) -> None:
-        """From now on run passes operator by operator, so that hooks are called; recorded ones are given up."""
+        """Run passes eagerly from now on, so that hooks are called; recorded passes are discarded."""
         return
 
     def _pass(self, images: Tensor, labels: Tensor, *, is_last: bool) -> Tensor:
-        """The forward and backward pass of a micro batch; its `metric_sums`."""
+        """Run the forward and backward pass of a micro batch; returns its `metric_sums`."""
         logits = self._run(images)
         loss = summed_loss(logits, labels)
         sums = metric_sums(logits, labels, loss)
-        # Engines average gradients over processes.
+        # Engines average gradients over processes: multiplying by their number makes that a sum.
         with backward_in_this_thread():
             self._backward(loss * (self.sizes.world_size / self.sizes.global_size), is_last=is_last)
         return sums
 
     def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """Around a micro batch; gradients of all but the last may stay in this process."""
+        """The context of a micro batch's passes; only the last one's must reduce gradients over the processes."""
         return nullcontext()
 
     def _set_learning_rate(self, learning_rate: float) -> None:
@@ -218,17 +218,17 @@ class Engine:
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _update_unless_bad(self, loss: Tensor, num_bad: Tensor) -> bool:  # noqa: ARG002
-        """Launch the update if the device can skip it by itself: where the loss or a gradient is not finite.
+        """Launch the update if the device can skip it by itself when the loss or a gradient is not finite.
 
-        Saves that the device has nothing to do from the wait until the update's launch.
+        So the device does not idle between the synchronization and the update's launch.
 
         Returns:
-            Whether it was launched.
+            Whether the update was launched.
         """
         return False
 
     def _update(self) -> bool:
-        """Change the parameters, and forget the gradients; False if that was skipped because these are not finite."""
+        """Update the parameters and reset the gradients; False if the update was skipped as these are not finite."""
         if self.config.optim.clip_grad_norm is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self._optimizer)
@@ -251,14 +251,14 @@ class Engine:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _has_bad_gradient(self) -> Tensor:
-        """On the device, 1 if one of this process's gradients is not finite, else 0.
+        """1 if one of this process's gradients is not finite, else 0; stays on the device.
 
-        Always 0 where the update itself finds out: under ZeRO, and with fp16's loss scaler.
+        Always 0 where the update itself checks them: under ZeRO, and with fp16's loss scaler.
         """
         found = torch.zeros(1, device=self.process.device)
         gradients = [] if self.loss_scaler is not None else self._gradients()
         if gradients:
-            # The loss scaler's look at them, one call for all: norms would take a tensor each. Times 1 changes no bit.
+            # The loss scaler's check, one call for all: norms would take a tensor each. A scale of 1 changes no bit.
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
         return found[0]
 
@@ -267,11 +267,11 @@ class Engine:
 
     @cached_property
     def _parameters(self) -> tuple[nn.Parameter, ...]:
-        """Those of the net as the engine has made it; looking for them in each step takes milliseconds."""
+        """The net's parameters, as the engine has set them up; collecting them in each step takes milliseconds."""
         return tuple(self.net.parameters())
 
     def _make_momentum(self) -> None:
-        """Make room for what `_set_momentum` is to set."""
+        """Allocate what `_set_momentum` fills."""
         return
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
@@ -283,5 +283,5 @@ class Engine:
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, without its graph."""
+    """A detached, contiguous copy on the CPU."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

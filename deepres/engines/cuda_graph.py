@@ -1,13 +1,13 @@
-"""Passes as CUDA graphs: the launches of a forward and backward pass recorded once, and replayed as one.
+"""Passes as CUDA graphs: the kernels of a forward and backward pass, recorded once and replayed in one launch.
 
 NOTE [ Recorded passes ]
-1. The first passes run as usual, though on another stream, where the recorded one runs too: libraries choose their
-   algorithms. They are passes of the training like all others; nothing is run twice or undone.
-2. Recording runs no kernel; the pass that was recorded happens when it is replayed. What it reads lies where it lay:
-   parameters, buffers, the loss's scale, and one place for images and labels, which each batch is copied to. What it
-   writes too: gradients are added to those that are there, so that they are set to zero and not to None.
-3. A batch of another shape runs as usual.
-4. Activations live in a pool of the graph's own, which other passes (evaluation) cannot use.
+1. The first passes run eagerly, on the stream that is recorded later, so that libraries choose their algorithms. They
+   are ordinary passes of the training; nothing is run twice or undone.
+2. Recording runs no kernel; the recorded pass takes effect when it is replayed. It reads from fixed addresses:
+   parameters, buffers, the loss's scale, and one buffer each for images and labels, into which every batch is copied.
+   It also writes to fixed addresses: gradients accumulate in existing tensors, so these are zeroed, not set to None.
+3. A batch of another shape runs eagerly.
+4. Activations live in the graph's own memory pool, which other passes (evaluation) cannot use.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import torch
 from torch import Tensor
 
 Pass = Callable[[Tensor, Tensor], Tensor]
-"""Takes images and labels, adds to the gradients, and gives the batch's sums."""
+"""Takes images and labels, accumulates gradients, and returns the batch's sums."""
 
 NUM_EAGER = 3
-"""Passes before the one that is recorded."""
+"""Eager passes before the one that is recorded."""
 
 
 class OnCuda:
     """Runs work on a stream of its own, and records it there."""
 
     def __init__(self) -> None:
-        torch.cuda.empty_cache()  # what the cache holds is another stream's, and of no use on this one
+        torch.cuda.empty_cache()  # cached blocks belong to another stream, and are of no use on this one
         self._stream = torch.cuda.Stream()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Run what is inside on this stream, between what comes before and after it."""
+        """Run the block on this stream, ordered between the work before and after it on the current one."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -44,9 +44,9 @@ class OnCuda:
         current.wait_stream(self._stream)
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What replays `run` and gives its result, which lies in the same memory each time."""
+        """Record `run`; returns a function that replays it and returns its result, in the same memory each time."""
         graph = torch.cuda.CUDAGraph()
-        gc.collect()  # a graph that is given up may not go while another is recorded
+        gc.collect()  # no discarded graph may be destroyed while another is recorded
         # Another thread may pin memory meanwhile.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = run()
@@ -59,21 +59,21 @@ class OnCuda:
 
 
 class Recorder(Protocol):
-    """Where work is run and recorded; see `OnCuda`."""
+    """Runs and records work; see `OnCuda`."""
 
     def aside(self) -> AbstractContextManager[object]:
-        """Run what is inside where it will be recorded."""
+        """Run the block where it will be recorded."""
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What does the work again and gives its result."""
+        """Record the work; returns a function that repeats it and returns its result."""
 
 
 class RecordedPass:
-    """A pass that is recorded once it has run a few times; see NOTE [ Recorded passes ].
+    """A pass that is recorded after it has run a few times; see NOTE [ Recorded passes ].
 
     Args:
-        run: the pass; its work on a batch depends on the shape alone, and it draws no random numbers. The gradients
-            that it adds to are there.
+        run: the pass; the work that it does depends on the batch's shape alone, and it draws no random numbers. The
+            gradients that it adds to exist already.
         recorder: where it runs.
     """
 
@@ -84,7 +84,7 @@ class RecordedPass:
         self._images, self._labels = torch.empty(0), torch.empty(0)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run or replay the pass; its result holds until the next one."""
+        """Run or replay the pass; its result is valid until the next one."""
         if self._replay is None and self._num_eager < NUM_EAGER:
             self._num_eager += 1
             with self._recorder.aside():

@@ -1,4 +1,4 @@
-"""DeepSpeed: ZeRO stages 0 to 3, with optimizer states and parameters on the CPU by option."""
+"""DeepSpeed: ZeRO stages 0 to 3, optionally with optimizer states and parameters offloaded to the CPU."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ with warnings.catch_warnings():
         set_z3_leaf_modules,
     )
 
-# DeepSpeed calls collectives by names that newer PyTorch renames, and warns of SGD under ZeRO, at every step.
+# At every step, DeepSpeed calls collectives by names that newer PyTorch deprecates, and warns of SGD under ZeRO.
 warnings.filterwarnings(
     "ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
 )
 logger.setLevel(logging.ERROR)
-# On CPUs it would compile, for a minute and into a cache that processes share, a collective for inference alone.
+# On CPUs it would compile a collective that only inference uses, for a minute and in a cache that processes share.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -45,7 +45,7 @@ class DeepSpeedEngine(Engine):
         start_process_group(process)
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         if config.engine.zero_stage == 3:
-            # A unit's parameters are gathered together: its replays read them outside of its layers' forwards.
+            # Gather a unit's parameters together: its replays read them outside its layers' `forward`.
             set_z3_leaf_modules(self.module, [ResidualUnit])
         self.module.to(process.device)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
@@ -56,11 +56,11 @@ class DeepSpeedEngine(Engine):
         self.module = self._engine
 
     def whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Engine.whole_parameters`; under ZeRO-3, one is gathered at a time."""
+        """See `Engine.whole_parameters`; under ZeRO-3, parameters are gathered one at a time."""
         if self.config.engine.zero_stage < 3:
             yield from super().whole_parameters()
             return
-        # What evaluation has left gathered is in the number format of the communication, and would be taken as it is.
+        # Parameters that evaluation left gathered have the communication's dtype, and would be taken as they are.
         self._engine.empty_partition_cache()
         for name, parameter in self.net.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
@@ -107,7 +107,7 @@ class DeepSpeedEngine(Engine):
         for flat in flats:
             zero.optimizer.state[flat][MOMENTUM] = torch.zeros_like(flat, requires_grad=False)
         if stage < 3:
-            # As after ZeRO's first step: parameters learn which part of the flat momentum is theirs.
+            # As after ZeRO's first step: map each parameter to its part of the flat momentum.
             zero._lazy_init_hp_params_optimizer_state()
 
     def _whole_momentum(self, parameter: nn.Parameter) -> Tensor:
@@ -123,7 +123,7 @@ class DeepSpeedEngine(Engine):
         elif stage < 3:
             safe_set_full_optimizer_state(parameter, whole, MOMENTUM)
         else:
-            # Not the function for whole tensors, which fails where they do not divide by the processes.
+            # The function for whole tensors fails if their size is not divisible by the number of processes.
             num_mine = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
             padded = torch.zeros(num_mine * self.process.world_size, dtype=whole.dtype)
             padded[: whole.numel()] = whole.reshape(-1)
@@ -134,7 +134,7 @@ class DeepSpeedEngine(Engine):
 def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's own configuration for a run.
 
-    Buckets, which DeepSpeed allocates whole (5e8 elements unless told otherwise), are clamped to the model.
+    Buckets are clamped to the model's size, as DeepSpeed allocates them whole (5e8 elements by default).
     """
     bucket = config.engine.bucket_elements(num_parameters)
     zero: dict[str, Any] = {
@@ -167,6 +167,6 @@ def deepspeed_settings(config: Config, sizes: BatchSizes, num_parameters: int) -
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-    if config.precision.compute == "fp16":  # for its loss scaling; the net enters autocast by itself
+    if config.precision.compute == "fp16":  # only for its loss scaling: the net enters autocast by itself
         settings["torch_autocast"] = {"enabled": True, "dtype": "float16"}
     return settings

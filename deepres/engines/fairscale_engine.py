@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 
 class FairscaleEngine(Engine):
-    """Every process has all parameters, and the gradients and momentum of its share of them."""
+    """Every process holds all parameters, but gradients and momentum only of its share of them."""
 
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)

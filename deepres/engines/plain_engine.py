@@ -21,7 +21,7 @@ from deepres.optim import sgd
 
 
 class PlainEngine(Engine):
-    """Every process has all model states and adds its gradients to the others'."""
+    """Every process holds all model states; gradients are all-reduced."""
 
     def __init__(self, net: nn.Module, config: Config, process: Process, sizes: BatchSizes) -> None:
         super().__init__(net, config, process, sizes)
@@ -36,13 +36,13 @@ class PlainEngine(Engine):
             self._recorded = RecordedPass(partial(super()._pass, is_last=True), OnCuda())
         if process.world_size > 1:
             with warnings.catch_warnings():
-                # Of `broadcast_buffers`, which is still the way.
+                # About `broadcast_buffers`, whose replacement only PyTorch 2.13 and later have.
                 warnings.simplefilter("ignore", FutureWarning)
                 self.module = DistributedDataParallel(
                     self.module,
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
-                    bucket_cap_mb=config.engine.bucket_mb * 1e6 / 2**20,  # it means MiB
+                    bucket_cap_mb=config.engine.bucket_mb * 1e6 / 2**20,  # in MiB
                 )
 
     def _accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:
@@ -62,12 +62,12 @@ class PlainEngine(Engine):
     def _update_unless_bad(self, loss: Tensor, num_bad: Tensor) -> bool:
         if not self.config.optim.fused:
             return False
-        # What a loss scaler tells fused optimizers.
+        # How a loss scaler makes a fused optimizer skip a step.
         self._optimizer.found_inf = 1 - (loss.isfinite() & (num_bad == 0)).float()
         return self._update()
 
     def _forget_gradients(self) -> None:
         if self._recorded is None:
             super()._forget_gradients()
-        else:  # the recorded pass adds to the gradients where they are
+        else:  # the recorded pass adds to these very tensors
             torch._foreach_zero_(self._gradients())

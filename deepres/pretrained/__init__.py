@@ -1,4 +1,4 @@
-"""Weights that others have trained, for the nets of `deepres.models`."""
+"""Pre-trained weights from other libraries, for the nets of `deepres.models`."""
 
 from deepres.pretrained.checks import PretrainedError
 from deepres.pretrained.loading import load_pretrained

@@ -1,4 +1,4 @@
-"""Convolutions with biases in nets whose convolutions have none; see NOTE [ Weights from elsewhere ]."""
+"""Weights with convolution biases, in nets whose convolutions have none; see NOTE [ Weights from elsewhere ]."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def fold_biases(weights: dict[str, Tensor], num_units: int) -> None:
-    """Take the convolutions' biases out, and what they add out of the running means of the batch norms behind.
+    """Remove the convolutions' biases, and subtract what they add from the running means of later batch norms.
 
-    A bias right before a batch norm is subtracted from its mean. A unit's last one is added to x_{l+1}: it, and
-    those of the units before, are subtracted wherever x is read: in each unit's first norm and in the head's, and,
-    times the weights, in that of a projection, which ends it.
+    A bias right before a batch norm is subtracted from its mean. A unit's last bias is added to x_{l+1}: the sum of
+    these is subtracted wherever x is read: in each unit's first norm, in the head's and, multiplied by the weights, in
+    a projection's, behind which the sum begins anew.
     """
 
     def bias(conv: str) -> Tensor:

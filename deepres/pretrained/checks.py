@@ -1,4 +1,4 @@
-"""Compare weights from elsewhere with the net that is to have them, before anything is changed."""
+"""Check that pre-trained weights fit a net, before anything is changed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _MOST_LISTED = 8
 
 
 class PretrainedError(ValueError):
-    """Weights and model do not fit, or a file holds no weights; the message is one line.
+    """Weights do not fit the model, or a file does not hold weights; the message is one line.
 
     Attributes:
         missing: keys that the model needs and the file lacks.
-        unexpected: keys of the file that the model has no place for.
+        unexpected: keys of the file that the model does not have.
         wrong_shape: keys whose tensors have another shape.
-        unusable: keys whose tensors hold what no net can compute with.
+        unusable: keys whose tensors no net can compute with.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PretrainedError(ValueError):
 
 
 def check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
-    """Compare the model with the net that the source's weights were trained in."""
+    """Check that the model is the net that the source's weights were trained for."""
     if not isinstance(model, ResNet):
         raise TypeError(f"the model must be a deepres.ResNet, got {type(model).__name__}")
     depth = _DEPTHS.get(model.units_per_stage, 0)
@@ -85,7 +85,7 @@ def check_file(
     model: ResNet,
     key_map: KeyMap,
 ) -> None:
-    """Compare numbers of units, keys and shapes; a classifier may be a 1×1 convolution."""
+    """Check numbers of units, keys and shapes; a classifier may be a 1×1 convolution."""
     missing = [key for key in needed if key not in given and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in given if key not in needed and key not in biases]
     wrong_shape = [
@@ -117,7 +117,7 @@ def check_file(
 
 
 def check_plain(path: str | Path, given: dict[str, Tensor]) -> None:
-    """Tensors that have values, all of them, in memory."""
+    """Check that tensors are dense and hold values: not sparse, nested or on the meta device."""
     unusable = dict[str, str]()
     for key, tensor in given.items():
         if tensor.layout != torch.strided:
@@ -128,7 +128,7 @@ def check_plain(path: str | Path, given: dict[str, Tensor]) -> None:
 
 
 def check_numbers(path: str | Path, given: dict[str, Tensor], needed: dict[str, Tensor]) -> None:
-    """Compare what kind the numbers are, and whether the model can compute with them."""
+    """Check dtypes, and that values are finite and, for variances and counts, not negative."""
     unusable = dict[str, str]()
     for key, tensor in given.items():
         is_count = key.endswith(".num_batches_tracked")
@@ -154,7 +154,7 @@ def _refuse_unusable(path: str | Path, unusable: dict[str, str]) -> None:
 
 
 def _units_per_stage(keys: Iterable[str], key_map: KeyMap) -> tuple[int, ...]:
-    """How many units each stage has whose tensors have those names."""
+    """The number of units in each stage, from the names of their tensors."""
     pattern = (
         re.escape(key_map.unit[0][0]).replace(r"\{stage\}", r"(\d+)").replace(r"\{unit\}", r"\d+") + r"\."
     )

@@ -9,21 +9,21 @@ from deepres.net_options import Preactivation
 
 Source = Literal["timm", "torch7"]
 Names = tuple[tuple[str, str], ...]
-"""Names of modules: the file's (with its `{stage}` and `{unit}`), and ours (of a unit's: within the unit)."""
+"""Names of modules: the file's (with `{stage}` and `{unit}`), and ours (within the unit, if it is a unit's)."""
 
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How a source names modules, and the net that it means.
+    """How a source names modules, and which net its weights are for.
 
     Attributes:
-        net: of stem and head.
-        unit: of every unit.
-        projection: of units that change the shape.
+        net: names in stem and head.
+        unit: names in every unit.
+        projection: names in the shortcuts of units that change the shape.
         first_stage: the number of the first stage.
         has_biases: whether convolutions may have biases.
-        depths: of the nets that were published.
-        stem_activation, preactivation: arguments of `build_resnet` that the weights fit, beside
+        depths: of the published nets.
+        stem_activation, preactivation: arguments of `build_resnet` for this net, besides
             `dataset="imagenet", stride_on="3x3"`.
     """
 

@@ -1,24 +1,25 @@
-"""Weights that others have trained, for nets that `build_resnet` builds.
+"""Load pre-trained weights of other libraries into nets that `build_resnet` builds.
 
 NOTE [ Weights from elsewhere ]
-1. A source is a map of names, as data (`SOURCES`), and the arguments of `build_resnet` that make its function. Names
-   and shapes alone do not: a net with the stride on another convolution takes the same file and computes something
-   else. So the model is compared, module by module, with the net that the arguments make, before the file is.
-2. Every key of the file is used, every parameter and buffer of the model is set, every shape is right, every number
-   is real and finite: or nothing changes and all differences are told, in the file's names. Only
+1. A source is a map of names, as data (`SOURCES`), and the arguments of `build_resnet` that make a net with the same
+   function. Names and shapes alone do not determine it: a net with the stride on another convolution accepts the same
+   file and computes something else. So the model is first compared, module by module, with the net that the arguments
+   make, and then with the file.
+2. Either every key of the file is used, every parameter and buffer of the model is set, every shape is right, and every
+   number is real and finite; or nothing changes and all differences are reported, in the file's names. Only
    `num_batches_tracked` may be missing (old files).
 3. `timm`: the batch-normalised `resnetv2_50`, `_101` and `_152` (such as `resnetv2_101.a1h_in1k`). As in the
    authors' nets, units that change the shape share their activation with the projection, which has no batch norm;
-   unlike there, the stride is on the 3×3 convolution, nothing is activated before the max pool, and the classifier
-   is a 1×1 convolution. They want RGB from 0 … 1, less 0.5, divided by 0.5 (`data.normalize=half`). Not for: `_18`,
+   unlike there, the stride is on the 3×3 convolution, there is no activation before the max pool, and the classifier
+   is a 1×1 convolution. Their input is RGB in 0 … 1, minus 0.5, divided by 0.5 (`data.normalize=half`). Not for: `_18`,
    `_34` (their first unit's activation is the branch's own), `d`, `t` (three convolutions in the stem, average pooling
    in shortcuts), `_bit`, `_gn`, `_evos`, `_frn` (other norms).
-4. `torch7`: ResNet-200 of `fb.resnet.torch`, the one pre-activation net that was published there, with the keys of
+4. `torch7`: ResNet-200 of `fb.resnet.torch`, the only pre-activation net that was published there, with the keys of
    `convert_torch_to_pytorch` (nested `nn.Sequential`, numbered from 0). It is not quite the paper's net: units that
-   change the shape project x_l itself, and batch norm follows; the first unit activates again what the stem has
-   activated. Its convolutions have biases. Ours have none and need none: what is constant before a batch norm is
-   subtracted from its running mean (`fold_biases`), which leaves the function as it is, in training too. It wants
-   RGB from 0 … 1, less ImageNet's mean, divided by its deviation, as `deepres.data` gives it.
+   change the shape project x_l itself, followed by batch norm; the first unit activates again what the stem has
+   activated. Its convolutions have biases. Ours have none and need none: a constant before a batch norm is subtracted
+   from its running mean (`fold_biases`), which does not change the function, even in training. Its input is RGB in
+   0 … 1, minus ImageNet's mean, divided by its standard deviation, as `deepres.data` provides it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from deepres.tensor_files import read_tensor_file
 
 
 def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
-    """Set a net's parameters and buffers from a file that another library has written.
+    """Set a net's parameters and buffers from another library's file.
 
     The net must be the one that the weights were trained for, classes included:
 
@@ -45,20 +46,20 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
       or 101 or 152.
     - `torch7`: `build_resnet(200, dataset="imagenet", num_classes=1000, stride_on="3x3", preactivation="own")`.
 
-    For other classes, load first, then put another `nn.Linear` in the place of `model.head.linear`. What images the
-    weights want, and where they differ from the paper's nets: NOTE [ Weights from elsewhere ] above.
+    For other classes, load first, then replace `model.head.linear` by another `nn.Linear`. For the input that the
+    weights expect, and how they differ from the paper's nets, see NOTE [ Weights from elsewhere ] above.
 
     Args:
-        model: the net; it stays as it is if anything does not fit.
+        model: the net; unchanged if anything does not fit.
         path: a `.safetensors`, or a `.pt` or `.pth` of plain tensors; nothing in it is executed.
         source: whose names the file has.
 
     Raises:
-        PretrainedError: model or file is another net's, the file is damaged or holds anything but tensors by name, its
-            numbers are of no use (NaN, say), or the model is on the meta device, which holds none; the message lists
+        PretrainedError: model or file is another net's, the file is damaged or holds anything but named tensors, its
+            numbers are unusable (such as NaN), or the model is on the meta device, which holds none; the message lists
             the differences.
         OSError: the file cannot be read, or there is none (FileNotFoundError).
-        TypeError: the model is no `ResNet`.
+        TypeError: the model is not a `ResNet`.
         ValueError: there is no such source.
         ImportError: the file is a `.safetensors`, and safetensors is not installed.
     """

@@ -1,1 +1,1 @@
-"""What tools have in common on their way in and out: arguments, and pages."""
+"""Input and output shared by the tools: arguments, and HTML pages."""

@@ -1,4 +1,4 @@
-"""What the command lines here share: how they end, and kinds of arguments."""
+"""What the tools' command lines share: how they exit, and types of arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepres.config import MOST_PIXELS
 
 
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
-    """Exit with what `main` returns; without a word if the output's reader has gone, as `head` does, or on Ctrl-C."""
+    """Exit with what `main` returns; silently on Ctrl-C, or if the output's reader has gone, such as `head`."""
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -36,7 +36,7 @@ def positive(text: str, most: int = 2**20) -> int:
     """A whole number from 1 to `most`.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: `text` is not one.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -46,10 +46,10 @@ def positive(text: str, most: int = 2**20) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number that random numbers begin with.
+    """A random seed.
 
     Raises:
-        argparse.ArgumentTypeError: it is none from 0 to 2⁶² − 1.
+        argparse.ArgumentTypeError: it is not a whole number from 0 to 2⁶² − 1.
     """
     if not text.isdecimal() or int(text) >= 2**62:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**62 - 1, got {text!r}")
@@ -57,19 +57,19 @@ def seed(text: str) -> int:
 
 
 def image_size(text: str) -> int:
-    """A number of pixels, high and wide.
+    """A height and width in pixels.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: `text` is not one.
     """
     return positive(text, MOST_PIXELS)
 
 
 def num_bytes(text: str) -> int:
-    """A size, with its unit or in bytes.
+    """A size, in bytes or with a unit.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: `text` is not one.
     """
     try:
         return parse_bytes(text)
@@ -78,7 +78,7 @@ def num_bytes(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """`cpu`, or `cuda` where there is a GPU.
+    """`cpu`, or `cuda` if there is a GPU.
 
     Raises:
         argparse.ArgumentTypeError: it is neither.
@@ -91,7 +91,7 @@ def device(text: str) -> str:
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """`--out` and `--processor-time`."""
+    """Add `--out` and `--processor-time`."""
     parser.add_argument(
         "--out", type=writable_folder, metavar="DIR", help="write the table and its JSON there"
     )
@@ -103,7 +103,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def writable_folder(text: str) -> Path:
-    """A folder that can be written; it is made if it is not there.
+    """A folder that can be written; it is created if necessary.
 
     Raises:
         argparse.ArgumentTypeError: it cannot.
@@ -137,7 +137,7 @@ def writable_file(text: str) -> Path:
 
 
 def add_timing_options(parser: argparse.ArgumentParser, steps: int) -> None:
-    """`--rounds`, `--steps` (so many by default) and `--device`."""
+    """Add `--rounds`, `--steps` (`steps` by default) and `--device`."""
     parser.add_argument("--rounds", type=positive, default=5, help="timed rounds of each kind (%(default)s)")
     parser.add_argument("--steps", type=positive, default=steps, help="timed steps a turn (%(default)s)")
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (%(default)s)")

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing but itself: tables, and pictures inside."""
+"""A report as a self-contained HTML page: tables and embedded pictures."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _LONG = 30
 _CODE = re.compile("`([^`]+)`")
 
 MARK = '<meta name="generator" content="deepres">'
-"""What tells a page of these from another's."""
+"""What identifies a page written here."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out.
+    """A part of the page; empty fields are left out.
 
     Attributes:
         title: heading.
-        lines: text, a paragraph each.
+        lines: text, one paragraph each.
         tables: cells by caption, the heading row first.
-        figures: pictures by what they show, for who cannot see them.
+        figures: pictures by their alternative text.
     """
 
     title: str
@@ -84,7 +84,7 @@ def _text(line: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """One that would widen the table wraps."""
+    """A table cell; wraps if it would widen the table."""
     return f'<td class="long">{escape(text)}</td>' if len(text) > _LONG else f"<td>{escape(text)}</td>"
 
 

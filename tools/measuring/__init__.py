@@ -1,1 +1,1 @@
-"""What every benchmark needs: fresh processes, times that can be compared, and a table with its origin."""
+"""What every benchmark needs: fresh processes, comparable times, and a table with its provenance."""

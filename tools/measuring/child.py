@@ -1,4 +1,4 @@
-"""Functions called in a fresh process, with an environment and a time limit of its own."""
+"""Calling functions in a fresh process, with its own environment and time limit."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def call_in_child(
     Args:
         function: takes and returns what JSON can hold.
         arguments: by name.
-        environment: variables to set beside those of this process.
+        environment: variables to set in addition to this process's.
         limit_s: seconds after which the process, and what it has started, is ended.
-        processor_time: compute in one thread, and let `time.perf_counter` tell the time that the processor spends
-            on this process: on a machine that others use too, as good as a quiet machine.
+        processor_time: compute in one thread, and make `time.perf_counter` return the process's CPU time: so a machine
+            that others use too is as good as a quiet one.
 
     Raises:
         ChildTimeoutError: it took longer.
@@ -75,7 +75,7 @@ def call_in_child(
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its own children (compilers): they share its session, which is theirs alone."""
+    """End the process and its children (compilers), which are alone in its session."""
     os.killpg(process.pid, 15)
     try:
         process.wait(5)
@@ -89,7 +89,7 @@ def _main() -> None:
     module, name, arguments, answer, clock = sys.argv[1:]
     keep_freed_memory()
     if clock == "processor":
-        torch.set_num_threads(1)  # threads that wait for each other spin, which would count
+        torch.set_num_threads(1)  # threads that wait for each other spin, which would count as CPU time
         time.perf_counter = time.process_time
     result = getattr(importlib.import_module(module), name)(**json.loads(arguments))
     Path(answer).write_text(json.dumps(result), encoding="utf-8")

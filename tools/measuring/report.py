@@ -1,4 +1,4 @@
-"""Results as files: a Markdown table to read, the same as JSON, both with what made them."""
+"""Results as files: a Markdown table and the same as JSON, both with their provenance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepres.provenance import origin_text, provenance
 
 @dataclass(frozen=True)
 class Report:
-    """A table and where it comes from.
+    """A table and its provenance.
 
     Args:
         name: of the files, without suffix.
@@ -22,7 +22,7 @@ class Report:
         columns: key of a row -> heading.
         rows: values by key; None is shown as a dash.
         notes: sentences below the table.
-        data: what goes into the JSON beside the rows.
+        data: what the JSON has in addition to the rows.
         device: where it was computed.
     """
 
@@ -35,7 +35,7 @@ class Report:
     device: str = "cpu"
 
     def table(self) -> str:
-        """The rows as a Markdown table; of columns that hold something."""
+        """The rows as a Markdown table, without empty columns."""
         keys = [key for key in self.columns if any(row.get(key) is not None for row in self.rows)]
         cells = [[_shown(row.get(key)) for key in keys] for row in self.rows]
         heads = [self.columns[key] for key in keys]
@@ -57,7 +57,7 @@ class Report:
         return "\n".join([lines[0], rule + "|", *lines[1:]])
 
     def publish(self, folder: Path | None, tool: str, arguments: Sequence[str]) -> None:
-        """Print the table and its notes; with a folder, `write` them there as made by this command line of a tool."""
+        """Print the table and its notes; with a folder, also `write` them there, with the tool's command line."""
         print(self.table())
         for note in self.notes:
             print(f"\n{note}")

@@ -1,13 +1,13 @@
-"""Times of steps that can be compared, though the machine is not alone.
+"""Comparable times of steps, on a machine that other processes use too.
 
 NOTE [ Times that can be compared ]
-1. Steps of one kind are run in blocks: one step to warm caches and allocator, then those that are timed.
+1. Steps of one kind are run in blocks: one step to warm up caches and allocator, then those that are timed.
 2. Blocks of all kinds take turns, and each block's time is divided by that of the reference in the same round,
-   so that what slows the machine for a while slows both. The figure is the median over rounds.
-3. glibc gives large blocks back to the system, and each step then pays for clearing their pages anew: noise
-   larger than what is to be measured. A process that measures time keeps them, as training does on a CPU.
-4. Where other processes compute beside this one, even that is not enough: two threads that wait for each other
-   make a step many times as long. Hence processor time, of one thread.
+   so that what slows the machine for a while slows both. The result is the median over rounds.
+3. glibc returns large blocks to the system, and each step then pays for zeroing their pages again: noise larger than
+   what is to be measured. A process that measures time keeps them, as training does on a CPU.
+4. If other processes compute at the same time, even that is not enough: two threads that wait for each other make a
+   step many times as long. Hence the CPU time of a single thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Clock:
     """How to time.
 
     Args:
-        processor_time: of one thread, instead of the time on the wall.
+        processor_time: measure CPU time, of one thread, instead of wall-clock time.
     """
 
     processor_time: bool
@@ -40,7 +40,7 @@ class Clock:
         environment: Mapping[str, str] | None = None,
         limit_s: float | None = None,
     ) -> Any:
-        """Call a function in a new process whose clock this is; see `call_in_child`."""
+        """Call a function in a new process that uses this clock; see `call_in_child`."""
         return call_in_child(function, arguments, environment, limit_s, processor_time=self.processor_time)
 
     def __str__(self) -> str:
@@ -49,12 +49,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Times:
-    """Steps of one kind.
+    """Times of one kind of steps.
 
     Args:
         median_ms: the median of the blocks' means.
-        ratio: the median of its blocks' ratios to the reference's block of the same round.
-        ratios: these ratios, one a round.
+        ratio: the median of the blocks' ratios to the reference's block in the same round.
+        ratios: these ratios, one per round.
     """
 
     median_ms: float
@@ -63,7 +63,7 @@ class Times:
 
 
 def block_s(step: Callable[[], object], num_steps: int) -> float:
-    """Seconds that so many steps take, after one that is not timed. Only after the last is a device waited for."""
+    """Seconds that `num_steps` steps take, after one untimed step; a device is synchronized only after the last."""
     step()
     _wait_for_device()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Images a second of a step's options, of the whole trainer, and of a bare PyTorch loop over the same net."""
+"""Images per second of a step's options, of the whole trainer, and of a bare PyTorch loop over the same net."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _RATE = 0.01
 def steps_of_options(
     depth: int, batch: int, rounds: int, steps: int, device: str, with_compiler: bool
 ) -> list[dict[str, Any]]:
-    """A row for the bare loop and for each option: a whole step, with its update, on one batch."""
+    """A row for the bare loop and each option: a whole step, including the update, on one batch."""
     with _config(depth, batch, steps, device) as path:
         runs: dict[str, Callable[[], object]] = {BARE: _bare_loop(depth, batch, device)}
         rows: dict[str, dict[str, Any]] = {BARE: {"name": BARE}}
@@ -68,7 +68,7 @@ def steps_of_options(
                 start = time.monotonic()
                 for _ in range(NUM_EAGER + 1 if is_recorded else 1):
                     step()
-            except Exception as error:  # noqa: BLE001  # a compiler that fails, say: the other rows stand
+            except Exception as error:  # noqa: BLE001  # such as a compiler's: the other rows are still valid
                 rows[name]["note"] = f"failed: {(str(error).splitlines() or [type(error).__name__])[0]:.80}"
                 continue
             runs[name] = step
@@ -84,7 +84,7 @@ def steps_of_options(
 def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, device: str) -> dict[str, Any]:
     """The row of the whole trainer (augmentation, metrics, schedule, checks, log) against the bare loop, in turns.
 
-    Its note has the bare loop's rate here, which is not that in the process of `steps_of_options`.
+    Its note has the bare loop's rate in this process, which differs from that in the process of `steps_of_options`.
     """
     ratios, rates, bare_rates, waits = [], [], [], []
     with _config(depth, batch, steps + 1, device) as path:
@@ -109,7 +109,7 @@ def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, devic
 
 
 def _bare_loop(depth: int, batch: int, device: str) -> Callable[[], object]:
-    """What a step needs at least: zero_grad, forward, loss, backward, update."""
+    """A minimal training step: zero_grad, forward, loss, backward, update."""
     torch.backends.cudnn.benchmark = True  # as the trainer does
     torch.manual_seed(0)
     net = build_resnet(depth).to(device).train()
@@ -135,7 +135,7 @@ def _engine_step(path: Path, overrides: tuple[str, ...], batch: int) -> Callable
 
 @contextlib.contextmanager
 def _config(depth: int, batch: int, steps: int, device: str) -> Iterator[Path]:
-    """CIFAR's pipeline over images made up: one epoch of so many steps, and an evaluation."""
+    """A configuration with CIFAR's pipeline over synthetic images: one epoch of `steps` steps, and an evaluation."""
     content = {
         "model": {"depth": depth},
         "data": {

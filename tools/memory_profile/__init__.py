@@ -1,1 +1,1 @@
-"""The parts of `tools/profile_memory.py`: what is asked, and the files with the answer."""
+"""The parts of `tools/profile_memory.py`: its command line, and its output files."""

@@ -1,4 +1,4 @@
-"""The files with the answer: numbers, pictures, a page, a snapshot."""
+"""The output files: numbers, pictures, a page, a snapshot."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from interface.command_line import writable_folder
 from interface.html_page import MARK, Section, page_html
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # for pictures alone, from an extra
+    from matplotlib.figure import Figure  # an extra, only for pictures
 
 
 OUTPUT = Path("-")
@@ -44,12 +44,12 @@ OUTPUT = Path("-")
 
 @dataclass(frozen=True)
 class Answer:
-    """What is told of one net.
+    """The results for one net.
 
     Attributes:
         profiled: the net.
-        report: the trade.
-        cards: the largest batches on some cards, if they were asked for.
+        report: the trade-off.
+        cards: the largest batches on some GPUs, if asked for.
     """
 
     profiled: ProfiledNet
@@ -58,10 +58,10 @@ class Answer:
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Before any work, that what was asked for can be written.
+    """Check, before any work, that the requested files can be written.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: one cannot be written.
     """
     wants_pictures = options.plot is not None or options.html is not None
     if wants_pictures and importlib.util.find_spec("matplotlib") is None:
@@ -89,10 +89,10 @@ def check_outputs(options: argparse.Namespace) -> None:
 def write_outputs(
     options: argparse.Namespace, answers: Sequence[Answer], rows: Sequence[DepthRow], arguments: Sequence[str]
 ) -> None:
-    """The files that were asked for, each with a line that tells of it.
+    """Write the requested files, and print a line for each.
 
     Args:
-        options: the command line, read.
+        options: the parsed command line.
         answers: of each net.
         rows: of several depths.
         arguments: the command line, as given.
@@ -134,11 +134,11 @@ def write_outputs(
 
 
 _PICTURES = ("", "-step", "-units", "-depths")
-"""What the names of `--plot`'s files have beside the one that is given."""
+"""Suffixes of the names of `--plot`'s files."""
 
 
 def draw(answer: Answer, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figure]]:
-    """The pictures of a net: what to append to a file's name, a description, and the picture."""
+    """The pictures of a net: by file name suffix, a description and the picture."""
     from deepres.memory.plots import depths_figure, frontier_figure, timeline_figure, units_figure
 
     profiled, report = answer.profiled, answer.report
@@ -154,7 +154,7 @@ def draw(answer: Answer, rows: Sequence[DepthRow]) -> dict[str, tuple[str, Figur
 
 
 def typical_row(report: Report) -> StrategyRow:
-    """A plan to show: the fastest that fits the device, of those for half of keep-all or less."""
+    """A plan to show: the fastest that fits the device, of those that need at most half of keep-all."""
     plans = [row for row in report.rows if row.plan is not None and row.is_planned]
     small = [row for row in plans if (row.budget_share or 0.0) <= 0.5] or plans
     return next((row for row in small if row.fits), small[-1])

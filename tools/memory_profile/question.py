@@ -1,4 +1,4 @@
-"""What a command line asks for: the configuration of each net, and the device."""
+"""What the command line asks for: each net's configuration, and the device."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _KEYS = {
     "budget": "recompute.budget",
     "device_memory": "recompute.device_memory",
 }
-"""What options set, of a configuration."""
+"""The settings that options set."""
 
 
 def read_configs(options: argparse.Namespace) -> list[Config]:
     """The configuration of each net.
 
     Raises:
-        ValueError, ConfigError: there is none, or one is wrong.
+        ValueError, ConfigError: there is none, or one is invalid.
     """
     depths = read_depths(options)
     given = _given(options)
@@ -55,14 +55,14 @@ def _given(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _read_config(options: argparse.Namespace, depth: int | None) -> Config:
-    """The configuration of the net of that depth, or of the one that the file has."""
+    """The configuration of the net with that depth, by default the file's."""
     dataset = options.dataset or _given(options).get("model.dataset")
     start: list[tuple[str, object]] = [("model.dataset", dataset), ("model.depth", depth)]
     if options.config is None:
         dataset = dataset or ("imagenet" if depth in _IMAGENET_DEPTHS else "cifar")
         if dataset not in _RECIPE_BATCHES:
             raise ValueError(f"model.dataset must be {' or '.join(_RECIPE_BATCHES)}, got {dataset!r}")
-        of_cifar = "synthetic" if options.image_size else "cifar10"  # whose images are of one size
+        of_cifar = "synthetic" if options.image_size else "cifar10"  # CIFAR's image size is fixed
         start += [
             ("model.dataset", dataset),
             ("data.name", "imagenet" if dataset == "imagenet" else of_cifar),
@@ -97,7 +97,7 @@ def read_depths(options: argparse.Namespace) -> list[int]:
     """The depths of `--depth` or `--depths`; none if neither is given.
 
     Raises:
-        ValueError: they are no numbers, or too large.
+        ValueError: they are not numbers, or too large.
     """
     if options.depth is not None and options.depths is not None:
         raise ValueError("give --depth or --depths, not both")
@@ -114,7 +114,7 @@ def read_depths(options: argparse.Namespace) -> list[int]:
 
 
 def on_target(config: Config, target: Target) -> Config:
-    """The configuration, whose `recompute.device_memory` is what the target has, if that is what it plans for."""
+    """The configuration; `recompute.device_memory`, if set, becomes the target's memory."""
     if config.recompute.device_memory is None:
         return config
     recompute = config.recompute.model_copy(update={"device_memory": target.memory_bytes})
@@ -122,10 +122,10 @@ def on_target(config: Config, target: Target) -> Config:
 
 
 def find_target(options: argparse.Namespace, config: Config) -> tuple[Target, torch.device | None]:
-    """What to predict for (the device's memory also as the configuration has it), and the device to measure on.
+    """The target of the prediction (whose memory may be the configuration's), and the device to measure on.
 
     Raises:
-        ValueError: there is no such card, or no CUDA device where one is needed.
+        ValueError: the GPU is unknown, or there is no CUDA device although one is needed.
     """
     own_bytes = config.recompute.device_memory
     memory_bytes = options.device_memory

@@ -1,1 +1,1 @@
-"""The experiments of "Identity Mappings in Deep Residual Networks": what the paper found, and what a run here finds."""
+"""The experiments of "Identity Mappings in Deep Residual Networks": the paper's results, and those of runs here."""

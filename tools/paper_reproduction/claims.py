@@ -1,4 +1,4 @@
-"""What the paper claims, as data: the rows of its tables with their errors (He et al. 2016, arXiv:1603.05027)."""
+"""The paper's results as data: the rows of its tables with their errors (He et al. 2016, arXiv:1603.05027)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Claim:
         name: of its config, `configs/paper/TABLE/NAME.yaml`.
         label: what was trained, in words.
         error: the paper's test error in %, top-1; None if it says "fail", or is not in the paper.
-        top5_error: the same among five, where the paper has it.
-        spread: mean and deviation over the runs, where the paper has them beside the median.
+        top5_error: the same, top-5, if the paper has it.
+        spread: mean and standard deviation over the runs, if the paper has them besides the median.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or what is told like one.
+    """A table of the paper, or other results presented like one.
 
     Attributes:
         name: of the folder of its configs.
-        title: what it compares, and on what.
+        title: what it compares, and on which data.
         claims: its rows.
-        is_in_paper: whether the paper has it.
+        is_in_paper: whether it is in the paper.
     """
 
     name: str

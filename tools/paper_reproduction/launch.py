@@ -1,4 +1,4 @@
-"""Rows trained: each seed by `deepres/train.py` in processes of its own, and none twice."""
+"""Training rows: each seed by `deepres/train.py` in its own processes, and none twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paper_reproduction.runs import differences, outcome_file, read_run, seed_fo
 _TRAIN = ROOT / "deepres" / "train.py"
 _ENDED = ("finished", "diverged")
 _OWN_PROCESSES_GONE_S = 15.0
-"""After the end of a run, its processes that decode images hold its folder for a few seconds more."""
+"""After a run has ended, its processes that decode images lock its folder for a few more seconds."""
 _SET_HERE = {
     "train.seed": "use --seeds",
     "train.run_dir": "use --results",
@@ -38,15 +38,15 @@ _SET_HERE = {
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be trained.
+    """What to train.
 
     Attributes:
         rows: of the paper.
-        seeds: for each row; None for as many as its figure has.
+        seeds: for each row; None: as many as the paper's result is from.
         length: of every run.
         results: the folder of all results.
-        overrides: `section.key=value` on top of the rows' configs.
-        launcher: what starts `deepres/train.py`.
+        overrides: `section.key=value`, applied to the rows' configs.
+        launcher: the command that starts `deepres/train.py`.
     """
 
     rows: Sequence[Row]
@@ -69,23 +69,23 @@ class _Run:
         return f"{self.row.name}, seed {self.seed}"
 
     def state(self) -> str:
-        """The state of what its folder holds; empty if it holds nothing."""
+        """The state of the run in its folder; empty if there is none."""
         if not (self.folder / CONFIG).exists():
             return ""
         return read_run(self.row, self.asked, self.folder, self.seed).state
 
 
 def train(order: Order) -> int:
-    """Train what is not trained yet, one run after the other; everything that can be checked is checked first.
+    """Train what is not trained yet, one run after another, after checking everything that can be checked.
 
-    What another process is training is left to it, so that several can share the work.
+    Runs that another process is training are skipped, so that several can share the work.
 
     Returns:
-        0, or the status of the run that ended before its end.
+        0, or the status of the run that ended early.
 
     Raises:
         ReproductionError: a run's folder holds another run, or the launcher cannot be started.
-        ConfigError: an override is none, or a trained net's weights are gone.
+        ConfigError: an override is invalid, or a trained net's weights are gone.
         deepres.data.DataError: its test images cannot be used.
     """
     for run in list(_checked_runs(order)):
@@ -102,12 +102,12 @@ def train(order: Order) -> int:
         command = [*order.launcher, str(_TRAIN), "--config", str(run.row.config_path), *run.settings]
         _say(f"{run}: {'goes on' if state else 'begins'}\n  {shlex.join(command)}")
         status, is_stopped = _call(command)
-        # What a launcher makes of a status is its own; the folder tells. Another process may have begun the same run
-        # while this one's was starting, which then was refused.
+        # Launchers change exit statuses, so the folder decides. Another process may have begun the same run while this
+        # one's was starting, which then was refused.
         if run.state() not in _ENDED and not is_stopped and _stays_held(run.folder):
             _say(f"{run}: left to another process, which has begun it, in {run.folder}")
             continue
-        state = run.state()  # another process may have ended it while this one waited
+        state = run.state()  # another process may have finished it while this one waited
         if state in _ENDED:
             _say(f"{run}: {state}, in {run.folder}")
             continue
@@ -150,7 +150,7 @@ def _checked_runs(order: Order) -> Iterator[_Run]:
 
 
 def _test(run: _Run) -> None:
-    """Test a trained net at another crop than its training did."""
+    """Test a trained net at another crop than its own run did."""
     _say(f"{run}: is tested at this row's crop, in {run.folder}")
     trained, config = read_run(run.row, run.asked, run.folder, run.seed), run.asked
     device = this_process(config.engine.device).device
@@ -160,7 +160,7 @@ def _test(run: _Run) -> None:
 
 
 def _stays_held(folder: Path) -> bool:
-    """Whether a run is being written to a folder by others than the processes that a run of ours may have left."""
+    """Whether a folder stays locked for longer than by the processes that a run of ours may have left."""
     deadline = time.monotonic() + _OWN_PROCESSES_GONE_S
     while is_locked(folder):
         if time.monotonic() >= deadline:
@@ -170,7 +170,7 @@ def _stays_held(folder: Path) -> bool:
 
 
 def _call(command: Sequence[str]) -> tuple[int, bool]:
-    """Run a command to its end; a signal to this process is passed on, and its end awaited.
+    """Run a command to its end; signals to this process are passed on, and the command's end is awaited.
 
     Returns:
         The command's status, and whether there was such a signal.

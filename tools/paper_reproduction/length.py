@@ -1,4 +1,4 @@
-"""How long a row is trained: as the paper did, or a fraction of that."""
+"""How long a row is trained: as long as in the paper, or a fraction of that."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHORT = "short-"
 
 @dataclass(frozen=True)
 class Length:
-    """A fraction of a recipe's length, exact.
+    """An exact fraction of a recipe's length.
 
     Attributes:
-        fraction: from `SHORTEST` to 1, of at most 12 decimals.
+        fraction: from `SHORTEST` to 1, with at most 12 decimals.
     """
 
     fraction: Fraction
@@ -27,7 +27,7 @@ class Length:
         """From a decimal number such as `0.1`.
 
         Raises:
-            ValueError: it is none, or not within bounds.
+            ValueError: it is not one, or out of bounds.
         """
         try:
             number = Decimal(text)
@@ -41,7 +41,7 @@ class Length:
 
     @classmethod
     def of_folder(cls, name: str) -> Length | None:
-        """The length whose `folder` this is, if it is one."""
+        """The length whose `folder` has this name, if any."""
         try:
             length = FULL if name == FULL.folder else cls.parse(name.removeprefix(_SHORT))
         except ValueError:
@@ -58,10 +58,10 @@ class Length:
         return f"{_decimal(self.fraction):f}"
 
     def settings(self, config: Config) -> list[str]:
-        """What makes a recipe this long: `section.key=value`, none for the full length.
+        """The settings, `section.key=value`, that make a recipe this long; none for the full length.
 
-        Counts of steps and epochs are multiplied and rounded to the nearest, halves up; each is at least 1, milestones
-        still rise, and the last of them comes before the end: a recipe in epochs cannot be shorter than they are many.
+        Numbers of steps and epochs are multiplied and rounded to the nearest, halves up; each is at least 1, milestones
+        still rise, and the last one is before the end: a recipe in epochs has more epochs than milestones.
 
         Args:
             config: at full length.

@@ -1,4 +1,4 @@
-"""The paper's tables beside what was measured here: text, Markdown and a page."""
+"""The paper's tables beside the results measured here, as text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ net and recipe as that row, of which it shows the runs.""",
 
 
 def listing(rows: Sequence[Row], results: Path) -> str:
-    """Every row with its parameters, the paper's figure and what has been run; where the configs are.
+    """Every row with its number of parameters, the paper's error and its runs, and where the configs are.
 
     Raises:
         ReproductionError, ConfigError: results cannot be read.
@@ -47,11 +47,11 @@ def listing(rows: Sequence[Row], results: Path) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured.
+    """The measured results.
 
     Attributes:
         tables: cells, the heading first; a row has a line for each length that it was trained for.
-        notes: how to read them, and what trained them.
+        notes: how to read them, and on which machines they were trained.
     """
 
     tables: Sequence[tuple[Table, Sequence[Sequence[str]]]]
@@ -59,7 +59,7 @@ class Results:
 
 
 def read_results(rows: Sequence[Row], results: Path) -> Results:
-    """Everything that a folder of results holds.
+    """Read all results in a folder.
 
     Raises:
         ReproductionError, ConfigError: it cannot be read.
@@ -86,7 +86,7 @@ def read_results(rows: Sequence[Row], results: Path) -> Results:
 
 
 def results_text(results: Results) -> str:
-    """For a terminal."""
+    """The results as text for a terminal."""
     blocks = [
         "\n".join([table.title, "", *aligned(cells, left=(0, 5, 6))]) for table, cells in results.tables
     ]
@@ -94,7 +94,7 @@ def results_text(results: Results) -> str:
 
 
 def results_markdown(results: Results, command: str) -> str:
-    """A file to read."""
+    """The results as Markdown."""
     parts = [f"# {_TITLE}"]
     for table, cells in results.tables:
         heading, *lines = ("| " + " | ".join(map(_in_markdown, row)) + " |" for row in cells)
@@ -104,34 +104,34 @@ def results_markdown(results: Results, command: str) -> str:
 
 
 def results_html(results: Results, command: str) -> str:
-    """A page that needs nothing but itself."""
+    """The results as a self-contained HTML page."""
     sections = [Section(table.title, tables=[("", cells)]) for table, cells in results.tables]
     return page_html(_TITLE, _made_by(command), [*sections, Section("How to read this", lines=results.notes)])
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a table: all cells but the last, and the remarks that it is made of."""
+    """A line of a table: all cells but the last, and the remarks that make up the last."""
 
     cells: Sequence[str]
     remarks: Sequence[str]
 
     def as_cells(self, letters: Mapping[str, str]) -> list[str]:
-        """All cells; of the remarks, those that have a letter as that."""
+        """All cells; remarks that have a letter are replaced by it."""
         told = [remark for remark in self.remarks if remark not in letters]
         noted = ", ".join(sorted(letters[remark] for remark in self.remarks if remark in letters))
         return [*self.cells, "; ".join(filter(None, [*told, noted]))]
 
 
 def _letters(lines: Iterable[_Line]) -> dict[str, str]:
-    """A letter for each remark on more than three recipes, to be told once below."""
+    """A letter for each remark on more than three recipes, which is then written once, below."""
     own = (line.remarks for line in lines if not any(remark.startswith("= ") for remark in line.remarks))
     number = Counter(remark for remarks in own for remark in remarks)
     return dict(zip((remark for remark, n in number.items() if n > 3), ascii_lowercase, strict=False))
 
 
 def _machines_texts(of_runs: Iterable[tuple[str, ...]]) -> list[str]:
-    """A sentence for each machine, or machines in turn, with the number of runs that it trained."""
+    """A sentence for each machine, or sequence of machines, with the number of runs that it trained."""
     texts = []
     for machines, number in Counter(of_runs).items():
         runs = "1 run was" if number == 1 else f"{number} runs were"
@@ -140,7 +140,7 @@ def _machines_texts(of_runs: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def _in_markdown(cell: str) -> str:
-    """A cell's text where a bar would end the cell, and `<` begin a tag."""
+    """A cell's text, escaped for Markdown: a bar would end the cell, and `<` begin a tag."""
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -154,7 +154,7 @@ def _not_run(row: Row) -> _Line:
 
 @dataclass(frozen=True)
 class _Group:
-    """Runs of one recipe, for how long, and in what else it differs from the row's at the length of their folder."""
+    """Runs of one recipe: how long it is, and how else it differs from the row's at the length of their folder."""
 
     trained_for: str
     differences: tuple[str, ...]
@@ -162,7 +162,7 @@ class _Group:
 
 
 def _of_one_recipe(row: Row, length: Length, runs: Sequence[SeedRun]) -> list[_Group]:
-    """The runs by what they were trained with, so that a median is of one thing."""
+    """The runs grouped by recipe, so that a median is over runs of the same recipe."""
     wanted = load_config(row.config_path, length.settings(row.config))
     groups: dict[tuple[str, ...], list[SeedRun]] = {}
     for run in runs:
@@ -199,7 +199,7 @@ def _line(row: Row, group: _Group) -> _Line:
 
 
 def _remarks(runs: Sequence[SeedRun]) -> list[str]:
-    """What is to be said of runs, and of which seeds if not of all: notes, what is not finished, what diverged."""
+    """Remarks on runs, with the seeds unless all are meant: notes, unfinished runs, diverged runs."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
         remarks = [*run.notes]
@@ -218,9 +218,9 @@ def _remarks(runs: Sequence[SeedRun]) -> list[str]:
 
 
 def _trained_for(row: Config, runs: Sequence[SeedRun], length: Length) -> str:
-    """What runs were trained for, of the row's length; the fraction is that of their folder only if it is true."""
+    """How long runs were trained, of the row's length; shows their folder's fraction only if that is true."""
     (whole, unit), (count, own_unit) = _length(row), _length(runs[0].config)
-    if own_unit == "steps":  # epochs may have ended it sooner
+    if own_unit == "steps":  # `train.epochs` may have ended it earlier
         count = max((run.step for run in runs if run.state in ("finished", "untested")), default=count)
     if (count, own_unit) == (whole, unit):
         return f"{count:,} {unit}"

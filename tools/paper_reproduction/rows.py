@@ -24,7 +24,7 @@ RESULTS = ROOT / "results" / "paper"
 
 
 class ReproductionError(ValueError):
-    """What was asked for cannot be done; the message is one line."""
+    """A request that cannot be fulfilled; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Row:
 
     Attributes:
         table, claim: what the paper says.
-        config: what trains it, resolved.
-        twins: names of all rows that are trained as this one is, in the paper's order, this one among them: the paper
+        config: its configuration, resolved.
+        twins: names of all rows that are trained like this one, in the paper's order, including this one: the paper
             shows some nets in several tables, or tested at several crops, and a run of one is a run of all.
     """
 
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def figure(self) -> str:
-        """The paper's error, in %, as it prints it."""
+        """The paper's error, in %, as printed there."""
         claim = self.claim
         if not self.table.is_in_paper:
             return "–"
@@ -67,12 +67,12 @@ class Row:
 
     @property
     def default_seeds(self) -> tuple[int, ...]:
-        """As many as the paper's figure has: the median of five runs on CIFAR, one run on ImageNet."""
+        """As many seeds as the paper's result has runs: the median of five on CIFAR, one on ImageNet."""
         return (1,) if self.config.model.dataset == "imagenet" else (1, 2, 3, 4, 5)
 
     @property
     def num_parameters(self) -> int:
-        """The net's parameters, all trained."""
+        """The number of the net's parameters, all of which are trained."""
         return _num_parameters(self.config.model, expected_num_classes(self.config))
 
 
@@ -94,7 +94,7 @@ def all_rows() -> tuple[Row, ...]:
 
 
 def _without_crop(config: Config) -> Config:
-    """What the training depends on."""
+    """The configuration without the test crop, on which training does not depend."""
     data = config.data.model_copy(update={"eval_image_size": None, "eval_shorter_side": None})
     return config.model_copy(update={"data": data})
 
@@ -103,7 +103,7 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
     """The rows that `TABLE` or `TABLE/ROW` names.
 
     Raises:
-        ReproductionError: there is none; the message has those that there are, or the nearest.
+        ReproductionError: there is none; the message lists the existing names, or the nearest.
     """
     target = target.rstrip("/")
     table, slash, name = target.partition("/")
@@ -124,15 +124,16 @@ def find_rows(rows: Sequence[Row], target: str) -> list[Row]:
 
 
 def _did_you_mean(names: Sequence[str]) -> str:
-    """Empty if there are no names."""
+    """A suggestion of names; empty if there are none."""
     return f"did you mean {listed(names, most=4)}?" if names else ""
 
 
 def check_results(rows: Sequence[Row], results: Path) -> None:
-    """See that there is a folder of results, and that what lies in it is found by a row.
+    """Check that the folder of results exists, and that all folders in it belong to a row.
 
     Raises:
-        ReproductionError: there is none (only `RESULTS` may be missing), or a folder bears no table's or row's name.
+        ReproductionError: it does not exist (only `RESULTS` may be missing), or a folder does not have the name of a
+            table or row.
     """
     if results != RESULTS and not results.is_dir():
         raise ReproductionError(
@@ -149,7 +150,7 @@ def check_results(rows: Sequence[Row], results: Path) -> None:
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones; none if there is no such folder.
+    """The folders in a folder, sorted by name, without hidden ones; none if there is no such folder.
 
     Raises:
         ReproductionError: it cannot be read.
@@ -163,7 +164,7 @@ def folders_in(path: Path) -> list[Path]:
 
 
 class _LeftEmpty(TorchFunctionMode):
-    """Draws no random numbers: to do so for a tensor that has no values takes milliseconds."""
+    """Skips random initialisation, which takes milliseconds even for a tensor without values."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -178,9 +179,9 @@ def _num_parameters(model: ModelConfig, num_classes: int) -> int:
     if model.dataset == "imagenet":
         return _count(options)
     block = model.chosen_block
-    layers = 3 * LAYERS[block]  # of a unit in each stage
+    layers = 3 * LAYERS[block]  # of one unit in each of the three stages
     one, two = (_count({**options, "block": block, "depth": num * layers + 2}) for num in (1, 2))
-    # A stage's further units are like its second one; to build hundreds of them takes seconds.
+    # A stage's further units are like its second one; building hundreds of them takes seconds.
     return one + (two - one) * ((model.depth - 2) // layers - 1)
 
 

@@ -1,4 +1,4 @@
-"""The runs that lie in a folder of results: `TABLE/ROW/full/seed-1/`, or `short-0.1` for `full`."""
+"""The runs in a folder of results: `TABLE/ROW/full/seed-1/`, or with `short-0.1` in place of `full`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepres.run_folder import CONFIG, FINISHED, MADE_BY, METRICS, NOT_FINITE
 from paper_reproduction.length import Length
 from paper_reproduction.rows import ReproductionError, Row, folders_in
 
-# Settings that say where, on what and how a run is computed, and not what is trained.
+# Settings that determine where, on what hardware and how a run is computed, but not what is trained.
 _NOT_OF_THE_RECIPE = (
     "data.root", "data.download", "data.verify", "data.eval_image_size", "data.eval_shorter_side",
     "data.num_workers", "data.max_bad_images",
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def is_another_net(self) -> bool:
-        """Whether it makes the run one of another row: another net or data set (made-up images are a trial)."""
+        """Whether it makes the run one of another row: another net or data set (synthetic images are a trial)."""
         return self.key.startswith("model.") or (self.key == "data.name" and self.found != _SYNTHETIC)
 
 
@@ -62,14 +62,14 @@ class SeedRun:
         seed: its seed.
         folder: its folder.
         config: its resolved configuration.
-        state: whether it reached its end, or ended in a number that is not finite (which is the row's result); untested
+        state: whether it finished, or ended because a number was not finite (which then is the row's result); untested
             if it was trained as a twin and not tested at this row's crop.
         step: the last step that it logged.
         error, top5_error: test error in % at its end; infinite if it diverged, NaN if it has none.
-        batch_norm_sizes: how many images batch norm saw together, each number once, in the order of the run: it
-            may have gone on with another; empty if it is not known.
-        machines: that trained it with their versions, each once, in the order of the run; empty if it is not known.
-        notes: that `log.note` gave it.
+        batch_norm_sizes: over how many images batch norm computed its statistics, each number once, in the order of
+            the run, which may have been resumed with another; empty if unknown.
+        machines: the machines that trained it, with versions, each once, in the order of the run; empty if unknown.
+        notes: given by `log.note`.
     """
 
     seed: int
@@ -85,22 +85,22 @@ class SeedRun:
 
     @property
     def has_result(self) -> bool:
-        """Whether it has what a table shows."""
+        """Whether it has a result that a table shows."""
         return self.state in ("finished", "diverged")
 
 
 def seed_folder(row: Row, results: Path, length: Length, seed: int) -> Path:
-    """Where this run of the row, or of a twin, is; or where it is to be."""
+    """The folder of this run of the row or a twin, which need not exist yet."""
     folders = [results / name / length.folder / f"seed-{seed}" for name in row.twins]
     return min(folders, key=lambda folder: (not (folder / FINISHED).exists(), not folder.exists()))
 
 
 def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
-    """The runs of a row and of its twins: the longest first, by seed.
+    """The runs of a row and its twins: the longest first, by seed.
 
     Raises:
-        ReproductionError: one of them is of another net, or its files cannot be read, or two are finished.
-        ConfigError: its configuration cannot be read.
+        ReproductionError: one is of another net, or its files cannot be read, or two are finished.
+        ConfigError: a run's configuration cannot be read.
     """
     found: dict[Length, dict[int, list[Path]]] = {}
     for name in row.twins:
@@ -113,7 +113,7 @@ def runs_of(row: Row, results: Path) -> dict[Length, list[SeedRun]]:
 
 
 def _one_of(row: Row, folders: list[Path], seed: int) -> SeedRun:
-    """The run in one of these folders, of the row and its twins: that with a result, if there is one."""
+    """The run in one of these folders of the row and its twins: the one with a result, if any."""
     runs = [read_run(row, row.config, folder, seed) for folder in folders]
     ended = [run for run in runs if run.has_result]
     if len(ended) > 1:
@@ -123,9 +123,9 @@ def _one_of(row: Row, folders: list[Path], seed: int) -> SeedRun:
 
 
 def outcome_file(wanted: Config, trained: Config) -> str:
-    """The file in the folder of a run that has its test error at the crop that another configuration tests at.
+    """The file in a run's folder that has its test error at another configuration's crop.
 
-    `test-320.json`, or `test-320-of-480.json` where the shorter side is not the one that the paper's rows have.
+    `test-320.json`, or `test-320-of-480.json` if the shorter side is not that of the paper's rows.
     """
     crops = [(each.data.eval_image_size, each.data.eval_shorter_side) for each in (wanted, trained)]
     if crops[0] == crops[1]:
@@ -136,16 +136,16 @@ def outcome_file(wanted: Config, trained: Config) -> str:
 
 
 def read_run(row: Row, wanted: Config, folder: Path, seed: int) -> SeedRun:
-    """What a folder holds.
+    """Read the run in a folder.
 
     Args:
         row: the row.
-        wanted: its configuration, perhaps with overrides: says how it is to be tested.
+        wanted: its configuration, perhaps with overrides, which decides how to test.
         folder: of the run.
         seed: of the run.
 
     Raises:
-        ReproductionError: a run of another net or seed, or files that are damaged.
+        ReproductionError: the run is of another net or seed, or its files are damaged.
         ConfigError: its configuration cannot be read.
     """
     config = load_config(folder / CONFIG)
@@ -184,7 +184,7 @@ def _read_outcome(path: Path) -> tuple[int, float, float]:
 
 
 def _batch_norm_sizes(config: Config, metrics: list[dict[str, Any]]) -> tuple[int, ...]:
-    """A run has a line with its plan for each time that it began or went on."""
+    """From the metrics, which have a line with the plan for each time that the run began or was resumed."""
     of_all, micro_size = config.train.global_batch_size, config.train.micro_batch_size
     sizes = _whole_numbers(metrics, "micro_batch_size")
     if not sizes and isinstance(micro_size, int):  # the metrics are gone
@@ -195,7 +195,7 @@ def _batch_norm_sizes(config: Config, metrics: list[dict[str, Any]]) -> tuple[in
 
 
 def _made_by(folder: Path, metrics: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Machines, and notes on a line each: a run has a line with them for each time that it began or went on."""
+    """Machines and notes, from the metrics' line for each time that the run began or was resumed."""
     lines = [line for line in metrics if line.get("kind") == MADE_BY]
     try:
         machines = dict.fromkeys(origin_text(line) for line in lines)
@@ -236,7 +236,7 @@ def _recipe(config: Config) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a last line that was cut off is left out, a missing file is empty."""
+    """The objects in a file of JSON lines; an incomplete last line is ignored, a missing file is empty."""
     lines = _text(path).splitlines(keepends=True) if path.exists() else []
     try:
         values = [json.loads(line) for line in lines if line.endswith("\n")]

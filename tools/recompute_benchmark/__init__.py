@@ -1,1 +1,1 @@
-"""What `compare_recompute.py` computes: recompute beside everything kept, beside its predictions and its peers."""
+"""The benchmarks of `compare_recompute.py`: recomputation against keep-all, its predictions and its peers."""

@@ -1,4 +1,4 @@
-"""Whether budgets are kept in reality: the process's own peak beside budget and prediction."""
+"""Are budgets kept? The process's own memory peak against budget and prediction."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from measuring.report import Report
 from measuring.timing import Clock
 from recompute_benchmark.nets import Job, make_batch, make_net
 
-# Every larger block is mapped on its own, and unmapped when it is freed: what is resident is what is in use.
+# Larger blocks are mapped separately and unmapped when freed, so that resident memory is memory in use.
 MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MIB = 2**20
 
 
 def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Report:
-    """Peaks under plans for budgets from the smallest that can be kept up to everything kept.
+    """Peaks under plans for budgets from the smallest feasible one up to keep-all.
 
     Args:
         depth: of the net.
         batch: images.
-        num_budgets: evenly spaced by ratio; the last one keeps everything.
-        clock: how to time; what computes in one thread for that, does so here too.
+        num_budgets: geometrically spaced; the last one keeps everything.
+        clock: how to time; if that takes a single thread, so does this.
     """
     text = clock.call(measured_chain, {"depth": depth, "batch": batch, "repeats": 3})
     chain = Chain.from_json(text)
@@ -79,7 +79,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Re
 
 
 def spaced_budgets(chain: Chain, num_budgets: int) -> list[int]:
-    """From the smallest budget to that which keeps everything, evenly spaced by ratio."""
+    """From the smallest feasible budget to the one that keeps everything, geometrically spaced."""
     floor = smallest_budget(chain)
     top = simulate(chain, keep_all_plan(len(chain.units))).peak_bytes
     if num_budgets == 1:
@@ -89,19 +89,19 @@ def spaced_budgets(chain: Chain, num_budgets: int) -> list[int]:
 
 
 def measured_chain(depth: int, batch: int, repeats: int) -> str:
-    """The chain of a net, as JSON; to be called where the allocator is steady."""
+    """The chain of a net, as JSON; call it where the allocator's behaviour is steady."""
     return measure_chain(make_net(depth), (batch, 3, 32, 32), repeats=repeats).to_json()
 
 
 def process_peak(depth: int, batch: int, plan: str) -> dict[str, Any]:
-    """Peaks of a step under a plan: of this process, above its idle level, and of PyTorch's allocator."""
+    """Peaks of a step under a plan: the process's, above its idle level, and that of PyTorch's allocator."""
     net = make_net(depth)
     images, labels = make_batch(batch)
     job = Job(net, net, images, labels)
     apply_plan(net, Plan.from_json(plan))
-    job.step()  # libraries build their kernels and threads their stacks, also those that only plans use
+    job.step()  # libraries build their kernels and threads their stacks, including those that only plans use
     idle_bytes = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew from VmRSS
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM to VmRSS
     job.step()
     process_bytes = _status_bytes("VmHWM") - idle_bytes
     return {"process_bytes": process_bytes, "idle_bytes": idle_bytes, "allocated_bytes": job.peak_bytes()}

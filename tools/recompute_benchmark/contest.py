@@ -1,4 +1,4 @@
-"""deepres and its peers in one run: peaks, times, exactness."""
+"""deepres and its peers, measured in one run: memory peaks, times, exactness."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from recompute_benchmark.peers import SEGMENTED, WHOLE, apply_peer, segments_of
 
 _FRESH_COMPILER = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 _NUM_CANDIDATES = 4
-"""Numbers of segments that are measured: those with the least predicted peaks."""
+"""How many numbers of segments are measured: those with the smallest predicted peaks."""
 _BLOCKS = 0.02
-"""What a card's allocator may hand out beyond what is asked for, as a part of it."""
+"""What a GPU's allocator may hand out beyond the requested size, as a fraction of it."""
 
 
 def contest_report(
@@ -48,12 +48,12 @@ def contest_report(
         batch: images.
         rounds: how often each has its turn.
         steps: timed steps in each turn.
-        clock: how to time steps; compiling and planning is timed on the wall.
-        compile_budgets: parts of the activations' memory that `torch.compile` is to keep.
-        compile_limit_s: how long one of these may take, compilation and steps.
+        clock: how to time steps; compilation and planning are always timed by wall clock.
+        compile_budgets: fractions of the activations' memory that `torch.compile` may keep.
+        compile_limit_s: how long each of these may take, with compilation and steps.
         limit_s: how long all others may take.
         device: where to compute.
-        channels_last: the layout of all nets and images; compiled units take part in this one.
+        channels_last: the layout of all nets and images; compiled units are included only with it.
     """
     common = {"depth": depth, "batch": batch, "rounds": rounds, "steps": steps, "device": device}
     common["channels_last"] = channels_last
@@ -107,7 +107,7 @@ def contest_report(
 
 @dataclass
 class _Entry:
-    """One that takes part."""
+    """A contestant."""
 
     name: str
     job: Job
@@ -119,14 +119,14 @@ class _Entry:
     reference: Outcome | None = None
 
     def measure(self) -> _Entry:
-        """Its peak and what a step leaves."""
+        """Measure its peak, and record what a step leaves."""
         self.outcome = self.job.outcome()
         self.peak_bytes = self.job.peak_bytes()
         return self
 
 
 class _PlannedNet:
-    """A net that several plans share, so that a thousand layers need not be held for each."""
+    """A net that several plans share, so that its thousand layers are held only once."""
 
     def __init__(self, net: ResNet) -> None:
         self.net = net
@@ -151,8 +151,8 @@ def contest(
     device: str = "cpu",
     channels_last: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of one process: everything kept, peers (or the compiler alone), and deepres at their peaks."""
-    if device == "cuda":  # or bits differ from one step to the next
+    """Rows measured in one process: keep-all, peers (or the compiler alone), and deepres at their peaks."""
+    if device == "cuda":  # otherwise bits differ from one step to the next
         use_deterministic_algorithms()
     images, labels = make_batch(batch, device, channels_last=channels_last)
 
@@ -239,7 +239,7 @@ def _segmented(name: str, depth: int, chain: Chain, batch: tuple[Any, Any]) -> _
 
 
 def least_peaks(name: str, chain: Chain) -> list[int]:
-    """Numbers of segments in the order of their predicted peaks, the least first."""
+    """Numbers of segments in the order of their predicted peaks, smallest first."""
     num_units = len(chain.units)
     peaks = []
     for num_segments in range(1, num_units + 1):
@@ -262,7 +262,7 @@ def _compiled(depth: int, budget: float, batch: tuple[Any, Any]) -> _Entry:
 
 
 def _after_compiling(entry: _Entry) -> _Entry:
-    """Measured after a first step, in which everything is compiled, and which is undone."""
+    """Measure an entry after a first step, in which everything is compiled, and which is undone."""
     state = {name: value.clone() for name, value in entry.job.net.state_dict().items()}
     start = time.monotonic()
     entry.job.step()

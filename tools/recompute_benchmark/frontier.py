@@ -1,4 +1,4 @@
-"""The frontier: the least time that a budget costs, from a model that anyone can check and from measured costs."""
+"""The frontier: the least extra time for each budget, from a model that anyone can check and from measured costs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from measuring.timing import Clock
 from recompute_benchmark.budgets import MIB, measured_chain
 
 BUDGETS_MIB = (146, 128, 96, 64, 48, 40, 32, 24, 16, 12, 8, 6, 4, 3, 2.5, 2, 1.5)
-"""An image's share of a budget."""
+"""Budgets per image."""
 _WIDTHS = (16, 32, 64)
 
 
 def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Clock) -> Report:
-    """Extra time against bytes an image, planned with the retention `all` alone and with both.
+    """Extra time against bytes per image, planned with the retention `all` alone and with both.
 
     Args:
         depth: of the net.
@@ -31,7 +31,7 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
         clock: how to time.
 
     Raises:
-        ValueError: the file cannot be read, is no such file, or is of another net or batch.
+        ValueError: the file cannot be read, is not such a file, or is of another net or batch.
     """
     points = list[dict[str, float]]()
     if steps_file is not None:
@@ -94,11 +94,11 @@ def frontier_report(depth: int, batch: int, steps_file: Path | None, clock: Cloc
 
 
 def model_chain(depth: int, fractions: Sequence[float]) -> Chain:
-    """An image's chain by the model: equal times, and bytes that can be counted by hand.
+    """The model's chain for one image: equal times, and bytes that can be counted by hand.
 
     Args:
         depth: of the net.
-        fractions: what a replay by `conv_outputs` takes in each stage, in forwards.
+        fractions: the time of a replay from `conv_outputs` in each stage, as a fraction of a forward pass.
     """
     units = []
     per_stage = build_resnet(depth, block="bottleneck").units_per_stage
@@ -113,7 +113,7 @@ def model_chain(depth: int, fractions: Sequence[float]) -> Chain:
 
 
 def replay_fractions(depth: int, chain: Chain) -> list[float]:
-    """What a replay by `conv_outputs` takes in each stage of a measured chain, in forwards of its units."""
+    """The time of a replay from `conv_outputs` in each stage of a measured chain, as a fraction of the forward pass."""
     fractions, start = [], 0
     for num_units in build_resnet(depth, block="bottleneck").units_per_stage:
         stage = chain.units[start : start + num_units]
@@ -125,20 +125,20 @@ def replay_fractions(depth: int, chain: Chain) -> list[float]:
 
 
 def _with_all_alone(chain: Chain) -> Chain:
-    """The chain whose units can be kept in no other way than `all`."""
+    """The chain with the retention `all` only."""
     units = tuple(replace(unit, retentions=(unit.retention("all"),)) for unit in chain.units)
     return replace(chain, units=units)
 
 
 def _budgets_mib(model: Chain, floors_mib: Sequence[float]) -> list[float]:
-    """The round ones up to the first that keeps everything, and the smallest."""
+    """The round budgets up to the first that keeps everything, and the smallest feasible ones."""
     keep_all_mib = _uniform_peaks(model)[0][0] / MIB
     used = [mib for k, mib in enumerate(BUDGETS_MIB) if min(BUDGETS_MIB[k:][:2]) < keep_all_mib]
     return sorted({*used, *floors_mib}, reverse=True)
 
 
 def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str, dict[float, float]]:
-    """Extra percent by MiB an image: of uniform segments, of plans with `all`, of plans with both retentions."""
+    """Extra time in percent by MiB per image: uniform segments, plans with `all`, plans with both retentions."""
     plain, uniform = _with_all_alone(chain), _uniform_peaks(chain)
     curves: dict[str, dict[float, float]] = {"uniform": {}, "all": {}, "both": {}}
     for mib in budgets_mib:
@@ -153,7 +153,7 @@ def _curves(chain: Chain, images: int, budgets_mib: Sequence[float]) -> dict[str
 
 
 def _best_uniform(chain: Chain) -> list[tuple[int, float]]:
-    """The numbers of uniform segments that no other number beats in peak and time, the least peak first."""
+    """The Pareto-optimal numbers of uniform segments, in peak and time, smallest peak first."""
     best = list[tuple[int, float]]()
     for peak, extra in sorted(_uniform_peaks(chain)):
         if not best or extra < best[-1][1]:
@@ -162,7 +162,7 @@ def _best_uniform(chain: Chain) -> list[tuple[int, float]]:
 
 
 def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:
-    """Peak, and extra time in percent of a step, of each number of segments."""
+    """Peak, and extra time in percent of a step, for each number of segments."""
     costs = []
     for num_segments in range(1, len(chain.units) + 1):
         cost = simulate(chain, uniform_plan(len(chain.units), num_segments))
@@ -171,10 +171,10 @@ def _uniform_peaks(chain: Chain) -> list[tuple[int, float]]:
 
 
 def read_steps(path: Path, depth: int, batch: int) -> tuple[Chain, list[dict[str, float]]]:
-    """The chain that was measured, and measured steps: MiB an image and extra time in percent.
+    """The measured chain and the measured steps: MiB per image, and extra time in percent.
 
     Raises:
-        ValueError: the file cannot be read, or holds no such steps of this net and batch.
+        ValueError: the file cannot be read, or has no such steps of this net and batch.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The nets and steps that everything here measures."""
+"""The nets and steps that these benchmarks measure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class TorchBatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's batch norm in the place of deepres': what the peers are made for."""
+    """PyTorch's batch norm in place of deepres': what the peers are made for."""
 
     def forward(self, x: Tensor, memo: Memo | None = None) -> Tensor:
-        """Normalise `x`; without an executor of deepres there is never a memo."""
+        """Normalise `x`; without deepres' executor there is never a memo."""
         assert memo is None
         return super().forward(x)
 
@@ -30,7 +30,7 @@ class TorchBatchNorm2d(nn.BatchNorm2d):
 def make_net(
     depth: int, *, torch_norms: bool = False, device: str = "cpu", channels_last: bool = False
 ) -> ResNet:
-    """A CIFAR net of bottleneck units with the same parameters at every call, gradients allocated (zero).
+    """A CIFAR net of bottleneck units, with the same parameters in every call and gradients allocated (zero).
 
     Raises:
         ValueError: no such net has that depth.
@@ -48,7 +48,7 @@ def make_net(
 
 
 def make_batch(batch: int, device: str = "cpu", *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """Images and labels, the same at every call."""
+    """Images and labels, the same in every call."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, 32, 32, generator=generator).contiguous(
         memory_format=_format(channels_last)
@@ -59,10 +59,10 @@ def make_batch(batch: int, device: str = "cpu", *, channels_last: bool = False) 
 
 @dataclass(frozen=True)
 class Job:
-    """A net, the way in which it is run, and a batch.
+    """A net, the way it is run, and a batch.
 
     Args:
-        net: whose gradients and buffers a step changes.
+        net: the net, whose gradients and buffers a step changes.
         forward: images to logits.
         images, labels: the batch.
     """
@@ -73,20 +73,20 @@ class Job:
     labels: Tensor
 
     def step(self) -> float:
-        """Forward and backward pass; gradients add up. Returns the loss."""
+        """Forward and backward pass, which accumulates gradients; returns the loss."""
         loss = F.cross_entropy(self.forward(self.images), self.labels)
         loss.backward()
         return float(loss.detach())
 
     def peak_bytes(self) -> int:
-        """The most that the allocator hands out in a step beside what is there before it."""
+        """A step's peak of allocated memory, above what is allocated before it."""
         meter = AllocatedBytes(self.images.device)
         with self._buffers_put_back(), meter:
             self.step()
         return meter.peak_bytes
 
     def outcome(self) -> Outcome:
-        """What a step leaves: parameters' gradients, buffers, loss. Buffers are put back."""
+        """What a step leaves: parameters' gradients, buffers, loss; buffers are restored afterwards."""
         for parameter in self.net.parameters():
             assert parameter.grad is not None
             parameter.grad.zero_()
@@ -113,11 +113,11 @@ class Outcome:
     buffers: list[Tensor]
 
     def has_gradients_of(self, other: Outcome) -> bool:
-        """Whether losses and all gradients agree in every bit."""
+        """Whether loss and gradients are bitwise equal."""
         return self.loss == other.loss and all(map(torch.equal, self.gradients, other.gradients))
 
     def has_buffers_of(self, other: Outcome) -> bool:
-        """Whether running statistics and counts of batches agree in every bit."""
+        """Whether running statistics and batch counts are bitwise equal."""
         return all(map(torch.equal, self.buffers, other.buffers))
 
 

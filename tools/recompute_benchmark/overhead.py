@@ -1,4 +1,4 @@
-"""Step times under plans beside what was predicted: everything kept, plus the plan's extra time."""
+"""Step times under plans against predictions: keep-all's time plus the plan's extra time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def overhead_report(
     Args:
         depth: of the net.
         batch: images.
-        num_budgets: evenly spaced by ratio between the smallest, whose steps take very long, and everything kept.
+        num_budgets: geometrically spaced between the smallest, whose steps take very long, and keep-all, without both.
         rounds: how often each has its turn.
         steps: timed steps in each turn.
         clock: how to time.
@@ -71,7 +71,7 @@ def measured_overhead(
 
     def step_of(plan: PricedPlan | None) -> Callable[[], None]:
         def step() -> None:
-            if applied[0] is not plan:  # in the step that is not timed
+            if applied[0] is not plan:  # in the untimed step
                 apply_plan(net, plan)
                 applied[0] = plan
             job.step()

@@ -1,4 +1,4 @@
-"""Ways of others to hold fewer activations, each applied to the same net."""
+"""Other projects' ways to hold fewer activations, each applied to the same net."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from deepres.recompute import uniform_plan
 from recompute_benchmark.nets import Forward
 
 SEGMENTED = ("checkpoint_sequential", "torch checkpoint, uniform segments", "DeepSpeed, uniform segments")
-"""Peers that are told a number of segments."""
+"""Peers that take a number of segments."""
 WHOLE = (
     "DeepSpeed, per unit",
     "fairscale checkpoint_wrapper, per unit",
     "torch selective, saves convolutions",
     "torch selective, saves inner convolutions",
 )
-"""Peers that are told nothing."""
+"""Peers without a parameter."""
 
 
 def apply_peer(name: str, net: ResNet, num_segments: int = 1) -> Forward:
-    """Make a net run a peer's way; returns its forward function.
+    """Make a net run in a peer's way; returns its forward function.
 
     Args:
         name: one of `SEGMENTED` or `WHOLE`.
-        net: with PyTorch's batch norms; may be changed for good.
-        num_segments: for those that are told.
+        net: with PyTorch's batch norms; may be changed permanently.
+        num_segments: for `SEGMENTED`.
     """
     units = net.units
     run: Callable[[Tensor], Tensor]
@@ -111,14 +111,14 @@ def _selectively(units: nn.Sequential, contexts: Callable[[], Any], x: Tensor) -
 
 
 def _saves_convolutions() -> Any:
-    # A unit adds its shortcut to its last convolution's output in place, of which the replay makes no use.
+    # A unit adds its shortcut in place to its last convolution's output, which the replay does not use.
     return create_selective_checkpoint_contexts(
         [torch.ops.aten.convolution.default], allow_cache_entry_mutation=True
     )
 
 
 def _saves_inner_convolutions() -> Any:
-    """All but the last convolution of a bottleneck's branch: what a user would do who thinks about it."""
+    """Save all but the last convolution of a bottleneck's branch, as a thoughtful user would."""
 
     def policy(_: Any, op: Any, *args: Any, **__: Any) -> CheckpointPolicy:
         if op is torch.ops.aten.convolution.default:

@@ -1,4 +1,4 @@
-"""The frontier as a picture."""
+"""Plots the frontier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepres.palette import BLACK, BLUE, GREEN, ORANGE
 
 
 def draw_frontier(document: Mapping[str, Any], path: Path) -> None:
-    """Draw measured costs: memory an image against extra time.
+    """Plot the frontier of measured costs: memory per image against extra time.
 
     Args:
         document: what a `frontier_report` wrote: `depth`, `batch`, `machine`, `points`, `uniform`

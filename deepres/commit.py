@@ -109,7 +109,7 @@ def verify_file(path: Path, names: frozenset[str]) -> None:
 
 def _verify(path: Path, num_bytes: int, sha256: str) -> None:
     if path.is_symlink() or not path.is_file():
-        raise DamagedError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
+        raise DamagedError(f"{path} is {'not a regular file' if path.exists() else 'missing'}")
     if path.stat().st_size != num_bytes:
         raise DamagedError(f"{path} has {path.stat().st_size} bytes, {num_bytes} were saved")
     if file_sha256(path) != sha256:
@@ -134,7 +134,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(path.name + UNFINISHED)
     try:
         if path.exists() and not path.is_file():
-            raise SaveError(f"{path} cannot be written: it is there and is no regular file")
+            raise SaveError(f"{path} cannot be written: it exists and is not a regular file")
         write(aside)
         _make_readable(aside)
         force_to_disk(aside)
@@ -177,7 +177,7 @@ def _manifest_text(files: Mapping[str, Any]) -> str:
 def _read_manifest(folder: Path, names: frozenset[str]) -> dict[str, tuple[int, str]]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
-        raise DamagedError(f"{path} is missing: this is no checkpoint, or one whose saving never ended")
+        raise DamagedError(f"{path} is missing: this is not a checkpoint, or one that was never completed")
     content_bytes = path.read_bytes()
     try:
         text = content_bytes.decode()

@@ -126,7 +126,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
         num_classes = len(net.get_parameter("head.linear.weight"))
         if data.info.num_classes != num_classes:
             raise ConfigError(
-                f"{config.data.name} has {data.info.num_classes} classes, and the net tells {num_classes} apart"
+                f"{config.data.name} has {data.info.num_classes} classes, the net was built for {num_classes}"
             )
         classes = weights.metadata.get(CLASSES, "")
         if classes and data.info.classes_sha256 and classes != data.info.classes_sha256:

@@ -114,8 +114,8 @@ def _check_terms(peers: tuple[Peer, ...]) -> None:
         ]
         if differences:
             raise RunError(
-                f"process {peer.rank} of the run was started for another one: {'; '.join(differences)}: start all "
-                "processes with the same files and command, and runs of one host at ports of their own",
+                f"process {peer.rank} was started with other settings than process 0: {'; '.join(differences)}: start "
+                "all processes with the same files and command, and runs of one host at ports of their own",
                 ExitStatus.REFUSED,
             )
 

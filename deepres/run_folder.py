@@ -46,7 +46,7 @@ def run_folder_path(config: Config, config_path: Path) -> Path:
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
         return path
-    raise AssertionError("there is no end of numbers")
+    raise AssertionError("all numbers are taken")
 
 
 @contextmanager

@@ -231,7 +231,7 @@ def test_a_damaged_folder_of_the_same_name_is_replaced(tmp_path):
 
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SaveError, match="pipe cannot be written: it is there and is no regular file"):
+    with pytest.raises(SaveError, match="pipe cannot be written: it exists and is not a regular file"):
         replace_text(tmp_path / "pipe", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert (tmp_path / "pipe").is_fifo()

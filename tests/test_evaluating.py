@@ -292,8 +292,8 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
     ("tool", "arguments", "message"),
     [
         (evaluate, ["RUN", "model.depth=20"], "the weights at"),
-        (evaluate, ["RUN", "data.num_classes=11"], "synthetic has 11 classes, and the net tells 10 apart"),
-        (evaluate, ["RUN", "data.num_classes=9"], "synthetic has 9 classes, and the net tells 10 apart"),
+        (evaluate, ["RUN", "data.num_classes=11"], "synthetic has 11 classes, the net was built for 10"),
+        (evaluate, ["RUN", "data.num_classes=9"], "synthetic has 9 classes, the net was built for 10"),
         (evaluate, ["RUN", "--crop", "ten"], "crop ten is for image files, not for synthetic: use config"),
         (evaluate, ["RUN", "--crop", "9"], "argument --crop: invalid choice: '9'"),
         (evaluate, ["RUN", "depth=20"], "expected section.key=value (e.g. train.epochs=3), got 'depth=20'"),

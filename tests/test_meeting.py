@@ -147,7 +147,7 @@ def test_processes_that_were_started_for_other_runs_are_refused_by_each_with_wha
         thread.join()
     for rank in (0, 1):
         assert (
-            "process 1 of the run was started for another one: optim.learning_rate is 0.2 there, 0.1 in"
+            "process 1 was started with other settings than process 0: optim.learning_rate is 0.2 there, 0.1 in"
             in str(told[rank])
         )
         assert "train.seed" not in str(told[rank])

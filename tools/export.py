@@ -64,7 +64,7 @@ def _replaceable_file(text: str) -> Path:
     """A file that can be written; a link is resolved."""
     path = writable_file(os.path.realpath(text))
     if path.exists() and not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: it is there and is no regular file")
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it exists and is not a regular file")
     return path
 
 

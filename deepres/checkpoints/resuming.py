@@ -205,7 +205,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
             say(f"WARNING: skipped checkpoint {path.name}: {error}")
     if skipped:
         raise ConfigError(
-            f"none of the {len(skipped)} checkpoints in {folder} is whole (the newest: {skipped[0]}): "
+            f"none of the {len(skipped)} checkpoints in {folder} is intact (the newest: {skipped[0]}): "
             "put a good copy back, or start over with train.resume=never train.overwrite=true"
         )
     return None

@@ -31,22 +31,22 @@ def first_conflict(config: Config) -> str | None:
         (
             config.optim.fused and config.precision.compute == "fp16",
             (
-                "optim.fused works without precision.compute=fp16: if the loss scaler skips the first step, PyTorch "
-                "begins the second with a momentum of no meaning"
+                "optim.fused cannot be combined with precision.compute=fp16: if the loss scaler skips the first step, "
+                "PyTorch begins the second with an uninitialised momentum"
             ),
         ),
         (
             engine.cuda_graphs and config.model.shortcut == "dropout",
             (
-                "engine.cuda_graphs works without model.shortcut=dropout, whose replays read the generator's state: "
-                "switch the graphs off"
+                "engine.cuda_graphs cannot be combined with model.shortcut=dropout, whose replays read the generator's "
+                "state: switch the graphs off"
             ),
         ),
         (
             engine.cuda_graphs and recompute.device_memory is not None,
             (
-                "engine.cuda_graphs works without recompute.device_memory: what a recorded pass holds is not free for "
-                "evaluation and the optimizer; give recompute.budget"
+                "engine.cuda_graphs cannot be combined with recompute.device_memory: what a recorded pass holds is not "
+                "free for evaluation and the optimizer; give recompute.budget"
             ),
         ),
         (

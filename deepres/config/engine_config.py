@@ -57,7 +57,7 @@ class EngineConfig(Section):
             )
         if self.compile == "units" and (self.sync_batch_norm or self.zero_stage == 3):
             what = "sync_batch_norm" if self.sync_batch_norm else "zero_stage 3"
-            raise ValueError(f"compile=units works without {what}: switch one of them off")
+            raise ValueError(f"compile=units cannot be combined with {what}: switch one of them off")
         return self
 
     def bucket_elements(self, num_parameters: int) -> int:

@@ -69,7 +69,7 @@ def decode_rgb(content: bytes) -> Image.Image:
                 image = image.convert("RGBA")
             return image.convert("RGB")
         except UnidentifiedImageError:
-            raise BadImageError(f"none of {', '.join(_FORMATS)}") from None
+            raise BadImageError(f"not an image of a supported format ({', '.join(_FORMATS)})") from None
         except _PILLOW_ERRORS as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from error
 

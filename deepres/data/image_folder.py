@@ -60,7 +60,7 @@ def find_image_folder(root: Path, num_classes: int | None = None) -> ImageFolder
     files, entries = find_image_files(root)
     stray = next((entry for entry in entries if _has_other_kind(PurePosixPath(entry.file_name).suffix)), None)
     if stray is not None:
-        raise DataError(f"{root}: {'/'.join(stray[:3])} has the name of no image: remove it")
+        raise DataError(f"{root}: {'/'.join(stray[:3])} is not an image, by its name: remove it")
     splits = np.array([entry.split for entry in entries], dtype=np.str_)
     found = set(splits.tolist())
     test_split = "val" if "val" in found else "test"

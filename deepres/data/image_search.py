@@ -161,7 +161,7 @@ def _place(
             raise DataError(f"{root}: refused: {name!r}: {_NESTED}")
         return None
     if not is_regular:
-        raise DataError(f"{root}: refused: {name!r} is no regular file but a link or the like")
+        raise DataError(f"{root}: refused: {name!r} is not a regular file but a link or the like")
     return tuple(part for part in prefix if part), Entry(split, class_name, file_name, offset, num_bytes, crc)
 
 

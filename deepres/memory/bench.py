@@ -134,7 +134,7 @@ def default_loss(output: Tensor) -> Tensor:
     """
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the model returns a {type(output).__name__} instead of one tensor: say by `loss` what is trained"
+            f"the model returns a {type(output).__name__} instead of one tensor: pass `loss`, a function of it"
         )
     if output.dim() != 2:
         return output.float().mean()

@@ -148,7 +148,7 @@ def _refuse_unusable(path: str | Path, unusable: dict[str, str]) -> None:
     if unusable:
         told = listed([f"{key} ({why})" for key, why in unusable.items()], _MOST_LISTED)
         raise PretrainedError(
-            f"{path} is no file of weights, which are plain, real, finite numbers: {told}",
+            f"{path} is not a file of weights (plain, real, finite numbers): {told}",
             unusable=list(unusable),
         )
 

@@ -173,8 +173,8 @@ def bomb(width: int, height: int) -> bytes:
     ("content", "why"),
     [
         (b"", "empty"),
-        (b"this is a text", "none of JPEG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of JPEG"),
+        (b"this is a text", "not an image of a supported format \\(JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a supported format \\(JPEG"),
         (encoded(quarters(), "JPEG")[:-40], "truncated"),
         (encoded(quarters(), "PNG")[:60], "truncated|broken"),
         (bomb(10_000, 10_000), "decompression bomb"),

@@ -120,14 +120,14 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"x", **fields) -> None:
         (
             "train/cat/1.png",
             {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
-            "is no regular file",
+            "is not a regular file",
         ),
         (
             "train/cat/1.png",
             {"type": tarfile.LNKTYPE, "linkname": "train/cat/0.png", "size": 0},
-            "is no regular",
+            "is not a regular",
         ),
-        ("train/cat/1.png", {"type": tarfile.FIFOTYPE, "size": 0}, "is no regular file"),
+        ("train/cat/1.png", {"type": tarfile.FIFOTYPE, "size": 0}, "is not a regular file"),
         ("train/cat/0.png", {}, "holds train/cat/0.png twice"),
         ("other/train/cat/1.png", {}, r"more than one image folder: \. and other"),
     ],
@@ -146,7 +146,7 @@ def test_a_tar_archive_with_suspicious_members_is_refused(tmp_path, name, member
     [
         ("../train/cat/1.png", stat.S_IFREG, "a name that leads outside"),
         ("/train/cat/1.png", stat.S_IFREG, "a name that leads outside"),
-        ("train/cat/1.png", stat.S_IFLNK, "is no regular file"),
+        ("train/cat/1.png", stat.S_IFLNK, "is not a regular file"),
     ],
 )
 def test_a_zip_archive_with_suspicious_members_is_refused(tmp_path, member, mode, message):

@@ -337,7 +337,7 @@ def test_tests_can_use_another_crop_than_training(image_folder, options, sides):
         (lambda root: (root / "train" / "new").mkdir(), "train/new: a class without images"),
         (
             lambda root: (root / "train" / "dog" / "notes.TXT").touch(),
-            "train/dog/notes.TXT has the name of no image: remove it",
+            "train/dog/notes.TXT is not an image, by its name: remove it",
         ),
     ],
     ids=["no train", "no test", "other classes", "a class more", "empty class", "stray file"],

@@ -327,10 +327,13 @@ def _spoil_depth(folder):
         (lambda run: run.parent.rename(run.parents[1] / "short-5"), "short-5 must be called full, or short-0.1 for"),
         (lambda run: run.rename(run.with_name("seed-01")), "seed-01 must be called seed-1 for the run with train.se"),
         (lambda run: (run / "config.yaml").unlink(), "seed-1 lacks config.yaml, which says what was trained: move"),
-        (lambda run: run.parents[2].rename(run.parents[3] / "tabel1"), "tabel1 is of no table; did you mean table1?"),
+        (
+            lambda run: run.parents[2].rename(run.parents[3] / "tabel1"),
+            "tabel1 is not named after a table; did you mean table1?",
+        ),
         (
             lambda run: run.parents[1].rename(run.parents[2] / "orignal"),
-            "table1/orignal is of no row; did you mean table1/original?",
+            "table1/orignal is not named after a row; did you mean table1/original?",
         ),
         (lambda run: (run / "config.yaml").write_text("modle: 1"), "config.yaml:1: unknown key modle"),
         (lambda run: (run / "finished.json").write_text("{}\n"), "finished.json is damaged: it must say step, top1"),
@@ -556,7 +559,7 @@ def test_a_base_with_an_unknown_key_is_told_with_its_file_and_line(tmp_path, mon
     monkeypatch.setattr(paper_reproduction.rows, "CONFIGS", tmp_path / "paper")
     assert reproduce_paper.main(["list"]) == 2
     error = capsys.readouterr().err
-    assert "paper/table1/../cifar.yaml:6: unknown key optim.momentun; did you mean optim.momentum?" in error
+    assert "paper/table1/../cifar.yaml:7: unknown key optim.momentun; did you mean optim.momentum?" in error
 
 
 def test_a_run_that_another_process_ends_meanwhile_is_done(tmp_path, call, monkeypatch, capsys):

@@ -142,11 +142,13 @@ def check_results(rows: Sequence[Row], results: Path) -> None:
     tables, names = [table.name for table in TABLES], [row.name for row in rows]
     for of_table in folders_in(results):
         if of_table.name not in tables:
-            raise ReproductionError(f"{of_table} is of no table; {nearest(of_table.name, tables)}")
+            raise ReproductionError(
+                f"{of_table} is not named after a table; {nearest(of_table.name, tables)}"
+            )
         for folder in folders_in(of_table):
             name = f"{of_table.name}/{folder.name}"
             if name not in names:
-                raise ReproductionError(f"{folder} is of no row; {nearest(name, names)}")
+                raise ReproductionError(f"{folder} is not named after a row; {nearest(name, names)}")
 
 
 def folders_in(path: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from deepres.config import LogConfig
 from deepres.curves import plot_curves
 from deepres.distributed import Process
 from deepres.memory.planned_run import PlannedRun
+from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics
 from deepres.provenance import provenance
-from deepres.run_folder import CURVES, MADE_BY, METRICS, PLAN, RunFolder
+from deepres.run_folder import CURVES, MADE_BY, METRICS, NOT_FINITE, OUT_OF_MEMORY, PLAN, RunFolder
 from deepres.screen import say
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class RunLog:
     def begin(self, planned: PlannedRun) -> None:
         """Log the plan, with a warning if a micro batch takes more, and write plan and provenance to the folder."""
         plan, peak_bytes = planned.plan, planned.activations_bytes
+        if self._config.memory_history and self._folder is not None:
+            start_memory_history(self._process.device)
         self.say(str(planned))
         if planned.budget_bytes is not None and peak_bytes > _TOLERANCE * planned.budget_bytes:
             self.say(
@@ -137,6 +139,23 @@ class RunLog:
             f"loss {metrics.loss:.4f}  top-1 {100 * metrics.top1:.1f} %{speed}"
         )
         self._record("train", step, metrics, learning_rate=learning_rate, images_per_s=images_per_s)
+
+    def memory(self, step: int) -> None:
+        """Record the device's memory since the last call, if `log.memory` asks for it."""
+        if self._config.memory and self._folder is not None:
+            memory = read_step_memory(self._process.device)
+            if memory is not None:
+                self._folder.metrics.write("memory", step=step, **memory._asdict())
+
+    def out_of_memory(self) -> None:
+        """Write the memory history, if `log.memory_history` asks for it."""
+        if self._config.memory_history and self._folder is not None:
+            write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
+
+    def not_finite(self, step: int, what: str, where: str) -> None:
+        """Record what was not finite, and where it first shows."""
+        if self._folder is not None:
+            self._folder.metrics.write(NOT_FINITE, step=step, what=what, where=where)
 
     def test(self, step: int, metrics: Metrics) -> None:
         """Log an evaluation."""
@@ -204,46 +223,3 @@ class RunLog:
             self.say(
                 f"WARNING: TensorBoard's file cannot be written: {error.strerror}; it gets no more of this run"
             )
-
-
-class Throughput:
-    """Training throughput, and the time spent waiting for data; pauses, and the first step after each, do not count.
-
-    Waiting for a checkpoint does count.
-    """
-
-    def __init__(self) -> None:
-        self._images = 0
-        self._seconds = 0.0
-        self._waited = 0.0
-        self._since: float | None = None
-        self._told = (0, 0.0)
-
-    def count(self, num_images: int, waited_s: float) -> None:
-        """Count a finished step, in which the device waited that long for data."""
-        now = time.perf_counter()
-        if self._since is not None:
-            self._seconds += now - self._since
-            self._images += num_images
-            self._waited += waited_s
-        self._since = now
-
-    def pause(self) -> None:
-        """Stop the clock until the next step: what follows is not training."""
-        self._since = None
-
-    @property
-    def per_s(self) -> float:
-        """Images per second so far; NaN before the second step."""
-        return self._images / self._seconds if self._seconds else float("nan")
-
-    def since_last_asked(self) -> float:
-        """Images per second since the last call; NaN if no step has counted since."""
-        images, seconds = self._images - self._told[0], self._seconds - self._told[1]
-        self._told = self._images, self._seconds
-        return images / seconds if seconds else float("nan")
-
-    @property
-    def data_wait_share(self) -> float:
-        """The fraction of the time spent waiting for a batch; NaN before the second step."""
-        return self._waited / self._seconds if self._seconds else float("nan")

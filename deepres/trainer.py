@@ -19,16 +19,16 @@ from deepres.engines import Engine, NonFiniteError
 from deepres.evaluation_pass import run_evaluation
 from deepres.exit_status import ExitStatus, LoneRunError, RunError
 from deepres.memory.planned_run import PlannedRun
-from deepres.memory.step_log import read_step_memory, start_memory_history, write_memory_snapshot
 from deepres.metrics import Metrics
 from deepres.non_finite import where_first
 from deepres.optim import StepSchedule
 from deepres.out_of_memory import UntilOutOfMemory, free_device_bytes, out_of_memory
 from deepres.recompute.random_state import RandomState
-from deepres.run_folder import CHECKPOINTS, NOT_FINITE, OUT_OF_MEMORY, RunFolder
-from deepres.run_log import RunLog, Summary, Throughput
+from deepres.run_folder import CHECKPOINTS, RunFolder
+from deepres.run_log import RunLog, Summary
 from deepres.step_flags import StepFlags
 from deepres.stopping import StopRequest
+from deepres.throughput import Throughput
 
 
 class Trainer:
@@ -96,10 +96,7 @@ class Trainer:
             RunError: a signal stopped the run, a number was not finite, or memory ran out.
             SaveError: a checkpoint could not be written.
         """
-        with_history = self._config.log.memory_history and self._process.is_first
         try:
-            if with_history:
-                start_memory_history(self._process.device)
             self._log.begin(self._planned)
             unreached = self._schedule.unreached(self._num_steps)
             if unreached is not None:
@@ -137,18 +134,18 @@ class Trainer:
         with UntilOutOfMemory() as attempt:
             batches.make_ahead()
         if attempt.ran_out:
-            raise self._out_of_memory()
+            raise self._out_of_memory_error()
         self._save_or_stop()
         num_steps = min(self._steps_per_epoch - done, self._num_steps - self._step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
-                wishes: StepFlags | None = self._run_step(batches)
+                flags: StepFlags | None = self._run_step(batches)
                 bar.update()
                 if self._evaluation_is_due:
                     self._throughput.pause()
                     self._evaluate()
-                    wishes = None
-                self._save_or_stop(wishes)
+                    flags = None
+                self._save_or_stop(flags)
         self._throughput.pause()
 
     def _coming_batches(self) -> Iterator[Batch]:
@@ -163,30 +160,26 @@ class Trainer:
         sizes = self._engine.sizes
         try:
             with UntilOutOfMemory() as attempt:
-                sums, wishes = self._engine.step(
-                    batches.take(sizes.accumulation), learning_rate, lambda: self._wishes(self._step + 1)
+                sums, flags = self._engine.step(
+                    batches.take(sizes.accumulation), learning_rate, lambda: self._own_flags(self._step + 1)
                 )
         except NonFiniteError as error:
-            raise self._told_where(error, before) from None
+            raise self._non_finite_error(error, before) from None
         if attempt.ran_out:
-            raise self._out_of_memory()
+            raise self._out_of_memory_error()
         self._sums += sums
         self._step += 1
         self._is_evaluated = False
         self._throughput.count(sizes.micro_size * sizes.accumulation, batches.waited_s())
-        if self._config.log.memory and self._folder is not None:
-            memory = read_step_memory(self._process.device)
-            if memory is not None:
-                self._folder.metrics.write("memory", step=self._step, **memory._asdict())
+        self._log.memory(self._step)
         if self._step % self._config.log.every == 0 or self._step == self._num_steps:
             images_per_s = self._throughput.since_last_asked() * self._process.world_size
             self._log.training(self._step, learning_rate, Metrics.over_processes(self._sums), images_per_s)
             self._sums.zero_()
-        return StepFlags(*wishes)
+        return StepFlags(*flags)
 
-    def _out_of_memory(self) -> RunError:
-        if self._config.log.memory_history and self._folder is not None:
-            write_memory_snapshot(self._folder.path / OUT_OF_MEMORY, self._process.device)
+    def _out_of_memory_error(self) -> RunError:
+        self._log.out_of_memory()
         self._engine.run_eagerly()  # a recorded pass would keep its activations allocated
         return out_of_memory(
             f"in step {self._step + 1}",
@@ -195,17 +188,16 @@ class Trainer:
             free_device_bytes(self._process.device),
         )
 
-    def _told_where(self, error: NonFiniteError, before: RandomState) -> RunError:
+    def _non_finite_error(self, error: NonFiniteError, before: RandomState) -> RunError:
         batches = list(islice(self._coming_batches(), self._engine.sizes.accumulation))
         where = where_first(self._engine, batches, before)
-        if self._folder is not None:
-            self._folder.metrics.write(NOT_FINITE, step=self._step + 1, what=error.what, where=where)
+        self._log.not_finite(self._step + 1, error.what, where)
         return RunError(
             f"the {error.what} of step {self._step + 1} is not finite: {where}; nothing of it was saved",
             ExitStatus.NOT_FINITE,
         )
 
-    def _wishes(self, step: int) -> StepFlags:
+    def _own_flags(self, step: int) -> StepFlags:
         """This process's flags after `step` steps."""
         is_due = step > 0 and step != self._saved_step and self._save_schedule.is_due(step)
         mode = self._config.train.save_in_background
@@ -217,31 +209,31 @@ class Trainer:
             self._stop.reason is not None, is_due, in_background, self._saver.has_failed, lacks_data
         )
 
-    def _save_or_stop(self, wishes: StepFlags | None = None) -> None:
+    def _save_or_stop(self, flags: StepFlags | None = None) -> None:
         """Between steps: save if that is due, and end the run if any process was asked to stop; collective.
 
         Args:
-            wishes: the flags of all processes; None: exchange them now.
+            flags: the flags of all processes; None: exchange them now.
         """
-        if wishes is None:
-            wishes = StepFlags(*any_process(self._wishes(self._step), self._process.device))
-        self._saver.check(wishes.has_failed)
+        if flags is None:
+            flags = StepFlags(*any_process(self._own_flags(self._step), self._process.device))
+        self._saver.check(flags.has_failed)
         is_at_end = self._step == self._num_steps and not self._evaluation_is_due
         saves = self._config.train.save_every is not None
-        is_last_save = wishes.to_stop or wishes.lacks_data or is_at_end
-        if saves and (wishes.to_save or is_last_save):
+        is_last_save = flags.to_stop or flags.lacks_data or is_at_end
+        if saves and (flags.to_save or is_last_save):
             self._save()
-            if is_last_save or not wishes.in_background:
+            if is_last_save or not flags.in_background:
                 self._saver.finish(self._process.device)
         saved = (
             "train.resume=auto resumes from there"
             if saves
             else "nothing is saved, as train.save_every is null"
         )
-        if wishes.to_stop and not is_at_end:
+        if flags.to_stop and not is_at_end:
             reason = self._stop.reason or "a signal to another process"
             raise RunError(f"stopped by {reason} after step {self._step}; {saved}", ExitStatus.STOPPED)
-        if wishes.lacks_data:
+        if flags.lacks_data:
             reason = str(self._data_error or "another process cannot read its images: see what it printed")
             raise DataError(f"{reason}; the run stops after step {self._step}; {saved}") from self._data_error
 

@@ -8,7 +8,8 @@ import pytest
 from deepres.config import LogConfig
 from deepres.distributed import this_process
 from deepres.metrics import Metrics
-from deepres.run_log import RunLog, Throughput
+from deepres.run_log import RunLog
+from deepres.throughput import Throughput
 
 METRICS = Metrics(loss=1.25, top1=0.5, top5=0.75, num_images=40)
 
@@ -37,26 +38,6 @@ def test_a_training_line_has_a_rate_only_where_there_is_one(capsys):
     assert capsys.readouterr().out == f"{line}\n"
     _log(20, 10).training(2, 0.1, METRICS, 123.45)
     assert capsys.readouterr().out == f"{line}  123.5 images/s\n"
-
-
-def test_a_training_line_tells_the_speed_since_the_line_before(monkeypatch):
-    throughput, clock = Throughput(), iter([0.0, 1.0, 3.0, 7.0])
-    monkeypatch.setattr("deepres.run_log.time.perf_counter", lambda: next(clock))
-    speeds = []
-    for _ in range(4):
-        throughput.count(8, 0.0)
-        speeds.append(throughput.since_last_asked())
-    assert math.isnan(speeds[0])
-    assert speeds[1:] == [8, 4, 2]
-    assert throughput.per_s == 24 / 7
-
-
-def test_data_that_the_first_step_of_a_stretch_waits_for_is_no_part_of_its_time(monkeypatch):
-    throughput, clock = Throughput(), iter([0.0, 2.0])
-    monkeypatch.setattr("deepres.run_log.time.perf_counter", lambda: next(clock))
-    for waited_s in (5.0, 0.5):
-        throughput.count(8, waited_s)
-    assert throughput.data_wait_share == 0.25
 
 
 def test_a_test_line_says_how_many_epochs_were_trained(capsys):

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from deepres import trainer
 from deepres.config import load_config
 from deepres.models import build_resnet
-from deepres.run_log import Throughput
+from deepres.throughput import Throughput
 from deepres.train import main
 from tests.processes import (
     NO_PLAN,

@@ -274,7 +274,7 @@ REFUSED = {
     ),
     "a tuple": (
         lambda m, x: (m.units(x), x),
-        r"^the model returns a tuple instead of one tensor: say by `loss`",
+        r"^the model returns a tuple instead of one tensor: pass `loss`",
     ),
 }
 

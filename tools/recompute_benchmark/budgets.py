@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recompute_benchmark.nets import Job, make_batch, make_net
 # Larger blocks are mapped separately and unmapped when freed, so that resident memory is memory in use.
 MAPPED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MIB = 2**20
+_NUM_STEPS = 5
 
 
 def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Report:
@@ -53,7 +55,7 @@ def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Re
         )
     note = (
         "The process's peak is VmHWM, reset before a step, above what is resident between steps: the model, its "
-        "gradients and the batch. Each row is a process of its own, in which glibc maps every block above 64 KiB "
+        f"gradients and the batch; the median of {_NUM_STEPS} steps. Each row is a process of its own, in which glibc maps every block above 64 KiB "
         "by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. The allocator's peak "
         "is counted by PyTorch's CPU allocator in another step of the same process."
     )
@@ -101,10 +103,16 @@ def process_peak(depth: int, batch: int, plan: str) -> dict[str, Any]:
     apply_plan(net, Plan.from_json(plan))
     job.step()  # libraries build their kernels and threads their stacks, including those that only plans use
     idle_bytes = _status_bytes("VmRSS")
+    process_bytes = round(statistics.median(_step_bytes(job) for _ in range(_NUM_STEPS)))
+    return {"process_bytes": process_bytes, "idle_bytes": idle_bytes, "allocated_bytes": job.peak_bytes()}
+
+
+def _step_bytes(job: Job) -> int:
+    """The process's peak in a step, above what was resident before it."""
+    before_bytes = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM to VmRSS
     job.step()
-    process_bytes = _status_bytes("VmHWM") - idle_bytes
-    return {"process_bytes": process_bytes, "idle_bytes": idle_bytes, "allocated_bytes": job.peak_bytes()}
+    return _status_bytes("VmHWM") - before_bytes
 
 
 def _status_bytes(name: str) -> int:

@@ -55,9 +55,9 @@ def budgets_report(depth: int, batch: int, num_budgets: int, clock: Clock) -> Re
         )
     note = (
         "The process's peak is VmHWM, reset before a step, above what is resident between steps: the model, its "
-        f"gradients and the batch; the median of {_NUM_STEPS} steps. Each row is a process of its own, in which glibc maps every block above 64 KiB "
-        "by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. The allocator's peak "
-        "is counted by PyTorch's CPU allocator in another step of the same process."
+        f"gradients and the batch; the median of {_NUM_STEPS} steps. Each row is a process of its own, in which glibc "
+        "maps every block above 64 KiB by itself (`MALLOC_MMAP_THRESHOLD_=65536`), so that freed memory is seen to go. "
+        "The allocator's peak is counted by PyTorch's CPU allocator in another step of the same process."
     )
     return Report(
         name=f"budgets_{depth}",

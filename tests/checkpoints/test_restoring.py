@@ -6,31 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepres.batch_sizes import batch_sizes
 from deepres.checkpoints.restoring import restore_engine, restore_net
 from deepres.checkpoints.resuming import read_checkpoint
 from deepres.checkpoints.saving import commit_snapshot
 from deepres.checkpoints.snapshot import MODEL, take_snapshot
-from deepres.config import Config, ConfigError
+from deepres.config import ConfigError
 from deepres.data import find_data
-from deepres.distributed import this_process
-from deepres.engines import make_engine
-from deepres.models import build_resnet
 from deepres.recompute import keep_all_plan
 from tests.checkpoints.progress import PROGRESS
-
-
-def _engine():
-    config = Config.model_validate(
-        {
-            "model": {"depth": 8},
-            "data": {"name": "synthetic"},
-            "train": {"max_steps": 1, "micro_batch_size": 4},
-            "engine": {"name": "plain"},
-            "precision": {"compute": "fp16"},
-        }
-    )
-    return make_engine(build_resnet(8), config, this_process("cpu"), batch_sizes(config.train, 1))
+from tests.engines.fp16_engine import fp16_engine
 
 
 def _saved(engine, folder, **told):
@@ -43,7 +27,7 @@ def _saved(engine, folder, **told):
 def test_the_loss_scale_and_the_generators_state_are_taken_over_from_any_number_of_processes(
     tmp_path, num_processes
 ):
-    engine = _engine()
+    engine = fp16_engine()
     scaler = {**engine.loss_scaler.state_dict(), "scale": 8.0, "_growth_tracker": 3}
     told = {"loss_scaler": scaler, "num_skipped": 2, "num_processes": num_processes}
     checkpoint = _saved(engine, tmp_path, **told)
@@ -67,7 +51,7 @@ def test_the_loss_scale_and_the_generators_state_are_taken_over_from_any_number_
     ids=["more", "less", "another shape", "another format"],
 )
 def test_the_weights_of_another_net_are_refused(tmp_path, name, tensor, message):
-    engine = _engine()
+    engine = fp16_engine()
     checkpoint = _saved(engine, tmp_path)
     weights = load_file(checkpoint.path / MODEL) | {name: tensor}
     save_file({key: value for key, value in weights.items() if value is not None}, checkpoint.path / MODEL)
@@ -76,7 +60,7 @@ def test_the_weights_of_another_net_are_refused(tmp_path, name, tensor, message)
 
 
 def test_weights_that_cannot_be_read_are_refused(tmp_path):
-    engine = _engine()
+    engine = fp16_engine()
     checkpoint = _saved(engine, tmp_path)
     (checkpoint.path / MODEL).write_bytes(b"")
     with pytest.raises(ConfigError, match=f"{MODEL} cannot be read: "):

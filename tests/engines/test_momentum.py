@@ -2,29 +2,12 @@
 
 import torch
 
-from deepres.batch_sizes import batch_sizes
-from deepres.config import Config
 from deepres.data import Batch
-from deepres.distributed import this_process
-from deepres.engines import make_engine
-from deepres.models import build_resnet
-
-
-def _fp16_engine():
-    config = Config.model_validate(
-        {
-            "model": {"depth": 8},
-            "data": {"name": "synthetic"},
-            "train": {"max_steps": 1, "micro_batch_size": 4},
-            "engine": {"name": "plain"},
-            "precision": {"compute": "fp16"},
-        }
-    )
-    return make_engine(build_resnet(8), config, this_process("cpu"), batch_sizes(config.train, 1))
+from tests.engines.fp16_engine import fp16_engine
 
 
 def test_a_skipped_step_makes_no_momentum_and_forgets_none():
-    engine, factor = _fp16_engine(), 1.0
+    engine, factor = fp16_engine(), 1.0
 
     def spoil(_module, _input, logits):
         if logits.requires_grad:
@@ -40,7 +23,7 @@ def test_a_skipped_step_makes_no_momentum_and_forgets_none():
 
 
 def test_momentum_that_was_loaded_is_there_before_a_step():
-    engine = _fp16_engine()
+    engine = fp16_engine()
     engine.load_momentum(lambda name: torch.ones_like(engine.net.get_parameter(name)))
     momentum = dict(engine.momentum())
     assert momentum.keys() == dict(engine.net.named_parameters()).keys()
@@ -49,7 +32,7 @@ def test_momentum_that_was_loaded_is_there_before_a_step():
 
 def test_what_was_taken_for_a_checkpoint_does_not_follow_the_training():
     """It may be written while the next steps run."""
-    engine = _fp16_engine()
+    engine = fp16_engine()
 
     def step() -> None:
         engine.step([Batch(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)), torch.arange(4))], 0.1)

@@ -15,15 +15,9 @@ import torch
 from deepres import __version__
 from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
+from deepres.checkpoints.identity import identity_of_test, run_identity
 from deepres.checkpoints.restoring import restore_engine, restore_net
-from deepres.checkpoints.resuming import (
-    Checkpoint,
-    choose_start,
-    identity_of_test,
-    run_identity,
-    share_start,
-    warn_of_changes,
-)
+from deepres.checkpoints.resuming import Checkpoint, choose_start, share_start, warn_of_changes
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import DataError, FoundData, find_data
@@ -31,7 +25,6 @@ from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, share_cores, start_process_group, this_process
 from deepres.engines import make_engine
 from deepres.exit_status import ExitStatus, RunError
-from deepres.meeting import Meeting, meet
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_planner import RunPlanner
@@ -44,6 +37,7 @@ from deepres.out_of_memory import (
     shrink_until_it_fits,
 )
 from deepres.recompute import apply_plan
+from deepres.rendezvous import Rendezvous, rendezvous
 from deepres.run_folder import RunFolder, check_run_folder, is_inside, lock_run_folder, run_folder_path
 from deepres.run_log import Summary
 from deepres.run_net import net_of
@@ -159,13 +153,13 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
         stop: what may end it early.
     """
     process = job.process
-    meeting = None
+    met = None
     if process.world_size > 1:
-        meeting = meet(process, job.config.engine.meeting_timeout_s, stop, _terms(job))
-    with PeerWatch(process.rank, meeting.peers if meeting else ()) as peers:
+        met = rendezvous(process, job.config.engine.rendezvous_timeout_s, stop, _terms(job))
+    with PeerWatch(process.rank, met.peers if met else ()) as peers:
         try:
-            if meeting is not None:
-                _start_group(process, meeting, peers)
+            if met is not None:
+                _start_group(process, met, peers)
             start = share_start(found, job.config, process)
             summary = _train(job, path, start, stop)
             any_process([False], process.device)  # a barrier: no process leaves while another still needs it
@@ -196,9 +190,9 @@ def _terms(job: Job) -> dict[str, Any]:
     }
 
 
-def _start_group(process: Process, meeting: Meeting, peers: PeerWatch) -> None:
+def _start_group(process: Process, met: Rendezvous, peers: PeerWatch) -> None:
     try:
-        start_process_group(process, meeting.store)
+        start_process_group(process, met.store)
     except (RuntimeError, ValueError) as error:
         if peers.look(wait_s=3.0):
             raise
@@ -242,18 +236,7 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
                 num_kept = start.progress.metrics_bytes
             folder = RunFolder(path, config, num_kept)
             stack.callback(folder.metrics.close)
-        trainer = Trainer(
-            config,
-            process,
-            engine,
-            data,
-            folder,
-            planned,
-            stop=stop,
-            start=start,
-            identity=run_identity(config, sizes, job.data.info),
-        )
-        return trainer.run()
+        return Trainer(engine, data, folder, planned, stop=stop, start=start).run()
 
 
 def _settle(job: Job) -> PlannedRun:

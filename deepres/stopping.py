@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from deepres.exit_status import ExitStatus
-from deepres.meeting import Peer
+from deepres.rendezvous import Peer
 from deepres.screen import complain
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -116,7 +116,7 @@ def test_an_evaluation_that_is_stopped_again_and_again_is_made_in_the_end(tmp_pa
     evaluate, told = Trainer._evaluate, list[int]()
 
     def stop(trainer: Trainer) -> None:
-        told.append(trainer._step)
+        told.append(trainer._state.step)
         os.kill(os.getpid(), signal.SIGTERM)
         evaluate(trainer)
 

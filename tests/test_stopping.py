@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from deepres import stopping
-from deepres.meeting import Peer
+from deepres.rendezvous import Peer
 from deepres.stopping import SIGNALS, PeerWatch, StopRequest
 
 

@@ -1,8 +1,9 @@
-"""Restore a checkpoint's state: parameters, buffers, momentum, random number generators, sums."""
+"""Restore a checkpoint's state: parameters, buffers, momentum, random number generators, how far the run is."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from deepres.checkpoints.resuming import Checkpoint
 from deepres.checkpoints.snapshot import MODEL, MOMENTUM, PROCESSES
+from deepres.checkpoints.training_state import TrainingState
 from deepres.config import ConfigError
 from deepres.distributed import Process
 from deepres.engines import Engine
+from deepres.metrics import Metrics
 
 
 def restore_net(checkpoint: Checkpoint, net: nn.Module) -> None:
@@ -69,14 +72,29 @@ def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
     )
 
 
-def own_sums(checkpoint: Checkpoint, process: Process) -> Tensor:
-    """This process's share of `Progress.sums`, (4,) float64; with another number of processes, rank 0 takes all."""
-    sums = torch.tensor(checkpoint.progress.sums, dtype=torch.float64)
+def restore_training(
+    checkpoint: Checkpoint | None, process: Process, tested_on: dict[str, Any]
+) -> TrainingState:
+    """How far a run is that resumes from a checkpoint, or begins.
+
+    Args:
+        checkpoint: None: the run begins.
+        process: this process; rank 0 takes the sums of all if their number has changed.
+        tested_on: the run's `identity_of_test`; a checkpoint's test of anything else is not taken over.
+    """
+    if checkpoint is None:
+        return TrainingState(0, sums=torch.zeros(4, dtype=torch.float64, device=process.device))
+    progress = checkpoint.progress
+    sums = torch.tensor(progress.sums, dtype=torch.float64)
     if _has_same_processes(checkpoint, process):
         own = sums[process.rank]
     else:
         own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
-    return own.to(process.device)
+    state = TrainingState(progress.step, own.to(process.device))
+    if progress.tested_on == tested_on:
+        state.is_evaluated = progress.is_evaluated
+        state.test = Metrics(*progress.test) if progress.test else Metrics.of_nothing()
+    return state
 
 
 @torch.no_grad()

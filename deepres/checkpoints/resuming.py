@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from deepres.batch_sizes import BatchSizes
+from deepres.checkpoints.identity import batch_norm_size
 from deepres.checkpoints.saving import PREFIX, checkpoints_in
 from deepres.checkpoints.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
 from deepres.config import Config, ConfigError
-from deepres.data import DataInfo
 from deepres.distributed import Process, from_any_process
 from deepres.recompute.document import NewerDocumentError, read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED
@@ -209,40 +209,6 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
             "put a good copy back, or start over with train.resume=never train.overwrite=true"
         )
     return None
-
-
-def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
-    """What a run must have in common with the one whose checkpoint it resumes from."""
-    return {
-        **{f"model.{name}": value for name, value in config.model.resolved().items()},
-        "model.num_classes": info.num_classes,
-        "data.name": config.data.name,
-        "data.augmentation": config.data.chosen_augmentation,
-        "data.lighting": config.data.lighting,
-        "data.normalize": config.data.normalize,
-        "data.image_size": info.image_size,
-        "the number of training images": info.num_train,
-        # Labels are positions among the sorted folder names: renaming one class can change the labels of all.
-        "the SHA-256 of the classes' names": info.classes_sha256,
-        "train.seed": config.train.seed,
-        "the global batch size": sizes.global_size,
-    }
-
-
-def batch_norm_size(config: Config, sizes: BatchSizes) -> int:
-    """The number of images over which batch norm computes its statistics."""
-    return sizes.micro_size * (sizes.world_size if config.engine.sync_batch_norm else 1)
-
-
-def identity_of_test(config: Config, info: DataInfo) -> dict[str, Any]:
-    """What two tests of a net must have in common for the second to be unnecessary."""
-    return {
-        "data.eval_image_size": config.data.eval_image_size,
-        "data.eval_shorter_side": config.data.eval_shorter_side,
-        "precision.compute": config.precision.compute,
-        "the number of test images": info.num_test,
-        "the SHA-256 of the images' names": info.files_sha256,
-    }
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:

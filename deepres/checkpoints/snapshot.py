@@ -16,12 +16,14 @@ NOTE [ Checkpoints ]
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepres.checkpoints.identity import batch_norm_size, identity_of_test, run_identity
+from deepres.checkpoints.training_state import TrainingState
 from deepres.config import Config
 from deepres.data import DataInfo
 from deepres.distributed import to_first_process
@@ -50,7 +52,6 @@ class Progress:
         test: the last evaluation's loss, top-1, top-5 and number of images, if there was one.
         sums: each process's `metric_sums` since the last line of metrics.
         metrics_bytes: the length of `metrics.jsonl`.
-        learning_rate: of the last step; for readers only, as the schedule is a function of `step`.
         has_averaged_buffers: whether the processes' buffers were the same.
         num_processes: how many there were.
         num_threads: CPU threads of the first process; None on a GPU.
@@ -67,7 +68,6 @@ class Progress:
     test: tuple[float, float, float, int] | None
     sums: tuple[tuple[float, ...], ...]
     metrics_bytes: int
-    learning_rate: float
     has_averaged_buffers: bool
     num_processes: int
     num_threads: int | None
@@ -102,9 +102,19 @@ class Snapshot:
 
 
 def take_snapshot(
-    engine: Engine, config: Config, info: DataInfo, plan: Plan, progress: Progress
+    engine: Engine, info: DataInfo, plan: Plan, state: TrainingState, steps_per_epoch: int, metrics_bytes: int
 ) -> Snapshot | None:
-    """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective."""
+    """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective.
+
+    Args:
+        engine: holds the net and its optimizer.
+        info: the run's data set.
+        plan: the plan that the net runs by.
+        state: how far the run is.
+        steps_per_epoch: optimizer steps.
+        metrics_bytes: the length of `metrics.jsonl`, in rank 0.
+    """
+    progress = _progress(engine, info, state, steps_per_epoch, metrics_bytes)
     is_first = engine.process.is_first
     averaged = engine.averaged_buffers()
     model: dict[str, Tensor] = {}
@@ -118,8 +128,8 @@ def take_snapshot(
         return None
     fields = {
         **asdict(progress),
-        "epoch": progress.step // progress.steps_per_epoch,
-        "step_in_epoch": progress.step % progress.steps_per_epoch,
+        "epoch": progress.step // steps_per_epoch,
+        "step_in_epoch": progress.step % steps_per_epoch,
         "versions": versions(),
     }
     return Snapshot(
@@ -127,10 +137,32 @@ def take_snapshot(
         {MODEL: model | averaged, PROCESSES: processes, **({MOMENTUM: momentum} if momentum else {})},
         {
             TRAINING: write_document(FORMAT, VERSION, fields),
-            CONFIG: json.dumps(config.model_dump(mode="json")),
+            CONFIG: json.dumps(engine.config.model_dump(mode="json")),
             PLAN: plan.to_json(),
         },
-        weights_metadata(config, info, model),
+        weights_metadata(engine.config, info, model),
+    )
+
+
+def _progress(
+    engine: Engine, info: DataInfo, state: TrainingState, steps_per_epoch: int, metrics_bytes: int
+) -> Progress:
+    config, process, scaler, test = engine.config, engine.process, engine.loss_scaler, state.test
+    return Progress(
+        step=state.step,
+        steps_per_epoch=steps_per_epoch,
+        is_evaluated=state.is_evaluated,
+        test=astuple(test) if test.num_images else None,
+        sums=tuple(tuple(sums.tolist()) for sums in to_first_process(state.sums)),
+        metrics_bytes=metrics_bytes,
+        has_averaged_buffers=engine.has_averaged_buffers,
+        num_processes=process.world_size,
+        num_threads=process.num_threads,
+        batch_norm_size=batch_norm_size(config, engine.sizes),
+        loss_scaler=scaler.state_dict() if scaler is not None else None,
+        num_skipped=engine.num_skipped,
+        identity=run_identity(config, engine.sizes, info),
+        tested_on=identity_of_test(config, info),
     )
 
 

@@ -37,7 +37,7 @@ class EngineConfig(Section):
     cuda_graphs: bool = False
     """Replay a pass's kernels as one CUDA graph; only for `plain` with one process on a GPU. The graph's activations
     stay allocated: evaluation needs memory of its own, and `log.memory` does not see them."""
-    meeting_timeout_s: PositiveFloat = 45.0
+    rendezvous_timeout_s: PositiveFloat = 45.0
     """Seconds that processes wait for one another at the start."""
 
     @model_validator(mode="after")

@@ -10,11 +10,11 @@
 
 import gc
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from deepres.batch_sizes import batch_sizes
-from deepres.checkpoints.restoring import restore_engine, restore_net
+from deepres.checkpoints.identity import identity_of_test
+from deepres.checkpoints.restoring import restore_engine, restore_net, restore_training
 from deepres.checkpoints.resuming import read_checkpoint
 from deepres.checkpoints.saving import commit_snapshot
 from deepres.checkpoints.snapshot import take_snapshot
@@ -68,9 +68,11 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     restore_net(found, net)
     engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
     restore_engine(found, engine)
-    progress = replace(found.progress, num_processes=process.world_size)
     info = find_data(config.data).info
-    snapshot = take_snapshot(engine, config, info, keep_all_plan(len(net.units)), progress)
+    state = restore_training(found, process, identity_of_test(config, info))
+    snapshot = take_snapshot(
+        engine, info, keep_all_plan(len(net.units)), state, found.progress.steps_per_epoch, metrics_bytes=0
+    )
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)
 

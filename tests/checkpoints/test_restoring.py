@@ -10,16 +10,17 @@ from deepres.checkpoints.restoring import restore_engine, restore_net
 from deepres.checkpoints.resuming import read_checkpoint
 from deepres.checkpoints.saving import commit_snapshot
 from deepres.checkpoints.snapshot import MODEL, take_snapshot
+from deepres.checkpoints.training_state import TrainingState
 from deepres.config import ConfigError
 from deepres.data import find_data
 from deepres.recompute import keep_all_plan
-from tests.checkpoints.progress import PROGRESS
 from tests.engines.fp16_engine import fp16_engine
 
 
-def _saved(engine, folder, **told):
+def _saved(engine, folder):
     info = find_data(engine.config.data).info
-    snapshot = take_snapshot(engine, engine.config, info, keep_all_plan(3), replace(PROGRESS, **told))
+    state = TrainingState(3, torch.zeros(4, dtype=torch.float64))
+    snapshot = take_snapshot(engine, info, keep_all_plan(3), state, steps_per_epoch=8, metrics_bytes=0)
     return read_checkpoint(commit_snapshot(snapshot, folder, keep=1))
 
 
@@ -30,7 +31,8 @@ def test_the_loss_scale_and_the_generators_state_are_taken_over_from_any_number_
     engine = fp16_engine()
     scaler = {**engine.loss_scaler.state_dict(), "scale": 8.0, "_growth_tracker": 3}
     told = {"loss_scaler": scaler, "num_skipped": 2, "num_processes": num_processes}
-    checkpoint = _saved(engine, tmp_path, **told)
+    checkpoint = _saved(engine, tmp_path)
+    checkpoint = replace(checkpoint, progress=replace(checkpoint.progress, **told))
     state = torch.get_rng_state()
     torch.manual_seed(7)
     restore_engine(checkpoint, engine)

@@ -32,7 +32,7 @@ RUN = (
     "data.num_images=64", "model.depth=11", "train.epochs=2", "train.global_batch_size=8", "log.every=1",
     "log.plots=false", "engine.name=plain", "engine.zero_stage=0", f"train.save_every={INTERVAL} steps",
     "recompute.segments=none",  # to measure for a plan takes longer than the run
-    "train.resume=auto", "train.save_in_background=never", "engine.meeting_timeout_s=15",
+    "train.resume=auto", "train.save_in_background=never", "engine.rendezvous_timeout_s=15",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import deepres.trainer
+from deepres.checkpoints import checkpointer
 from tests.faults.forks import INTERVAL, fork, kill_at, logged_step, resumed_step, same_weights, wait
 
 
@@ -25,7 +25,7 @@ def kill_in_snapshot(number: int):
     def before(rank: int) -> None:
         if rank != 1:
             return
-        take, calls = deepres.trainer.take_snapshot, [number]
+        take, calls = checkpointer.take_snapshot, [number]
 
         def dying(engine, *arguments):
             calls[0] -= 1
@@ -33,7 +33,7 @@ def kill_in_snapshot(number: int):
                 os.kill(os.getpid(), signal.SIGKILL)
             return take(engine, *arguments)
 
-        deepres.trainer.take_snapshot = dying
+        checkpointer.take_snapshot = dying
 
     return before
 

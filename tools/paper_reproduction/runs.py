@@ -22,7 +22,7 @@ _NOT_OF_THE_RECIPE = (
     "train.deterministic", "train.output", "train.run_dir", "train.overwrite", "train.resume", "train.save_every",
     "train.save_in_background", "train.keep_checkpoints", "engine.name", "engine.device", "engine.zero_stage",
     "engine.offload_optimizer", "engine.offload_parameters", "engine.bucket_mb", "engine.cuda_graphs",
-    "engine.sync_batch_norm", "engine.meeting_timeout_s",
+    "engine.sync_batch_norm", "engine.rendezvous_timeout_s",
     "precision.channels_last",
 )  # fmt: skip
 _SYNTHETIC = "synthetic"

@@ -23,8 +23,8 @@ from deepres.exit_status import ExitStatus, RunError
 _POLL_S = 0.05
 _TRY_S = 5.0
 _PROBE_S = 1.0
-_num_meetings: Counter[tuple[str | None, str, int]] = Counter()
-"""Meetings of this process so far, by address, port and rank: a later run must not read an earlier one's entries."""
+_num_rendezvous: Counter[tuple[str | None, str, int]] = Counter()
+"""Rendezvous of this process so far, by address, port and rank: a later run must not read an earlier one's entries."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """All processes of a run, by rank, and the store through which to start their process group."""
 
     peers: tuple[Peer, ...]
@@ -58,10 +58,12 @@ class _Stop(Protocol):
         """Why this process should stop, or None."""
 
 
-def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any] | None = None) -> Meeting:
+def rendezvous(
+    process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any] | None = None
+) -> Rendezvous:
     """Wait until all processes have announced themselves; collective.
 
-    The time limit is for this meeting alone: the process group's is meant for slow collectives, and would be spent
+    The time limit is for the rendezvous alone: the process group's is meant for slow collectives, and would be spent
     waiting for a process that died before joining, without saying which.
 
     Args:
@@ -84,7 +86,7 @@ def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any]
     wait = _Wait(limit_s, stop)
     place = (os.environ.get("MASTER_ADDR"), port, process.rank)
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"deepres/{restart}/{_num_meetings[place]}", _connect(process, wait))
+    store = PrefixStore(f"deepres/{restart}/{_num_rendezvous[place]}", _connect(process, wait))
     me = Peer(process.rank, _this_host(), os.getpid(), terms or {})
     missing = list(range(process.world_size))
     try:
@@ -98,10 +100,10 @@ def meet(process: Process, limit_s: float, stop: _Stop, terms: Mapping[str, Any]
             raise
         message = "process 0 of the run has ended before all had met: see what it printed"
         raise RunError(message, ExitStatus.PROCESS_DIED) from error
-    _num_meetings[place] += 1
+    _num_rendezvous[place] += 1
     _check_terms(peers)
     store.set_timeout(timedelta(minutes=30))
-    return Meeting(peers, PrefixStore("group", store))
+    return Rendezvous(peers, PrefixStore("group", store))
 
 
 def _check_terms(peers: tuple[Peer, ...]) -> None:
@@ -172,7 +174,7 @@ def _absent(ranks: list[int], limit_s: float) -> RunError:
     who = "process" if len(ranks) == 1 else "processes"
     message = (
         f"{who} {', '.join(map(str, ranks))} of the run did not come within {limit_s:g} s: see what it printed, or set "
-        "engine.meeting_timeout_s if it takes longer to start"
+        "engine.rendezvous_timeout_s if it takes longer to start"
     )
     return RunError(message, ExitStatus.PROCESS_DIED)
 

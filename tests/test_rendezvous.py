@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from deepres.distributed import Process
 from deepres.exit_status import ExitStatus, RunError
-from deepres.meeting import meet
+from deepres.rendezvous import rendezvous
 from deepres.stopping import StopRequest
 from tests.processes import free_port
 
@@ -35,7 +35,7 @@ def test_all_are_known_to_all_whatever_the_order_in_which_they_come():
     met = {}
 
     def come(rank: int) -> None:
-        met[rank] = meet(process(rank), 30.0, StopRequest())
+        met[rank] = rendezvous(process(rank), 30.0, StopRequest())
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in (2, 0, 1)]
     for thread in threads:
@@ -43,9 +43,9 @@ def test_all_are_known_to_all_whatever_the_order_in_which_they_come():
         time.sleep(0.2)
     for thread in threads:
         thread.join()
-    for meeting in met.values():
-        assert [peer.rank for peer in meeting.peers] == [0, 1, 2]
-        assert {peer.pid for peer in meeting.peers} == {os.getpid()}
+    for found in met.values():
+        assert [peer.rank for peer in found.peers] == [0, 1, 2]
+        assert {peer.pid for peer in found.peers} == {os.getpid()}
     met[0].store.set("key", "value")
     assert met[2].store.get("key") == b"value"
 
@@ -53,7 +53,7 @@ def test_all_are_known_to_all_whatever_the_order_in_which_they_come():
 def test_those_that_do_not_come_are_named_when_the_time_is_up():
     begin = time.monotonic()
     with pytest.raises(RunError, match=r"processes 1, 2 of the run did not come within 0\.5 s") as raised:
-        meet(process(0), 0.5, StopRequest())
+        rendezvous(process(0), 0.5, StopRequest())
     assert raised.value.exit_status is ExitStatus.PROCESS_DIED
     assert 0.5 <= time.monotonic() - begin < 5
     assert "\n" not in str(raised.value)
@@ -62,7 +62,7 @@ def test_those_that_do_not_come_are_named_when_the_time_is_up():
 def test_without_the_first_there_is_nowhere_to_meet_and_nothing_is_printed_while_it_is_waited_for(capfd):
     begin = time.monotonic()
     with pytest.raises(RunError, match=r"process 0 of the run did not come within 1 s") as raised:
-        meet(process(1), 1.0, StopRequest())
+        rendezvous(process(1), 1.0, StopRequest())
     assert raised.value.exit_status is ExitStatus.PROCESS_DIED
     assert 1.0 <= time.monotonic() - begin < 5
     assert capfd.readouterr() == ("", "")
@@ -72,7 +72,7 @@ def test_without_the_first_there_is_nowhere_to_meet_and_nothing_is_printed_while
 def test_a_name_that_no_host_has_is_waited_for_as_the_first(monkeypatch, address):
     monkeypatch.setenv("MASTER_ADDR", address)
     with pytest.raises(RunError, match=r"process 0 of the run did not come within 0\.2 s"):
-        meet(process(1), 0.2, StopRequest())
+        rendezvous(process(1), 0.2, StopRequest())
 
 
 def test_a_port_that_another_program_has_is_told(place):
@@ -80,7 +80,7 @@ def test_a_port_that_another_program_has_is_told(place):
         other.bind(("", place))
         other.listen()
         with pytest.raises(RunError, match=rf"cannot meet.*{place}.*in use") as raised:
-            meet(process(0), 5.0, StopRequest())
+            rendezvous(process(0), 5.0, StopRequest())
     assert raised.value.exit_status is ExitStatus.REFUSED
 
 
@@ -88,15 +88,15 @@ def test_a_port_that_another_program_has_is_told(place):
 def test_more_than_one_process_need_a_port(monkeypatch, port):
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(RunError, match=f"3 processes need the port to meet at, 1 to 65535, .* got '{port}'"):
-        meet(process(0), 5.0, StopRequest())
+        rendezvous(process(0), 5.0, StopRequest())
 
 
 def test_one_that_comes_after_the_first_has_given_up_does_not_blame_it_for_being_late():
     """Two processes of three: rank 1 comes when rank 0 is about to leave, rank 2 never."""
     script = (
-        "import sys; from deepres.distributed import *; from deepres.meeting import *; import torch\n"
+        "import sys; from deepres.distributed import *; from deepres.rendezvous import *; import torch\n"
         "class Stop: reason = None\n"
-        "try: meet(Process(int(sys.argv[1]), 0, 3, 3, torch.device('cpu')), float(sys.argv[2]), Stop())\n"
+        "try: rendezvous(Process(int(sys.argv[1]), 0, 3, 3, torch.device('cpu')), float(sys.argv[2]), Stop())\n"
         "except Exception as error: print(error)"
     )
     first = subprocess.Popen([sys.executable, "-c", script, "0", "8"], stdout=subprocess.PIPE, text=True)
@@ -111,10 +111,10 @@ def test_a_restart_by_torchrun_does_not_meet_those_of_the_run_before(monkeypatch
     agent = TCPStore("127.0.0.1", place, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(RunError, match="processes 1, 2 of the run"):
-        meet(process(0), 0.3, StopRequest())
+        rendezvous(process(0), 0.3, StopRequest())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(RunError, match="processes 0, 2 of the run"):
-        meet(process(1), 0.3, StopRequest())
+        rendezvous(process(1), 0.3, StopRequest())
     assert agent.num_keys() >= 2
 
 
@@ -125,7 +125,7 @@ def test_a_signal_ends_the_waiting(rank):
         timer.start()
         begin = time.monotonic()
         with pytest.raises(RunError, match="stopped by SIGTERM before the processes had met") as raised:
-            meet(process(rank), 60.0, stop)
+            rendezvous(process(rank), 60.0, stop)
         timer.join()
     assert raised.value.exit_status is ExitStatus.STOPPED
     assert time.monotonic() - begin < 5
@@ -136,7 +136,7 @@ def test_processes_that_were_started_for_other_runs_are_refused_by_each_with_wha
 
     def come(rank: int, rate: float) -> None:
         try:
-            meet(process(rank, 2), 30.0, StopRequest(), {"optim.learning_rate": rate, "train.seed": 0})
+            rendezvous(process(rank, 2), 30.0, StopRequest(), {"optim.learning_rate": rate, "train.seed": 0})
         except RunError as error:
             told[rank] = error
 
@@ -158,7 +158,7 @@ def test_who_meets_again_at_the_same_place_is_not_taken_for_who_he_was(place):
     agent = TCPStore("127.0.0.1", place, is_master=True, wait_for_workers=False)
 
     def come(rank: int, seed: int) -> None:
-        meet(process(rank, 2), 30.0, StopRequest(), {"train.seed": seed})
+        rendezvous(process(rank, 2), 30.0, StopRequest(), {"train.seed": seed})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")

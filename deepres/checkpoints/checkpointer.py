@@ -1,0 +1,110 @@
+"""Saves a run's checkpoints while it trains."""
+
+from __future__ import annotations
+
+from deepres.checkpoints.resuming import Checkpoint
+from deepres.checkpoints.saving import Saver, SaveSchedule
+from deepres.checkpoints.snapshot import take_snapshot
+from deepres.checkpoints.training_state import TrainingState
+from deepres.data import DataInfo
+from deepres.distributed import any_process
+from deepres.engines import Engine
+from deepres.recompute import Plan
+from deepres.run_folder import CHECKPOINTS, RunFolder
+
+
+class Checkpointer:
+    """Saves a run's checkpoints by `train.save_every`, which may be never.
+
+    Args:
+        engine: holds the net and its optimizer.
+        info: the run's data set.
+        plan: the plan that the net runs by.
+        folder: the run's, in rank 0; None in the others.
+        steps_per_epoch: optimizer steps.
+        start: the checkpoint that the run resumes from, if any.
+
+    Attributes:
+        is_enabled: whether checkpoints are saved at all.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        info: DataInfo,
+        plan: Plan,
+        folder: RunFolder | None,
+        steps_per_epoch: int,
+        start: Checkpoint | None,
+    ) -> None:
+        train = engine.config.train
+        self.is_enabled = train.save_every is not None
+        self._engine = engine
+        self._info = info
+        self._plan = plan
+        self._folder = folder
+        self._steps_per_epoch = steps_per_epoch
+        self._mode = train.save_in_background
+        self._saver = Saver(folder.path / CHECKPOINTS if folder else None, train.keep_checkpoints)
+        self._schedule = SaveSchedule(train.save_every, steps_per_epoch)
+        self._saved_step = start.progress.step if start is not None else None
+        self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps, by this process's clock."""
+        return step > 0 and step != self._saved_step and self._schedule.is_due(step)
+
+    @property
+    def goes_on_meanwhile(self) -> bool:
+        """Whether training should go on while the next checkpoint is written."""
+        is_slow = self._schedule.costs_too_much(self._saver.commit_s)
+        return self._mode == "always" or (self._mode == "auto" and is_slow)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this process could not write a checkpoint."""
+        return self._saver.has_failed
+
+    def check(self, *, has_failed: bool) -> None:
+        """Raise if any process could not write a checkpoint.
+
+        Raises:
+            SaveError: `has_failed` is true.
+        """
+        self._saver.check(has_failed)
+
+    def save_branch(self, state: TrainingState) -> None:
+        """Save if the run resumes from another folder's checkpoint, where `train.resume=auto` would not look.
+
+        Collective.
+        """
+        if self.is_enabled and any_process([self._is_branch], self._engine.process.device)[0]:
+            self._saved_step = None
+            self.save(state)
+
+    def save(self, state: TrainingState, *, waits: bool = False) -> None:
+        """Save the run's state, unless that is done already or disabled; collective.
+
+        Args:
+            state: how far the run is.
+            waits: until all checkpoints are on disk.
+
+        Raises:
+            SaveError: in all processes, if one could not be written; without `waits`, `has_failed` tells.
+        """
+        if not self.is_enabled:
+            return
+        if state.step != self._saved_step:
+            metrics_bytes = self._folder.metrics.force_to_disk() if self._folder else 0
+            snapshot = take_snapshot(
+                self._engine, self._info, self._plan, state, self._steps_per_epoch, metrics_bytes
+            )
+            self._saver.save(snapshot)
+            self._saved_step = state.step
+            self._schedule.restart()
+        if waits:
+            self._saver.finish(self._engine.process.device)
+
+    def wait(self) -> None:
+        """Wait until this process has finished writing."""
+        self._saver.wait()

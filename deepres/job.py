@@ -17,7 +17,13 @@ from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.checkpoints.identity import identity_of_test, run_identity
 from deepres.checkpoints.restoring import restore_engine, restore_net
-from deepres.checkpoints.resuming import Checkpoint, choose_start, share_start, warn_of_changes
+from deepres.checkpoints.resuming import (
+    Checkpoint,
+    choose_start,
+    is_finished,
+    share_start,
+    warn_of_changes,
+)
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import DataError, FoundData, find_data
@@ -123,8 +129,8 @@ def _find_compiler(process: Process) -> None:
         )
 
 
-def run_job(job: Job, stop: StopRequest) -> Summary:
-    """Train; collective.
+def run_job(job: Job, stop: StopRequest) -> Summary | None:
+    """Train; collective. Returns None, and changes nothing, if the run is finished already.
 
     Raises:
         ConfigError: the run's folder cannot be written or holds another run, or there is no checkpoint to resume from.
@@ -143,7 +149,7 @@ def run_job(job: Job, stop: StopRequest) -> Summary:
         return _run_together(job, path, start, stop)
 
 
-def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary:
+def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary | None:
     """Meet the other processes and train; if one process ends, all do.
 
     Args:
@@ -161,7 +167,7 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
             if met is not None:
                 _start_group(process, met, peers)
             start = share_start(found, job.config, process)
-            summary = _train(job, path, start, stop)
+            summary = None if _is_done(job, path, start) else _train(job, path, start, stop)
             any_process([False], process.device)  # a barrier: no process leaves while another still needs it
         except (ConfigError, DataError, RunError, SaveError):
             raise
@@ -198,6 +204,14 @@ def _start_group(process: Process, met: Rendezvous, peers: PeerWatch) -> None:
             raise
         reason = str(error).splitlines()[0]
         raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
+
+
+def _is_done(job: Job, path: Path | None, start: Checkpoint | None) -> bool:
+    """Whether the run in this folder is finished already, which rank 0 says; collective."""
+    is_done = path is not None and start is not None and is_finished(start, job.config, job.data.info, path)
+    if is_done:
+        say(f"{path} holds this run, finished: nothing is left to do")
+    return any_process([is_done], job.process.device)[0]
 
 
 def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequest) -> Summary:

@@ -48,6 +48,47 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resuming_it(tmp
     assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
 
 
+def test_the_command_of_a_finished_run_changes_nothing_and_with_more_steps_goes_on(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto")
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    before = files()
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"{tmp_path} holds this run, finished: nothing is left to do"
+    ]
+    assert files() == before
+    (tmp_path / "model.safetensors").unlink()
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    assert files().keys() == before.keys()
+    assert (tmp_path / "model.safetensors").read_bytes() == before[tmp_path / "model.safetensors"]
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=3"]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [2, 3]
+
+
+@pytest.mark.multi_process
+def test_two_processes_of_a_finished_run_leave_it_as_it_is(tmp_path, forked):
+    arguments = ("--config", QUICKSTART, *SMALL, *PLAIN, "train.max_steps=2", "train.resume=auto")
+    arguments += (f"train.run_dir={tmp_path / 'run'}",)
+    forked.train(tmp_path, *arguments, num_processes=2)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    output = forked.train(tmp_path, *arguments, num_processes=2)
+    assert output.count("nothing is left to do") == 1
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_is_tested_again_in_another_precision(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto", "train.max_steps=2")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    assert main(["--config", QUICKSTART, *arguments, "precision.compute=bf16"]) == 0
+    assert "nothing is left to do" not in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path, "test")] == [2, 2]
+
+
 def test_a_run_cannot_end_before_the_checkpoint_that_it_goes_on_from_but_with_it(tmp_path, capsys):
     arguments = (*SMALL, *PLAIN, "train.save_every=3 steps", f"train.run_dir={tmp_path}")
     assert main(["--config", QUICKSTART, *arguments, "train.max_steps=4"]) == 0

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from deepres.batch_sizes import BatchSizes
-from deepres.checkpoints.identity import batch_norm_size
+from deepres.checkpoints.identity import batch_norm_size, identity_of_test
 from deepres.checkpoints.saving import PREFIX, checkpoints_in
 from deepres.checkpoints.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
 from deepres.config import Config, ConfigError
+from deepres.data import DataInfo
 from deepres.distributed import Process, from_any_process
 from deepres.recompute.document import NewerDocumentError, read_document
-from deepres.run_folder import CHECKPOINTS, FINISHED
+from deepres.run_folder import CHECKPOINTS, FINISHED, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,19 @@ def _put_aside(damaged: Path) -> None:
         damaged.rename(aside)
     except OSError as error:
         raise ConfigError(f"{damaged} is damaged and cannot be renamed: {error.strerror}") from None
+
+
+def is_finished(start: Checkpoint, config: Config, info: DataInfo, run_dir: Path) -> bool:
+    """Whether the run that resumes from here is finished already: trained, tested and written to this folder."""
+    progress = start.progress
+    return (
+        start.is_in(run_dir)
+        and all((run_dir / name).exists() for name in (FINISHED, WEIGHTS))
+        and progress.step == config.train.num_steps(progress.steps_per_epoch)
+        and progress.is_evaluated
+        and progress.test is not None
+        and progress.tested_on == identity_of_test(config, info)
+    )
 
 
 def share_start(found: Checkpoint | None, config: Config, process: Process) -> Checkpoint | None:

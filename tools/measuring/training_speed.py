@@ -93,6 +93,7 @@ def trainer_and_bare_loop(depth: int, batch: int, rounds: int, steps: int, devic
             bare_rates.append(steps * batch / block_s(bare, steps))
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 summary = run_job(prepare(path, [f"train.run_dir={folder}/run"]), StopRequest())
+            assert summary is not None
             rates.append(summary.images_per_s)
             waits.append(summary.data_wait_share)
             ratios.append(bare_rates[-1] / summary.images_per_s)

@@ -72,10 +72,11 @@ def load_net(path: Path, config: Config) -> ResNet:
     Raises:
         ConfigError: there are no weights, or they are another net's.
     """
-    return _net_with(load_weights(path), config)
+    return net_with(load_weights(path), config)
 
 
-def _net_with(weights: TensorFile, config: Config) -> ResNet:
+def net_with(weights: TensorFile, config: Config) -> ResNet:
+    """Like `load_net`, for weights that have been read already."""
     num_classes = num_classes_of(weights)
     try:
         net = build_resnet(**config.model.building(num_classes))
@@ -106,7 +107,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
         deepres.data.DataError: the data cannot be used.
     """
     weights = load_weights(path)
-    net = _net_with(weights, config)
+    net = net_with(weights, config)
     asked = config.data
     if crop != "config":
         if not asked.known.is_files:

@@ -31,6 +31,7 @@ from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, share_cores, start_process_group, this_process
 from deepres.engines import make_engine
 from deepres.exit_status import ExitStatus, RunError
+from deepres.initial_weights import set_initial_weights
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_planner import RunPlanner
@@ -56,6 +57,7 @@ _OF_A_HOST = (
     "data.num_workers",
     "train.run_dir",
     "train.output",
+    "train.initial_weights",
     "train.resume",
     "recompute.plan",
 )
@@ -64,7 +66,11 @@ _OF_A_HOST = (
 
 @dataclass(frozen=True)
 class Job:
-    """Everything known about a run before anything is started."""
+    """Everything known about a run before anything is started.
+
+    Attributes:
+        initial_weights: what the net begins with, in words; None: random numbers.
+    """
 
     config: Config
     config_path: Path
@@ -73,6 +79,7 @@ class Job:
     data: FoundData
     net: ResNet
     planner: RunPlanner
+    initial_weights: str | None
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
@@ -109,11 +116,13 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     except ValueError as error:
         is_overridden = any(each.startswith("model.") for each in overrides)
         raise ConfigError(f"{'command line' if is_overridden else config_path}: {error}") from None
+    initial_weights = set_initial_weights(net, config, info)
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)
     planner = RunPlanner(config, net, info.image_size, process)
-    return Job(config, config_path, process, planner.feasible_sizes(sizes), data, net, planner)
+    sizes = planner.feasible_sizes(sizes)
+    return Job(config, config_path, process, sizes, data, net, planner, initial_weights)
 
 
 def _find_compiler(process: Process) -> None:
@@ -145,6 +154,8 @@ def run_job(job: Job, stop: StopRequest) -> Summary | None:
         start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
         if start is not None:
             warn_of_changes(start, job.config, job.process, job.sizes, say)
+        elif job.initial_weights is not None:
+            say(job.initial_weights)
         check_run_folder(job.config, path)
         return _run_together(job, path, start, stop)
 

@@ -57,7 +57,8 @@ class StepSchedule:
         late = [each for each in config.milestones if each * self._unit >= num_steps]
         if late:
             parts.append(f"it ends before optim.milestones {listed(late)} ({unit})")
-        return f"the run has {num_steps} steps: {' and '.join(parts)}" if parts else None
+        steps = f"{num_steps} step{'s' * (num_steps != 1)}"
+        return f"the run has {steps}: {' and '.join(parts)}" if parts else None
 
     @property
     def _unit(self) -> int:

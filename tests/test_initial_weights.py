@@ -1,0 +1,137 @@
+"""Runs that begin with trained weights."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from deepres import build_resnet
+from deepres.job import prepare
+from deepres.pretrained.key_maps import SOURCES
+from deepres.pretrained.loading import _module_names
+from deepres.train import main
+from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL, metrics
+
+HEAD = {"head.linear.weight", "head.linear.bias"}
+FROZEN = ("optim.learning_rate=1e-30", "optim.weight_decay=0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = (*SMALL, *PLAIN, "train.max_steps=2", f"train.run_dir={folder}", "train.overwrite=true")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    return folder
+
+
+def _net(*overrides):
+    job = prepare(ROOT / QUICKSTART, [*SMALL, *PLAIN, *map(str, overrides)])
+    return job.net.state_dict(), job.initial_weights
+
+
+def _differing(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return {name for name in ours if not torch.equal(ours[name], theirs[name])}
+
+
+@pytest.mark.parametrize("place", ["", "model.safetensors", "checkpoints/step-00000002"])
+def test_a_run_begins_with_the_weights_and_statistics_of_another(trained, place):
+    net, told = _net(f"train.initial_weights={trained / place}")
+    assert _differing(net, load_file(trained / "model.safetensors")) == set()
+    assert net["head.norm.num_batches_tracked"] == 2
+    assert told == f"begins with the weights of {trained / place}"
+
+
+def test_for_other_classes_the_classifier_alone_is_the_seeds(trained):
+    others = ("data.num_classes=7",)
+    net, told = _net(f"train.initial_weights={trained}", *others)
+    assert _differing(net, load_file(trained / "model.safetensors")) == HEAD
+    random, _ = _net(*others)
+    assert _differing({name: net[name] for name in HEAD}, {name: random[name] for name in HEAD}) == set()
+    assert told.endswith("except for the classifier, which was trained for other classes")
+
+
+def test_image_folders_of_other_names_are_other_classes(tmp_path):
+    def folder(name, *labels):
+        for split in ("train", "val"):
+            for label in labels:
+                (tmp_path / name / split / label).mkdir(parents=True)
+                Image.new("RGB", (8, 8)).save(tmp_path / name / split / label / "0.png")
+        return ("data.name=image_folder", "data.num_images=null", f"data.root={tmp_path / name}")
+
+    arguments = (*SMALL, *PLAIN, "train.global_batch_size=2", f"train.run_dir={tmp_path / 'run'}")
+    assert main(["--config", QUICKSTART, *arguments, *folder("pets", "cat", "dog")]) == 0
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    again = ("train.global_batch_size=2", f"train.initial_weights={tmp_path / 'run'}", "train.seed=9")
+    assert _differing(_net(*again, *folder("more", "cat", "dog"))[0], weights) == set()
+    assert _differing(_net(*again, *folder("birds", "cat", "owl"))[0], weights) == HEAD
+
+
+def test_a_run_begins_with_the_weights_of_another_library(tmp_path):
+    torch.manual_seed(5)
+    timm = {"stride_on": "3x3", "stem_activation": False}
+    net = build_resnet(50, dataset="imagenet", num_classes=1000, **timm)
+    weights = net.state_dict()
+    file = {
+        f"{theirs}.{name}": weights[f"{ours}.{name}"]
+        for theirs, ours in _module_names(net, SOURCES["timm"])
+        for name in net.get_submodule(ours).state_dict()
+    }
+    file["head.fc.weight"] = file["head.fc.weight"][:, :, None, None]
+    path = tmp_path / "theirs.safetensors"
+    save_file(file, path)
+    model = ("model.depth=50", "model.dataset=imagenet", *(f"model.{k}={v}" for k, v in timm.items()))
+    data = ("data.image_size=32", f"train.initial_weights={path}", "train.initial_source=timm")
+    assert _differing(_net(*model, *data, "data.num_classes=1000")[0], weights) == set()
+    assert _differing(_net(*model, *data)[0], weights) == HEAD
+
+
+@pytest.mark.multi_process
+def test_two_processes_of_zero_3_begin_with_the_same_weights(trained, tmp_path, forked):
+    arguments = ("engine.name=deepspeed", "engine.zero_stage=3", "recompute.segments=none", *FROZEN)
+    arguments += (
+        f"train.initial_weights={trained}",
+        f"train.run_dir={tmp_path / 'run'}",
+        "train.max_steps=1",
+    )
+    output = forked.train(tmp_path, "--config", QUICKSTART, *SMALL, *arguments, num_processes=2)
+    assert output.count(f"begins with the weights of {trained}") == 1
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", trained))
+    statistics = {name for name in ours if "running" in name or "tracked" in name}
+    assert _differing(ours, theirs) == statistics
+
+
+def test_resumed_it_goes_on_from_its_checkpoint(trained, tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, f"train.initial_weights={trained}", "train.resume=auto")
+    for name, steps in (("whole", [3]), ("parts", [2, 3])):
+        for step in steps:
+            run_dir = f"train.run_dir={tmp_path / name}"
+            assert main(["--config", QUICKSTART, *arguments, run_dir, f"train.max_steps={step}"]) == 0
+    assert capsys.readouterr().out.count("begins with the weights") == 2
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert _differing(whole, parts) == set()
+    assert [row["step"] for row in metrics(tmp_path / "parts", "train")] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.initial_weights={trained}", "model.depth=20"], "has weights of build_resnet(depth=11"),
+        (["train.initial_weights={trained}/none"], "train.initial_weights: there is no file {trained}/none"),
+        (["train.initial_weights={trained}/config.yaml"], "config.yaml is refused: no file of plain tensors"),
+        (
+            ["train.initial_weights={trained}/model.safetensors", "train.initial_source=timm"],
+            "train.initial_weights: timm has weights of ImageNet nets",
+        ),
+        (["train.initial_source=timm"], "initial_source=timm has no effect without initial_weights"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, overrides, message, tmp_path, capsys):
+    given = [override.format(trained=trained) for override in overrides]
+    run_dir = f"train.run_dir={tmp_path / 'run'}"
+    assert main(["--config", QUICKSTART, *SMALL, *PLAIN, *given, run_dir]) == 2
+    error = capsys.readouterr().err
+    assert message.format(trained=trained) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """Trains in processes forked from one that has imported everything: a start takes a tenth of a second, not five.
 
-They run the `main` of the command line in the environment of a launcher. What is about a start itself (launchers,
-arguments, imports) wants `tests.processes.run`.
+They run the `main` of the command line, or a script, in the environment of a launcher. What is about a start itself
+(launchers, arguments, imports) wants `tests.processes.run`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.processes import ROOT, environment
@@ -28,6 +30,13 @@ class Forked:
         Raises:
             AssertionError: one of them ended with another status than 0.
         """
+        return self._run("", folder, arguments, num_processes)
+
+    def run_script(self, script: Path, folder: Path, *arguments: str | Path, num_processes: int = 2) -> str:
+        """Run a script that needs no launcher of its own; as `train`."""
+        return self._run(str(script), folder, arguments, num_processes)
+
+    def _run(self, script: str, folder: Path, arguments: tuple[str | Path, ...], num_processes: int) -> str:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, __file__], cwd=ROOT, env=environment(), text=True, stdin=subprocess.PIPE,
@@ -35,7 +44,12 @@ class Forked:
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"arguments": list(map(str, arguments)), "folder": str(folder), "world_size": num_processes}
+        order = {
+            "script": script,
+            "arguments": list(map(str, arguments)),
+            "folder": str(folder),
+            "world_size": num_processes,
+        }
         print(json.dumps(order), file=self._process.stdin, flush=True)
         statuses = json.loads(self._process.stdout.readline())
         output = "".join(
@@ -56,6 +70,7 @@ def _serve() -> None:
     import torch._dynamo  # noqa: F401  # what a run comes to import
 
     import deepres.engines.deepspeed_engine  # noqa: F401
+    from deepres.train import main
     from tests.faults.forks import fork_ranks, wait
 
     gc.freeze()  # measuring memory collects garbage, and modules are none
@@ -63,9 +78,15 @@ def _serve() -> None:
         order = json.loads(line)
         folder = Path(order["folder"])
         outputs = [folder / f"{rank}.txt" for rank in range(order["world_size"])]
-        print(
-            json.dumps(wait(fork_ranks(order["arguments"], outputs), timeout_s=240)), file=answers, flush=True
-        )
+        run = partial(_run_script, order["script"]) if order["script"] else main
+        pids = fork_ranks(order["arguments"], outputs, run=run)
+        print(json.dumps(wait(pids, timeout_s=240)), file=answers, flush=True)
+
+
+def _run_script(script: str, arguments: list[str]) -> int:
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Processes that meet before they compute: all come, one does not, or there is no place for it."""
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -91,19 +91,20 @@ def test_more_than_one_process_need_a_port(monkeypatch, port):
         rendezvous(process(0), 5.0, StopRequest())
 
 
+def _come_in_vain(rank: int, seconds: float) -> str:
+    try:
+        rendezvous(process(rank), seconds, StopRequest())
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 def test_one_that_comes_after_the_first_has_given_up_does_not_blame_it_for_being_late():
     """Two processes of three: rank 1 comes when rank 0 is about to leave, rank 2 never."""
-    script = (
-        "import sys; from deepres.distributed import *; from deepres.rendezvous import *; import torch\n"
-        "class Stop: reason = None\n"
-        "try: rendezvous(Process(int(sys.argv[1]), 0, 3, 3, torch.device('cpu')), float(sys.argv[2]), Stop())\n"
-        "except Exception as error: print(error)"
-    )
-    first = subprocess.Popen([sys.executable, "-c", script, "0", "8"], stdout=subprocess.PIPE, text=True)
-    late = subprocess.Popen([sys.executable, "-c", script, "1", "60"], stdout=subprocess.PIPE, text=True)
-    told = [process.communicate(timeout=100)[0] for process in (first, late)]
-    assert "process 2 of the run did not come within 8 s" in told[0]
-    assert "process 0 of the run has ended before all had met" in told[1]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        told = [pool.submit(_come_in_vain, rank, seconds) for rank, seconds in ((0, 2.0), (1, 60.0))]
+        assert "process 2 of the run did not come within 2 s" in told[0].result()
+        assert "process 0 of the run has ended before all had met" in told[1].result()
 
 
 def test_a_restart_by_torchrun_does_not_meet_those_of_the_run_before(monkeypatch, place):

@@ -18,7 +18,7 @@ def test_every_config_trains_two_steps(tmp_path, forked, path):
     ]  # fmt: skip
     if "imagenet" in path.stem:
         overrides += ["data.image_size=32", "data.eval_image_size=null", "data.eval_shorter_side=null"]
-    elif "1001" in path.stem:
+    else:
         overrides += ["data.image_size=8"]
     if load_config(path).engine.name == "plain":
         assert main(["--config", str(path), *overrides]) == 0

@@ -125,7 +125,7 @@ def test_a_deterministic_rerun_with_segments_has_the_same_bits(tmp_path, forked,
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_deepspeed_trains_a_net_with_an_odd_number_of_parameters(tmp_path, forked, stage):
-    arguments = (*SMALL, "data.num_classes=5", f"engine.zero_stage={stage}", "train.max_steps=1")
+    arguments = (*SMALL, "data.num_classes=5", f"engine.zero_stage={stage}", "train.max_steps=1", NO_PLAN)
     forked.train(tmp_path, "--config", QUICKSTART, *arguments, f"train.run_dir={tmp_path / 'run'}")
     net = build_resnet(11, block="bottleneck", num_classes=5)
     assert sum(p.numel() for p in net.parameters()) % 2 == 1

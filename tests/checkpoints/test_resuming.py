@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import shutil
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from deepres.evaluating import evaluate, find_config
 from deepres.recompute.document import write_document
 from tests.checkpoints.progress import PROGRESS
 from tests.checkpoints.resume_cases import CONFIG, overrides
-from tests.processes import metrics, run, torchrun
+from tests.processes import metrics
 
 SCRIPT = Path(__file__).with_name("resume_cases.py")
 ENGINES = (
@@ -66,10 +65,8 @@ def folder(tmp_path_factory, forked):
     one = [f"move:zero3-to-{engine}-1:{engine}:zero3-plan:6" for engine in ENGINES]
     one += ["again:half:plain:accumulated:plain-accumulated:3"]
     forked.train(base, "--config", CONFIG, *overrides(base, "alone", "plain", "accumulated"))
-    done = torchrun(SCRIPT, base, *two, "again:doubled:zero1:accumulated:alone:3")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    done = run(sys.executable, SCRIPT, base, *one)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    forked.run_script(SCRIPT, base, base, *two, "again:doubled:zero1:accumulated:alone:3")
+    forked.run_script(SCRIPT, base, base, *one, num_processes=1)
     return base
 
 

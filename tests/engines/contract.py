@@ -62,7 +62,7 @@ def train(case: str, folder: Path) -> None:
     generator = torch.Generator().manual_seed(7 + process.rank)
     torch.manual_seed(11 + process.rank)
     losses = []
-    for _ in range(10 if extra in ("none", "plan") and sizes.accumulation == 1 else 4):
+    for _ in range(6 if extra in ("none", "plan") and sizes.accumulation == 1 else 4):
         images = torch.randn(sizes.accumulation, MICRO_BATCH, 3, 8, 8, generator=generator)
         labels = torch.randint(0, 10, (sizes.accumulation, MICRO_BATCH), generator=generator)
         batches = [Batch(*pair, torch.arange(MICRO_BATCH)) for pair in zip(images, labels, strict=True)]

@@ -6,15 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import torchrun
-
 SHARDING = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fairscale")
 pytestmark = pytest.mark.multi_process
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """`outcome(engine, accumulation, extra)`: losses, logits and final state after 10 steps in two processes.
+def outcomes(tmp_path_factory, forked):
+    """`outcome(engine, accumulation, extra)`: losses, logits and final state after 6 steps in two processes.
 
     Four steps with anything but a plan.
     """
@@ -38,8 +36,7 @@ def outcomes(tmp_path_factory):
         # Last: with it DeepSpeed sends gradients in fp16, in all that follows in the process.
         *(f"{engine}:1:fp16-clip" for engine in ("plain", "fairscale", "zero1", "zero2", "zero3")),
     ]
-    done = torchrun(Path(__file__).with_name("contract.py"), folder, *cases)
-    assert done.returncode == 0, done.stdout + done.stderr
+    forked.run_script(Path(__file__).with_name("contract.py"), folder, folder, *cases)
     return lambda engine, accumulation=1, extra="none": load_file(
         folder / f"{engine}:{accumulation}:{extra}.safetensors"
     )

@@ -6,17 +6,15 @@ from pathlib import Path
 import pytest
 
 from deepres.engines.base import MAX_SKIPPED_STEPS
-from tests.processes import torchrun
 
 ENGINES = ("plain", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 FIRST_SCALE = 2.0**16
 
 
 @pytest.mark.multi_process
-def test_a_step_that_overflows_is_skipped_and_lowers_the_loss_scale_under_every_engine(tmp_path):
+def test_a_step_that_overflows_is_skipped_and_lowers_the_loss_scale_under_every_engine(tmp_path, forked):
     """fairscale's scaler works on cards alone."""
-    done = torchrun(Path(__file__).with_name("loss_scale.py"), tmp_path, *ENGINES)
-    assert done.returncode == 0, done.stdout + done.stderr
+    forked.run_script(Path(__file__).with_name("loss_scale.py"), tmp_path, tmp_path, *ENGINES)
     by_hand = [
         [FIRST_SCALE, 1, True],
         [FIRST_SCALE / 2, 0, False],

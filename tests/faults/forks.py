@@ -44,18 +44,27 @@ def fork(
     return fork_ranks([*RUN, f"train.run_dir={run_dir}", *overrides], outputs, before)
 
 
-def fork_ranks(arguments: list[str], outputs: list[Path], before: Callable[[int], object] = id) -> list[int]:
+def fork_ranks(
+    arguments: list[str],
+    outputs: list[Path],
+    before: Callable[[int], object] = id,
+    run: Callable[[list[str]], int] = main,
+) -> list[int]:
     """Start the command line's `main` as a launcher would, in a process for each file of output; their numbers."""
     port, pids = free_port(), []
     for rank, output in enumerate(outputs):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(outputs))}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        pids.append(fork_main(arguments, output, variables, partial(before, rank)))
+        pids.append(fork_main(arguments, output, variables, partial(before, rank), run))
     return pids
 
 
 def fork_main(
-    arguments: list[str], output: Path, variables: dict[str, str], before: Callable[[], object] = list
+    arguments: list[str],
+    output: Path,
+    variables: dict[str, str],
+    before: Callable[[], object] = list,
+    run: Callable[[list[str]], int] = main,
 ) -> int:
     """Start the command line's `main` in a process, with its output in a file; the process's number."""
     pid = os.fork()
@@ -68,7 +77,7 @@ def fork_main(
             os.environ |= variables
             torch.set_num_threads(1)  # as the launched runs, whose bits these must have
             before()
-            status = main(arguments)
+            status = run(arguments)
         except BaseException:  # noqa: BLE001  # whatever it is must be seen in the output
             traceback.print_exc()
         finally:

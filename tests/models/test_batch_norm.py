@@ -17,7 +17,7 @@ from deepres.memory import measure_activation_peak
 from deepres.models import BatchNorm2d, ResidualUnit, build_resnet, synchronize_batch_norm
 from deepres.models.batch_norm import Memo
 from deepres.recompute import Plan, apply_plan, keep_all_plan, per_unit_plan
-from tests.processes import torchrun
+from tests.forked import Forked
 
 DTYPES = {
     "fp32": (torch.float32, torch.float32),
@@ -315,10 +315,9 @@ def _in_each_process(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def processes(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("batch_norm")
-    done = torchrun(Path(__file__), folder)
-    assert done.returncode == 0, done.stderr
+    forked.run_script(Path(__file__), folder, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -17,7 +17,7 @@ from deepres import apply_plan, build_resnet
 from deepres.recompute import Plan, keep_all_plan, per_unit_plan, uniform_plan
 from deepres.recompute.gradient_guard import GradientGuard
 from deepres.recompute.unit_states import UnitStates
-from tests.processes import torchrun
+from tests.forked import Forked
 
 pytestmark = pytest.mark.multi_process
 
@@ -127,10 +127,9 @@ def _in_each_process(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def processes(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("executor")
-    done = torchrun(Path(__file__), folder)
-    assert done.returncode == 0, done.stderr
+    forked.run_script(Path(__file__), folder, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import hashlib
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from deepres.checkpoints.snapshot import CLASSES
 from deepres.config import Config, ConfigError
@@ -13,17 +14,24 @@ from deepres.data import DataInfo
 from deepres.evaluating import net_with
 from deepres.models import ResNet, build_resnet
 from deepres.pretrained import PretrainedError, load_pretrained
+from deepres.pretrained.checks import check_numbers
+from deepres.pretrained.key_maps import SOURCES, Source
+from deepres.tensor_files import TensorFile
 from deepres.weights import load_weights
 
-if TYPE_CHECKING:
-    from deepres.pretrained.key_maps import Source
-
-_OF_CLASSES = ("head.linear.weight", "head.linear.bias")
 _IMAGENET_CLASSES = 1000
+_CLASSIFIER = "head.linear"
+
+
+class InitialWeights(NamedTuple):
+    """What a run begins with: the SHA-256 of the trained net's tensors, and a line for the user."""
+
+    sha256: str
+    told: str
 
 
 @torch.no_grad()
-def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> str | None:
+def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> InitialWeights | None:
     """Set a net's parameters and buffers to those of `train.initial_weights`.
 
     The classifier stays as it is, random, if the weights are known to be for other classes: another number of them, or
@@ -35,41 +43,50 @@ def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> str | No
         info: the run's data set.
 
     Returns:
-        A line for the user; None if the run has no initial weights.
+        None if the run has no initial weights.
 
     Raises:
-        ConfigError: there are no such weights, or they are another net's.
+        ConfigError: there are no such weights, they are another net's, or their numbers are unusable (such as NaN).
     """
     path, source = config.train.initial_weights, config.train.initial_source
     if path is None:
         return None
-    classes = info.classes_sha256
     try:
+        file = load_weights(path)
         if source == "deepres":
-            file = load_weights(path)
-            classes = file.metadata.get(CLASSES, classes)
             trained = net_with(file, config)
+            check_numbers(file.path, file.tensors, trained.state_dict())
         else:
-            trained = _third_party(path, source, config)
-    except ConfigError as error:
-        raise ConfigError(f"train.initial_weights: {error}") from None
+            trained = _third_party(file, source, config)
+    except (ConfigError, PretrainedError) as error:
+        hint = (
+            " (whose names has it? set train.initial_source)"
+            if "no weights of a deepres net" in str(error)
+            else ""
+        )
+        raise ConfigError(f"train.initial_weights: {error}{hint}") from None
     weights = trained.state_dict()
-    num_classes = len(weights["head.linear.weight"])
-    is_same = num_classes == info.num_classes and classes == info.classes_sha256
+    classes = file.metadata.get(CLASSES, info.classes_sha256)
+    is_same = (len(weights[f"{_CLASSIFIER}.weight"]), classes) == (info.num_classes, info.classes_sha256)
     for name, tensor in net.state_dict().items():
-        if is_same or name not in _OF_CLASSES:
+        if is_same or not name.startswith(_CLASSIFIER):
             tensor.copy_(weights[name])
-    if is_same:
-        return f"begins with the weights of {path}"
-    return (
-        f"begins with the weights of {path}, except for the classifier, which was trained for other classes"
-    )
+    but = "" if is_same else ", except for the classifier, which was trained for other classes"
+    return InitialWeights(_sha256(weights), f"begins with the weights of {path}{but}")
 
 
-def _third_party(path: Path, source: Source, config: Config) -> ResNet:
-    net = build_resnet(**config.model.building(_IMAGENET_CLASSES))
-    try:
-        load_pretrained(net, path, source)
-    except (PretrainedError, OSError) as error:
-        raise ConfigError(str(error)) from None
+def _third_party(file: TensorFile, source: Source, config: Config) -> ResNet:
+    theirs = next(theirs for theirs, ours in SOURCES[source].net if ours == _CLASSIFIER)
+    classifier = file.tensors.get(f"{theirs}.weight")
+    num_classes = _IMAGENET_CLASSES if classifier is None or classifier.dim() == 0 else len(classifier)
+    net = build_resnet(**config.model.building(num_classes))
+    load_pretrained(net, file.path, source)
     return net
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]

@@ -17,13 +17,7 @@ from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
 from deepres.checkpoints.identity import identity_of_test, run_identity
 from deepres.checkpoints.restoring import restore_engine, restore_net
-from deepres.checkpoints.resuming import (
-    Checkpoint,
-    choose_start,
-    is_finished,
-    share_start,
-    warn_of_changes,
-)
+from deepres.checkpoints.resuming import Checkpoint, choose_start, is_finished, share_start, warn_of_changes
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import DataError, FoundData, find_data
@@ -31,7 +25,7 @@ from deepres.deterministic import use_deterministic_algorithms
 from deepres.distributed import Process, any_process, share_cores, start_process_group, this_process
 from deepres.engines import make_engine
 from deepres.exit_status import ExitStatus, RunError
-from deepres.initial_weights import set_initial_weights
+from deepres.initial_weights import InitialWeights, set_initial_weights
 from deepres.memory import keep_freed_memory, measure_activation_peak
 from deepres.memory.planned_run import PlannedRun
 from deepres.memory.run_planner import RunPlanner
@@ -69,7 +63,7 @@ class Job:
     """Everything known about a run before anything is started.
 
     Attributes:
-        initial_weights: what the net begins with, in words; None: random numbers.
+        initial: the weights that the net begins with; None: random ones.
     """
 
     config: Config
@@ -79,7 +73,13 @@ class Job:
     data: FoundData
     net: ResNet
     planner: RunPlanner
-    initial_weights: str | None
+    initial: InitialWeights | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with this one to resume from its checkpoints."""
+        initial_sha256 = None if self.initial is None else self.initial.sha256
+        return run_identity(self.config, self.sizes, self.data.info, initial_sha256)
 
 
 def prepare(config_path: Path, overrides: list[str], local_rank: int | None = None) -> Job:
@@ -116,13 +116,13 @@ def prepare(config_path: Path, overrides: list[str], local_rank: int | None = No
     except ValueError as error:
         is_overridden = any(each.startswith("model.") for each in overrides)
         raise ConfigError(f"{'command line' if is_overridden else config_path}: {error}") from None
-    initial_weights = set_initial_weights(net, config, info)
+    initial = set_initial_weights(net, config, info)
     if config.engine.compile == "units":
         _find_compiler(process)
         compile_units(net.units)
     planner = RunPlanner(config, net, info.image_size, process)
     sizes = planner.feasible_sizes(sizes)
-    return Job(config, config_path, process, sizes, data, net, planner, initial_weights)
+    return Job(config, config_path, process, sizes, data, net, planner, initial)
 
 
 def _find_compiler(process: Process) -> None:
@@ -151,16 +151,27 @@ def run_job(job: Job, stop: StopRequest) -> Summary | None:
         return _run_together(job, None, None, stop)
     path = run_folder_path(job.config, job.config_path)
     with lock_run_folder(path):
-        start = choose_start(job.config, run_identity(job.config, job.sizes, job.data.info), say)
+        tested_on = identity_of_test(job.config, job.data.info)
+        if job.config.train.resume == "auto" and is_finished(job.config, path, job.identity, tested_on):
+            say(f"{path} holds this run, finished: nothing is left to do")
+            return _run_together(job, path, None, stop, is_done=True)
+        start = choose_start(job.config, job.identity, say)
         if start is not None:
             warn_of_changes(start, job.config, job.process, job.sizes, say)
-        elif job.initial_weights is not None:
-            say(job.initial_weights)
         check_run_folder(job.config, path)
+        if start is None and job.initial is not None:
+            say(job.initial.told)
         return _run_together(job, path, start, stop)
 
 
-def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: StopRequest) -> Summary | None:
+def _run_together(
+    job: Job,
+    path: Path | None,
+    found: Checkpoint | None,
+    stop: StopRequest,
+    *,
+    is_done: bool = False,
+) -> Summary | None:
     """Meet the other processes and train; if one process ends, all do.
 
     Args:
@@ -168,6 +179,7 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
         path: its folder, in rank 0.
         found: the checkpoint that it resumes from, in rank 0.
         stop: what may end it early.
+        is_done: whether rank 0 has found nothing left to do.
     """
     process = job.process
     met = None
@@ -178,7 +190,8 @@ def _run_together(job: Job, path: Path | None, found: Checkpoint | None, stop: S
             if met is not None:
                 _start_group(process, met, peers)
             start = share_start(found, job.config, process)
-            summary = None if _is_done(job, path, start) else _train(job, path, start, stop)
+            is_done = any_process([is_done], process.device)[0]
+            summary = None if is_done else _train(job, path, start, stop)
             any_process([False], process.device)  # a barrier: no process leaves while another still needs it
         except (ConfigError, DataError, RunError, SaveError):
             raise
@@ -199,7 +212,7 @@ def _terms(job: Job) -> dict[str, Any]:
     }
     return {
         **{name: value for name, value in settings.items() if name not in _OF_A_HOST},
-        **run_identity(job.config, job.sizes, job.data.info),
+        **job.identity,
         **identity_of_test(job.config, job.data.info),
         "the number of processes": job.process.world_size,
         "the device": job.process.device.type,
@@ -215,14 +228,6 @@ def _start_group(process: Process, met: Rendezvous, peers: PeerWatch) -> None:
             raise
         reason = str(error).splitlines()[0]
         raise RunError(f"the processes cannot start their group: {reason}", ExitStatus.REFUSED) from error
-
-
-def _is_done(job: Job, path: Path | None, start: Checkpoint | None) -> bool:
-    """Whether the run in this folder is finished already, which rank 0 says; collective."""
-    is_done = path is not None and start is not None and is_finished(start, job.config, job.data.info, path)
-    if is_done:
-        say(f"{path} holds this run, finished: nothing is left to do")
-    return any_process([is_done], job.process.device)[0]
 
 
 def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequest) -> Summary:
@@ -261,7 +266,7 @@ def _train(job: Job, path: Path | None, start: Checkpoint | None, stop: StopRequ
                 num_kept = start.progress.metrics_bytes
             folder = RunFolder(path, config, num_kept)
             stack.callback(folder.metrics.close)
-        return Trainer(engine, data, folder, planned, stop=stop, start=start).run()
+        return Trainer(engine, data, folder, planned, stop=stop, start=start, identity=job.identity).run()
 
 
 def _settle(job: Job) -> PlannedRun:

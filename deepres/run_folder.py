@@ -135,7 +135,11 @@ def check_run_folder(config: Config, folder: Path) -> None:
         ConfigError: the folder already holds a run, which is neither to be resumed nor overwritten, or it cannot be
             written.
     """
-    resume = config.train.resume
+    resume, initial = config.train.resume, config.train.initial_weights
+    if config.train.overwrite and initial is not None and is_inside(initial, folder):
+        raise ConfigError(
+            f"train.overwrite would remove {folder}, which holds train.initial_weights: choose another train.run_dir"
+        )
     is_resumed = resume == "auto" or (isinstance(resume, Path) and is_inside(resume, folder))
     try:
         if _holds_run(folder) and not is_resumed and not config.train.overwrite:

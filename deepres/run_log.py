@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from tqdm import tqdm
 
@@ -167,8 +167,8 @@ class RunLog:
         )
         self._record("test", step, metrics, num_images=metrics.num_images)
 
-    def end(self, step: int, summary: Summary, num_bad_images: int) -> None:
-        """Log the summary and mark the run's folder as finished."""
+    def end(self, step: int, summary: Summary, num_bad_images: int, of_run: dict[str, Any]) -> None:
+        """Log the summary and mark the run's folder as finished, by a file that also has `of_run`."""
         if self._folder is None:
             return
         self._folder.metrics.write(
@@ -187,7 +187,7 @@ class RunLog:
         if self._tensorboard is not None:
             with self._losing_tensorboard():
                 self._tensorboard.close()
-        self._folder.mark_finished(step=step, top1=summary.test.top1, top5=summary.test.top5)
+        self._folder.mark_finished(step=step, top1=summary.test.top1, top5=summary.test.top5, **of_run)
         if self._config.plots:
             try:
                 plot_curves(self._folder.path / METRICS, self._folder.path / CURVES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from deepres.checkpoints.checkpointer import Checkpointer
 from deepres.checkpoints.identity import identity_of_test
@@ -38,6 +39,7 @@ class Trainer:
         planned: the plan that the net runs by; logged at the start.
         stop: when to stop early.
         start: the checkpoint that net and engine have been restored from, if any.
+        identity: the run's `run_identity`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trainer:
         *,
         stop: StopRequest,
         start: Checkpoint | None,
+        identity: dict[str, Any],
     ) -> None:
         config = self._config = engine.config
         self._process = engine.process
@@ -60,9 +63,10 @@ class Trainer:
         self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         self._num_steps = config.train.num_steps(self._steps_per_epoch)
         self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
-        self._state = restore_training(start, self._process, identity_of_test(config, data.info))
+        self._identity, self._tested_on = identity, identity_of_test(config, data.info)
+        self._state = restore_training(start, self._process, self._tested_on)
         self._checkpointer = Checkpointer(
-            engine, data.info, planned.plan, folder, self._steps_per_epoch, start
+            engine, data.info, identity, planned.plan, folder, self._steps_per_epoch, start
         )
         self._log = RunLog(
             config.log, self._process, folder, self._num_steps, self._steps_per_epoch, self._state.step
@@ -246,4 +250,9 @@ class Trainer:
         state = self._engine.state()
         if self._folder is not None:
             self._folder.save_weights(state, weights_metadata(self._config, self._data.info, state))
-        self._log.end(self._state.step, summary, num_bad)
+        of_run = {
+            "steps_per_epoch": self._steps_per_epoch,
+            "identity": self._identity,
+            "tested_on": self._tested_on,
+        }
+        self._log.end(self._state.step, summary, num_bad, of_run)

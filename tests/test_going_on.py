@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepres.checkpoints import saving
+from deepres.checkpoints.resuming import read_checkpoint
 from deepres.commit import SaveError, commit_folder
 from deepres.data.image_files import FolderFiles
 from deepres.data.sampling import shuffled
@@ -37,7 +38,9 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew_by_resuming_it(tmp
     arguments = (*SMALL, *PLAIN, "train.max_steps=2", "train.save_every=null", f"train.run_dir={tmp_path}")
     assert main(["--config", QUICKSTART, *arguments]) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 2
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto"]) == 0
+    assert capsys.readouterr().out.endswith("finished: nothing is left to do\n")
+    assert main(["--config", QUICKSTART, *arguments, "train.resume=auto", "train.max_steps=3"]) == 2
     error = capsys.readouterr().err
     assert "holds a finished run and no checkpoint to go on from" in error
     assert "train.overwrite=true replaces it" in error
@@ -58,9 +61,7 @@ def test_the_command_of_a_finished_run_changes_nothing_and_with_more_steps_goes_
     before = files()
     capsys.readouterr()
     assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        f"{tmp_path} holds this run, finished: nothing is left to do"
-    ]
+    assert capsys.readouterr().out == f"{tmp_path} holds this run, finished: nothing is left to do\n"
     assert files() == before
     (tmp_path / "model.safetensors").unlink()
     assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
@@ -81,12 +82,52 @@ def test_two_processes_of_a_finished_run_leave_it_as_it_is(tmp_path, forked):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_is_tested_again_in_another_precision(tmp_path, capsys):
+def test_a_finished_run_is_tested_again_in_another_precision_once(tmp_path, capsys):
     arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto", "train.max_steps=2")
-    assert main(["--config", QUICKSTART, *arguments]) == 0
-    assert main(["--config", QUICKSTART, *arguments, "precision.compute=bf16"]) == 0
+    for precision, is_done in (("fp32", False), ("bf16", False), ("bf16", True), ("fp32", False)):
+        assert main(["--config", QUICKSTART, *arguments, f"precision.compute={precision}"]) == 0
+        assert ("nothing is left to do" in capsys.readouterr().out) == is_done, precision
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8").count("compute: fp32") == 1
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_is_finished_after_it(tmp_path, monkeypatch, capsys):
+    evaluate = Trainer._evaluate
+
+    def stop(trainer: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluate(trainer)
+
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto", "train.max_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", stop)
+        assert main(["--config", QUICKSTART, *arguments]) == ExitStatus.STOPPED
+    for is_done in (False, True):
+        assert main(["--config", QUICKSTART, *arguments]) == 0
+        assert ("nothing is left to do" in capsys.readouterr().out) == is_done
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "step-00000002")
+    assert checkpoint.progress.is_evaluated
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_still_finished_and_a_shorter_one_is_not(tmp_path, capsys):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto", "train.save_every=1 steps")
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    (tmp_path / "checkpoints" / "step-00000002" / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=2"]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert main(["--config", QUICKSTART, *arguments, "train.max_steps=1"]) == 0
     assert "nothing is left to do" not in capsys.readouterr().out
-    assert [row["step"] for row in metrics(tmp_path, "test")] == [2, 2]
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"steps_per_epoch": "8"}'])
+def test_a_finished_json_that_is_not_whole_does_not_make_a_run_finished(tmp_path, content, capsys):
+    arguments = (*SMALL, *PLAIN, f"train.run_dir={tmp_path}", "train.resume=auto", "train.max_steps=1")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    (tmp_path / "finished.json").write_text(content, encoding="utf-8")
+    assert main(["--config", QUICKSTART, *arguments]) == 0
+    assert "nothing is left to do" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "finished.json").read_text(encoding="utf-8"))["step"] == 1
 
 
 def test_a_run_cannot_end_before_the_checkpoint_that_it_goes_on_from_but_with_it(tmp_path, capsys):
@@ -349,7 +390,7 @@ def test_another_batch_of_batch_norm_is_told(stopped, capsys):
     _, again = stopped
     assert main(["--config", QUICKSTART, *again]) == 0
     assert "batch norm saw" not in capsys.readouterr().out
-    assert main(["--config", QUICKSTART, *again, "train.micro_batch_size=4"]) == 0
+    assert main(["--config", QUICKSTART, *again, "train.max_steps=7", "train.micro_batch_size=4"]) == 0
     told = "WARNING: batch norm saw 8 images at once in the checkpoint's run and sees 4 in this one"
     assert told in capsys.readouterr().out
 

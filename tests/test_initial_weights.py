@@ -6,7 +6,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deepres import build_resnet
-from deepres.job import prepare
+from deepres.job import _terms, prepare
 from deepres.pretrained.key_maps import SOURCES
 from deepres.pretrained.loading import _module_names
 from deepres.train import main
@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 
 def _net(*overrides):
     job = prepare(ROOT / QUICKSTART, [*SMALL, *PLAIN, *map(str, overrides)])
-    return job.net.state_dict(), job.initial_weights
+    return job.net.state_dict(), job.initial and job.initial.told
 
 
 def _differing(ours, theirs):
@@ -79,12 +79,19 @@ def test_a_run_begins_with_the_weights_of_another_library(tmp_path):
         for name in net.get_submodule(ours).state_dict()
     }
     file["head.fc.weight"] = file["head.fc.weight"][:, :, None, None]
-    path = tmp_path / "theirs.safetensors"
+    path, of_ten = tmp_path / "theirs.safetensors", tmp_path / "of_ten.safetensors"
     save_file(file, path)
+    save_file(
+        file | {f"head.fc.{name}": file[f"head.fc.{name}"][:10].clone() for name in ("weight", "bias")},
+        of_ten,
+    )
     model = ("model.depth=50", "model.dataset=imagenet", *(f"model.{k}={v}" for k, v in timm.items()))
     data = ("data.image_size=32", f"train.initial_weights={path}", "train.initial_source=timm")
     assert _differing(_net(*model, *data, "data.num_classes=1000")[0], weights) == set()
     assert _differing(_net(*model, *data)[0], weights) == HEAD
+    begun, told = _net(*model, *data, f"train.initial_weights={of_ten}")
+    assert torch.equal(begun["head.linear.bias"], weights["head.linear.bias"][:10])
+    assert "except" not in told
 
 
 @pytest.mark.multi_process
@@ -114,6 +121,73 @@ def test_resumed_it_goes_on_from_its_checkpoint(trained, tmp_path, capsys):
     assert [row["step"] for row in metrics(tmp_path / "parts", "train")] == [2, 3]
 
 
+@pytest.fixture(scope="module")
+def unusable(trained, tmp_path_factory):
+    """A folder of files with numbers that no net can compute with."""
+    folder, weights = tmp_path_factory.mktemp("unusable"), load_file(trained / "model.safetensors")
+    for name, value in (("nan", float("nan")), ("negative", -1.0)):
+        variances = weights["head.norm.running_var"].clone()
+        variances[0] = value
+        save_file(weights | {"head.norm.running_var": variances}, folder / f"{name}.safetensors")
+    save_file({k: v.int() for k, v in weights.items()}, folder / "int.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nan", "not finite"), ("negative", "negative"), ("int", "(int32)")]
+)
+def test_unusable_numbers_are_refused(unusable, name, why, tmp_path, capsys):
+    path = f"train.initial_weights={unusable}/{name}.safetensors"
+    assert main(["--config", QUICKSTART, *SMALL, *PLAIN, path, f"train.run_dir={tmp_path / 'run'}"]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_run_with_other_weights_or_none_is_another_run(trained, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    weights = load_file(trained / "model.safetensors")
+    save_file(weights | {"head.linear.bias": weights["head.linear.bias"] + 1}, other)
+    arguments = (
+        "--config",
+        QUICKSTART,
+        *SMALL,
+        *PLAIN,
+        "train.resume=auto",
+        f"train.run_dir={tmp_path / 'run'}",
+    )
+    assert main([*arguments, "train.max_steps=1", f"train.initial_weights={trained}"]) == 0
+    for changed in ([], [f"train.initial_weights={other}"]):
+        assert main([*arguments, "train.max_steps=2", *changed]) == 2
+        assert "the SHA-256 of train.initial_weights is" in capsys.readouterr().err
+    copied = tmp_path / "copy.safetensors"
+    save_file(weights, copied)
+    assert main([*arguments, "train.max_steps=2", f"train.initial_weights={copied}"]) == 0
+
+
+def test_a_run_does_not_overwrite_the_weights_that_it_would_begin_with(trained, capsys):
+    again = (f"train.run_dir={trained}", "train.overwrite=true", f"train.initial_weights={trained}")
+    before = (trained / "model.safetensors").read_bytes()
+    assert main(["--config", QUICKSTART, *SMALL, *PLAIN, *again]) == 2
+    assert "train.overwrite would remove" in capsys.readouterr().err
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_processes_may_find_the_weights_at_different_paths_but_not_different_weights(trained, tmp_path):
+    """`rendezvous` refuses processes whose terms differ."""
+    weights = load_file(trained / "model.safetensors")
+    save_file(weights, tmp_path / "copy.safetensors")
+    changed = {name: value + 1 if name.endswith("running_mean") else value for name, value in weights.items()}
+    save_file(changed, tmp_path / "changed.safetensors")
+
+    def terms(path):
+        arguments = [*SMALL, *PLAIN, f"train.initial_weights={path}"]
+        return _terms(prepare(ROOT / QUICKSTART, arguments))
+
+    ours = terms(trained)
+    assert terms(tmp_path / "copy.safetensors") == ours
+    theirs = terms(tmp_path / "changed.safetensors")
+    assert {name for name in ours if ours[name] != theirs[name]} == {"the SHA-256 of train.initial_weights"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -123,6 +197,10 @@ def test_resumed_it_goes_on_from_its_checkpoint(trained, tmp_path, capsys):
         (
             ["train.initial_weights={trained}/model.safetensors", "train.initial_source=timm"],
             "train.initial_weights: timm has weights of ImageNet nets",
+        ),
+        (
+            ["train.initial_weights={trained}/none", "train.initial_source=timm"],
+            "train.initial_weights: there is no file {trained}/none",
         ),
         (["train.initial_source=timm"], "initial_source=timm has no effect without initial_weights"),
     ],

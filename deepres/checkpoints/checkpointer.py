@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deepres.checkpoints.resuming import Checkpoint
 from deepres.checkpoints.saving import Saver, SaveSchedule
 from deepres.checkpoints.snapshot import take_snapshot
@@ -19,6 +21,7 @@ class Checkpointer:
     Args:
         engine: holds the net and its optimizer.
         info: the run's data set.
+        identity: the run's `run_identity`.
         plan: the plan that the net runs by.
         folder: the run's, in rank 0; None in the others.
         steps_per_epoch: optimizer steps.
@@ -32,6 +35,7 @@ class Checkpointer:
         self,
         engine: Engine,
         info: DataInfo,
+        identity: dict[str, Any],
         plan: Plan,
         folder: RunFolder | None,
         steps_per_epoch: int,
@@ -41,18 +45,20 @@ class Checkpointer:
         self.is_enabled = train.save_every is not None
         self._engine = engine
         self._info = info
+        self._identity = identity
         self._plan = plan
         self._folder = folder
         self._steps_per_epoch = steps_per_epoch
         self._mode = train.save_in_background
         self._saver = Saver(folder.path / CHECKPOINTS if folder else None, train.keep_checkpoints)
         self._schedule = SaveSchedule(train.save_every, steps_per_epoch)
-        self._saved_step = start.progress.step if start is not None else None
+        self._saved = None if start is None else (start.progress.step, start.progress.is_evaluated)
         self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is due after so many steps, by this process's clock."""
-        return step > 0 and step != self._saved_step and self._schedule.is_due(step)
+        is_saved = self._saved is not None and self._saved[0] == step
+        return step > 0 and not is_saved and self._schedule.is_due(step)
 
     @property
     def goes_on_meanwhile(self) -> bool:
@@ -79,7 +85,7 @@ class Checkpointer:
         Collective.
         """
         if self.is_enabled and any_process([self._is_branch], self._engine.process.device)[0]:
-            self._saved_step = None
+            self._saved = None
             self.save(state)
 
     def save(self, state: TrainingState, *, waits: bool = False) -> None:
@@ -94,13 +100,19 @@ class Checkpointer:
         """
         if not self.is_enabled:
             return
-        if state.step != self._saved_step:
+        if self._saved != (state.step, state.is_evaluated):
             metrics_bytes = self._folder.metrics.force_to_disk() if self._folder else 0
             snapshot = take_snapshot(
-                self._engine, self._info, self._plan, state, self._steps_per_epoch, metrics_bytes
+                self._engine,
+                self._info,
+                self._identity,
+                self._plan,
+                state,
+                self._steps_per_epoch,
+                metrics_bytes,
             )
             self._saver.save(snapshot)
-            self._saved_step = state.step
+            self._saved = state.step, state.is_evaluated
             self._schedule.restart()
         if waits:
             self._saver.finish(self._engine.process.device)

@@ -9,8 +9,17 @@ from deepres.config import Config
 from deepres.data import DataInfo
 
 
-def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str, Any]:
-    """What a run must have in common with the one whose checkpoint it resumes from."""
+def run_identity(
+    config: Config, sizes: BatchSizes, info: DataInfo, initial_sha256: str | None = None
+) -> dict[str, Any]:
+    """What a run must have in common with the one whose checkpoint it resumes from.
+
+    Args:
+        config: the run's.
+        sizes: its batch sizes.
+        info: its data set.
+        initial_sha256: of the weights that it begins with; None: random ones.
+    """
     return {
         **{f"model.{name}": value for name, value in config.model.resolved().items()},
         "model.num_classes": info.num_classes,
@@ -23,6 +32,7 @@ def run_identity(config: Config, sizes: BatchSizes, info: DataInfo) -> dict[str,
         # Labels are positions among the sorted folder names: renaming one class can change the labels of all.
         "the SHA-256 of the classes' names": info.classes_sha256,
         "train.seed": config.train.seed,
+        "the SHA-256 of train.initial_weights": initial_sha256,
         "the global batch size": sizes.global_size,
     }
 

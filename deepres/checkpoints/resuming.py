@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deepres.batch_sizes import BatchSizes
-from deepres.checkpoints.identity import batch_norm_size, identity_of_test
+from deepres.checkpoints.identity import batch_norm_size
 from deepres.checkpoints.saving import PREFIX, checkpoints_in
 from deepres.checkpoints.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
 from deepres.config import Config, ConfigError
-from deepres.data import DataInfo
 from deepres.distributed import Process, from_any_process
 from deepres.recompute.document import NewerDocumentError, read_document
 from deepres.run_folder import CHECKPOINTS, FINISHED, WEIGHTS
@@ -122,17 +123,25 @@ def _put_aside(damaged: Path) -> None:
         raise ConfigError(f"{damaged} is damaged and cannot be renamed: {error.strerror}") from None
 
 
-def is_finished(start: Checkpoint, config: Config, info: DataInfo, run_dir: Path) -> bool:
-    """Whether the run that resumes from here is finished already: trained, tested and written to this folder."""
-    progress = start.progress
-    return (
-        start.is_in(run_dir)
-        and all((run_dir / name).exists() for name in (FINISHED, WEIGHTS))
-        and progress.step == config.train.num_steps(progress.steps_per_epoch)
-        and progress.is_evaluated
-        and progress.test is not None
-        and progress.tested_on == identity_of_test(config, info)
-    )
+def is_finished(config: Config, run_dir: Path, identity: dict[str, Any], tested_on: dict[str, Any]) -> bool:
+    """Whether a folder holds this very run, trained to its end and tested.
+
+    Args:
+        config: the run's.
+        run_dir: the folder.
+        identity: the run's `run_identity`.
+        tested_on: its `identity_of_test`.
+    """
+    try:
+        outcome = json.loads((run_dir / FINISHED).read_text(encoding="utf-8"))
+        num_steps = config.train.num_steps(outcome["steps_per_epoch"])
+        return (
+            (outcome["step"], outcome["identity"], outcome["tested_on"]) == (num_steps, identity, tested_on)
+            and math.isfinite(outcome["top1"])
+            and (run_dir / WEIGHTS).is_file()
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # an older or edited file: the run is resumed
+        return False
 
 
 def share_start(found: Checkpoint | None, config: Config, process: Process) -> Checkpoint | None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepres.checkpoints.identity import batch_norm_size, identity_of_test, run_identity
+from deepres.checkpoints.identity import batch_norm_size, identity_of_test
 from deepres.checkpoints.training_state import TrainingState
 from deepres.config import Config
 from deepres.data import DataInfo
@@ -102,19 +102,26 @@ class Snapshot:
 
 
 def take_snapshot(
-    engine: Engine, info: DataInfo, plan: Plan, state: TrainingState, steps_per_epoch: int, metrics_bytes: int
+    engine: Engine,
+    info: DataInfo,
+    identity: dict[str, Any],
+    plan: Plan,
+    state: TrainingState,
+    steps_per_epoch: int,
+    metrics_bytes: int,
 ) -> Snapshot | None:
     """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective.
 
     Args:
         engine: holds the net and its optimizer.
         info: the run's data set.
+        identity: its `run_identity`.
         plan: the plan that the net runs by.
         state: how far the run is.
         steps_per_epoch: optimizer steps.
         metrics_bytes: the length of `metrics.jsonl`, in rank 0.
     """
-    progress = _progress(engine, info, state, steps_per_epoch, metrics_bytes)
+    progress = _progress(engine, info, identity, state, steps_per_epoch, metrics_bytes)
     is_first = engine.process.is_first
     averaged = engine.averaged_buffers()
     model: dict[str, Tensor] = {}
@@ -145,7 +152,12 @@ def take_snapshot(
 
 
 def _progress(
-    engine: Engine, info: DataInfo, state: TrainingState, steps_per_epoch: int, metrics_bytes: int
+    engine: Engine,
+    info: DataInfo,
+    identity: dict[str, Any],
+    state: TrainingState,
+    steps_per_epoch: int,
+    metrics_bytes: int,
 ) -> Progress:
     config, process, scaler, test = engine.config, engine.process, engine.loss_scaler, state.test
     return Progress(
@@ -161,7 +173,7 @@ def _progress(
         batch_norm_size=batch_norm_size(config, engine.sizes),
         loss_scaler=scaler.state_dict() if scaler is not None else None,
         num_skipped=engine.num_skipped,
-        identity=run_identity(config, engine.sizes, info),
+        identity=identity,
         tested_on=identity_of_test(config, info),
     )
 

@@ -35,7 +35,7 @@ class TrainConfig(Section):
     """Use only algorithms that give the same results in every run."""
     initial_weights: HostPath | None = None
     """Begin with these weights of the same net instead of random ones: a run's folder, a checkpoint or a file. If they
-    were trained for other classes, the classifier begins randomly all the same."""
+    are known to be for other classes, the classifier begins randomly all the same."""
     initial_source: Literal["deepres", "timm", "torch7"] = "deepres"
     """Whose names the file `initial_weights` has; see `deepres.load_pretrained` for the nets of the others."""
     output: HostPath = Path("runs")

@@ -71,7 +71,13 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     info = find_data(config.data).info
     state = restore_training(found, process, identity_of_test(config, info))
     snapshot = take_snapshot(
-        engine, info, keep_all_plan(len(net.units)), state, found.progress.steps_per_epoch, metrics_bytes=0
+        engine,
+        info,
+        found.progress.identity,
+        keep_all_plan(len(net.units)),
+        state,
+        found.progress.steps_per_epoch,
+        metrics_bytes=0,
     )
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)

@@ -20,7 +20,7 @@ from tests.engines.fp16_engine import fp16_engine
 def _saved(engine, folder):
     info = find_data(engine.config.data).info
     state = TrainingState(3, torch.zeros(4, dtype=torch.float64))
-    snapshot = take_snapshot(engine, info, keep_all_plan(3), state, steps_per_epoch=8, metrics_bytes=0)
+    snapshot = take_snapshot(engine, info, {}, keep_all_plan(3), state, steps_per_epoch=8, metrics_bytes=0)
     return read_checkpoint(commit_snapshot(snapshot, folder, keep=1))
 
 

@@ -36,7 +36,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run_dir(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
+    """A copy, as if it had been killed before it was marked as finished."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("finished.json"))
     return tmp_path / "run"
 
 
@@ -89,6 +90,7 @@ def test_the_checkpoint_of_a_step_may_be_damaged_twice(run_dir):
     for k in range(2):
         (newest(run_dir) / MODEL).write_bytes(bytes([k]))
         assert main([*RUN, f"train.run_dir={run_dir}"]) == 0
+        (run_dir / "finished.json").unlink()
         aside = run_dir / "checkpoints" / "step-00000016.damaged"
         assert (aside / MODEL).read_bytes() == bytes([k])
     assert newest(run_dir).name == "step-00000016"

@@ -59,12 +59,7 @@ def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> InitialW
         else:
             trained = _third_party(file, source, config)
     except (ConfigError, PretrainedError) as error:
-        hint = (
-            " (whose names has it? set train.initial_source)"
-            if "no weights of a deepres net" in str(error)
-            else ""
-        )
-        raise ConfigError(f"train.initial_weights: {error}{hint}") from None
+        raise ConfigError(f"train.initial_weights (initial_source={source}): {error}") from None
     weights = trained.state_dict()
     classes = file.metadata.get(CLASSES, info.classes_sha256)
     is_same = (len(weights[f"{_CLASSIFIER}.weight"]), classes) == (info.num_classes, info.classes_sha256)

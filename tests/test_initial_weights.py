@@ -192,15 +192,18 @@ def test_processes_may_find_the_weights_at_different_paths_but_not_different_wei
     ("overrides", "message"),
     [
         (["train.initial_weights={trained}", "model.depth=20"], "has weights of build_resnet(depth=11"),
-        (["train.initial_weights={trained}/none"], "train.initial_weights: there is no file {trained}/none"),
+        (
+            ["train.initial_weights={trained}/none"],
+            "train.initial_weights (initial_source=deepres): there is no file {trained}/none",
+        ),
         (["train.initial_weights={trained}/config.yaml"], "config.yaml is refused: no file of plain tensors"),
         (
             ["train.initial_weights={trained}/model.safetensors", "train.initial_source=timm"],
-            "train.initial_weights: timm has weights of ImageNet nets",
+            "train.initial_weights (initial_source=timm): timm has weights of ImageNet nets",
         ),
         (
             ["train.initial_weights={trained}/none", "train.initial_source=timm"],
-            "train.initial_weights: there is no file {trained}/none",
+            "train.initial_weights (initial_source=timm): there is no file {trained}/none",
         ),
         (["train.initial_source=timm"], "initial_source=timm has no effect without initial_weights"),
     ],

@@ -141,8 +141,10 @@ def logged_step(run_dir: Path) -> int:
 
 
 def resumed_step(run_dir: Path) -> int:
-    """What a resumed run says that it goes on from; 0 if it began anew."""
+    """What a resumed run says that it goes on from; 0 if it began anew, its last step if it had finished."""
     text = Path(f"{run_dir}.0.txt").read_text(encoding="utf-8")
+    if "nothing is left to do" in text:
+        return logged_step(run_dir)
     return int(text.split(": step ")[1].split(",")[0]) if "resumes from" in text else 0
 
 

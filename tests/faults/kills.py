@@ -47,9 +47,9 @@ def tried(base: Path, kind: str, k: int, whole: Path, seconds: float) -> dict[st
         pids = fork(run_dir, before=kill_at(k + 1))
     elif kind == "in-save":
         by_rank_0 = k % 2 == 0
-        pids = fork(
-            run_dir, world_size=2, before=kill_at(20 + 5 * k) if by_rank_0 else kill_in_snapshot(1 + k // 2)
-        )
+        # A run makes six snapshots, and some ninety changes to the disk.
+        before = kill_at(20 + 3 * k) if by_rank_0 else kill_in_snapshot(1 + k // 2 % 6)
+        pids = fork(run_dir, world_size=2, before=before)
     else:
         pids = fork(run_dir, world_size=world_size)
         time.sleep(pause)

@@ -13,9 +13,9 @@ from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.evaluating import net_with
 from deepres.models import ResNet, build_resnet
-from deepres.pretrained import PretrainedError, load_pretrained
-from deepres.pretrained.checks import check_numbers
+from deepres.pretrained.checks import PretrainedError, check_model, check_numbers
 from deepres.pretrained.key_maps import SOURCES, Source
+from deepres.pretrained.loading import set_pretrained
 from deepres.tensor_files import TensorFile
 from deepres.weights import load_weights
 
@@ -75,7 +75,8 @@ def _third_party(file: TensorFile, source: Source, config: Config) -> ResNet:
     classifier = file.tensors.get(f"{theirs}.weight")
     num_classes = _IMAGENET_CLASSES if classifier is None or classifier.dim() == 0 else len(classifier)
     net = build_resnet(**config.model.building(num_classes))
-    load_pretrained(net, file.path, source)
+    check_model(net, SOURCES[source], source)
+    set_pretrained(net, file, source)
     return net
 
 

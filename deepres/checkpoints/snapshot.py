@@ -121,46 +121,8 @@ def take_snapshot(
         steps_per_epoch: optimizer steps.
         metrics_bytes: the length of `metrics.jsonl`, in rank 0.
     """
-    progress = _progress(engine, info, identity, state, steps_per_epoch, metrics_bytes)
-    is_first = engine.process.is_first
-    averaged = engine.averaged_buffers()
-    model: dict[str, Tensor] = {}
-    momentum: dict[str, Tensor] = {}
-    for target, tensors in ((model, engine.whole_parameters()), (momentum, engine.momentum())):
-        for name, tensor in tensors:
-            if is_first:
-                target[name] = tensor
-    processes = _of_each_process(engine)
-    if not is_first:
-        return None
-    fields = {
-        **asdict(progress),
-        "epoch": progress.step // steps_per_epoch,
-        "step_in_epoch": progress.step % steps_per_epoch,
-        "versions": versions(),
-    }
-    return Snapshot(
-        progress.step,
-        {MODEL: model | averaged, PROCESSES: processes, **({MOMENTUM: momentum} if momentum else {})},
-        {
-            TRAINING: write_document(FORMAT, VERSION, fields),
-            CONFIG: json.dumps(engine.config.model_dump(mode="json")),
-            PLAN: plan.to_json(),
-        },
-        weights_metadata(engine.config, info, model),
-    )
-
-
-def _progress(
-    engine: Engine,
-    info: DataInfo,
-    identity: dict[str, Any],
-    state: TrainingState,
-    steps_per_epoch: int,
-    metrics_bytes: int,
-) -> Progress:
     config, process, scaler, test = engine.config, engine.process, engine.loss_scaler, state.test
-    return Progress(
+    progress = Progress(
         step=state.step,
         steps_per_epoch=steps_per_epoch,
         is_evaluated=state.is_evaluated,
@@ -175,6 +137,32 @@ def _progress(
         num_skipped=engine.num_skipped,
         identity=identity,
         tested_on=identity_of_test(config, info),
+    )
+    averaged = engine.averaged_buffers()
+    model: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
+    for target, tensors in ((model, engine.whole_parameters()), (momentum, engine.momentum())):
+        for name, tensor in tensors:
+            if process.is_first:
+                target[name] = tensor
+    processes = _of_each_process(engine)
+    if not process.is_first:
+        return None
+    fields = {
+        **asdict(progress),
+        "epoch": progress.step // steps_per_epoch,
+        "step_in_epoch": progress.step % steps_per_epoch,
+        "versions": versions(),
+    }
+    return Snapshot(
+        progress.step,
+        {MODEL: model | averaged, PROCESSES: processes, **({MOMENTUM: momentum} if momentum else {})},
+        {
+            TRAINING: write_document(FORMAT, VERSION, fields),
+            CONFIG: json.dumps(config.model_dump(mode="json")),
+            PLAN: plan.to_json(),
+        },
+        weights_metadata(config, info, model),
     )
 
 

@@ -34,7 +34,7 @@ from deepres.models import ResidualUnit, ResNet
 from deepres.pretrained.biases import fold_biases
 from deepres.pretrained.checks import PretrainedError, check_file, check_model, check_numbers, check_plain
 from deepres.pretrained.key_maps import SOURCES, KeyMap, Source
-from deepres.tensor_files import read_tensor_file
+from deepres.tensor_files import TensorFile, read_tensor_file
 
 
 def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
@@ -65,12 +65,17 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
     """
     if source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
-    key_map = SOURCES[source]
-    check_model(model, key_map, source)
+    check_model(model, SOURCES[source], source)
     try:
-        given = read_tensor_file(Path(path)).tensors
+        file = read_tensor_file(Path(path))
     except ValueError as error:
         raise PretrainedError(str(error)) from None
+    set_pretrained(model, file, source)
+
+
+def set_pretrained(model: ResNet, file: TensorFile, source: Source) -> None:
+    """Like `load_pretrained`, for a file that has been read already and a model that `check_model` has passed."""
+    key_map, path, given = SOURCES[source], file.path, file.tensors
     names = _module_names(model, key_map)
     needed = {
         f"{theirs}.{name}": f"{ours}.{name}"

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deepres.autocast import ComputeIn
-from deepres.checkpoints.snapshot import CLASSES, CONFIG
+from deepres.checkpoints.snapshot import CONFIG
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import find_data
 from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.tensor_files import TensorFile
-from deepres.trained_net import TrainedNetError, check_net, recorded_arguments
+from deepres.trained_net import TrainedNetError, check_net, recorded_arguments, trained_on
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 Crop = Literal["config", "224", "320", "ten"]
@@ -46,11 +46,12 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     path = config_file_of(weights)
     if path is not None:
         return load_config(path, overrides)
+    file = load_weights(weights) if weights.is_file() else None
     try:
-        arguments = recorded_arguments(load_weights(weights)) if weights.is_file() else None
+        arguments = None if file is None else recorded_arguments(file)
     except TrainedNetError as error:
         raise ConfigError(str(error)) from None
-    if arguments is None:
+    if file is None or arguments is None:
         folder = weights if weights.is_dir() else weights.parent
         raise ConfigError(
             f"the architecture of {weights} is recorded nowhere: {folder} has no {RUN_CONFIG} of a run and no "
@@ -59,6 +60,9 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
     name = "imagenet" if arguments["dataset"] == "imagenet" else "cifar10"
     of_net = [f"model.{key}={json.dumps(value)}" for key, value in arguments.items()]
     of_net += [f"data.name={name}", "train.max_steps=1", "train.global_batch_size=32"]
+    normalize = trained_on(file).normalize
+    if normalize is not None:
+        of_net.append(f"data.normalize={json.dumps(normalize)}")
     return load_config(None, [*of_net, *overrides])
 
 
@@ -102,13 +106,18 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
         device: where to compute.
 
     Raises:
-        ConfigError: there are no such weights, or the crop is for image files only, or the data has other classes than
-            the net tells apart.
+        ConfigError: there are no such weights, or the crop is for image files only, or the data has other classes or
+            another normalization than the net was trained with.
         deepres.data.DataError: the data cannot be used.
     """
     weights = load_weights(path)
-    net = net_with(weights, config)
+    net, trained = net_with(weights, config), trained_on(weights)
     asked = config.data
+    if trained.normalize not in (None, asked.normalize):
+        raise ConfigError(
+            f"{weights.path} was trained on images normalised by data.normalize={trained.normalize}, not by "
+            f"{asked.normalize}"
+        )
     if crop != "config":
         if not asked.known.is_files:
             raise ConfigError(f"crop {crop} is for image files, not for {config.data.name}: use config")
@@ -129,8 +138,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
             raise ConfigError(
                 f"{config.data.name} has {data.info.num_classes} classes, the net was built for {num_classes}"
             )
-        classes = weights.metadata.get(CLASSES, "")
-        if classes and data.info.classes_sha256 and classes != data.info.classes_sha256:
+        if trained.classes_sha256 and data.info.classes_sha256 not in ("", trained.classes_sha256):
             raise ConfigError(
                 f"the classes of {config.data.root} have other names than those that {weights.path} was trained on, "
                 "and names decide labels: test it on the same classes"

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
-from deepres.models import build_resnet
-from deepres.trained_net import net_metadata
+from deepres.tensor_files import TensorFile
+from deepres.trained_net import recorded_net
 from deepres.weights import run_folder_of
 
 ExportFormat = Literal["safetensors", "torchscript", "onnx"]
@@ -35,13 +35,13 @@ def export_path(weights: Path, kind: ExportFormat) -> Path:
 
 
 def export(
-    net: nn.Module, arguments: Mapping[str, Any], target: Path, kind: ExportFormat, image_size: int
+    net: nn.Module, metadata: Mapping[str, str], target: Path, kind: ExportFormat, image_size: int
 ) -> float:
     """Write a net to a file, and compare the file's logits with the net's on the same images.
 
     Args:
         net: in evaluation mode, on the CPU.
-        arguments: of `build_resnet`, which make the net.
+        metadata: of a `.safetensors`: the net's `net_metadata`.
         target: the file.
         kind: the format; `torchscript` and `onnx` accept any batch size.
         image_size: of the images that the net is traced and compared with.
@@ -56,7 +56,7 @@ def export(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, image_size, image_size, generator=generator)
     writers: dict[ExportFormat, Callable[[nn.Module, Path, Tensor], Callable[[Tensor], Tensor]]] = {
-        "safetensors": partial(_write_safetensors, arguments),
+        "safetensors": partial(_write_safetensors, metadata),
         "torchscript": _write_torchscript,
         "onnx": _write_onnx,
     }
@@ -81,14 +81,11 @@ def export(
 
 
 def _write_safetensors(
-    arguments: Mapping[str, Any], net: nn.Module, path: Path, _: Tensor
+    metadata: Mapping[str, str], net: nn.Module, path: Path, _: Tensor
 ) -> Callable[[Tensor], Tensor]:
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, path, net_metadata(arguments))
-    with torch.device("meta"):
-        again = build_resnet(**arguments)
-    again.to_empty(device="cpu").load_state_dict(load_file(path))
-    return again.eval()
+    save_file(tensors, path, dict(metadata))
+    return recorded_net(TensorFile(path, load_file(path), dict(metadata)))
 
 
 def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:

@@ -8,18 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepres.checkpoints.snapshot import CLASSES
 from deepres.config import Config, ConfigError
 from deepres.data import DataInfo
 from deepres.evaluating import net_with
-from deepres.models import ResNet, build_resnet
-from deepres.pretrained.checks import PretrainedError, check_model, check_numbers
-from deepres.pretrained.key_maps import SOURCES, Source
-from deepres.pretrained.loading import set_pretrained
-from deepres.tensor_files import TensorFile
+from deepres.models import ResNet
+from deepres.pretrained.checks import PretrainedError, check_numbers
+from deepres.trained_net import trained_on
 from deepres.weights import load_weights
 
-_IMAGENET_CLASSES = 1000
 _CLASSIFIER = "head.linear"
 
 
@@ -48,36 +44,29 @@ def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> InitialW
     Raises:
         ConfigError: there are no such weights, they are another net's, or their numbers are unusable (such as NaN).
     """
-    path, source = config.train.initial_weights, config.train.initial_source
+    path = config.train.initial_weights
     if path is None:
         return None
     try:
         file = load_weights(path)
-        if source == "deepres":
-            trained = net_with(file, config)
-            check_numbers(file.path, file.tensors, trained.state_dict())
-        else:
-            trained = _third_party(file, source, config)
+        weights = net_with(file, config).state_dict()
+        check_numbers(file.path, file.tensors, weights)
     except (ConfigError, PretrainedError) as error:
-        raise ConfigError(f"train.initial_weights (initial_source={source}): {error}") from None
-    weights = trained.state_dict()
-    classes = file.metadata.get(CLASSES, info.classes_sha256)
+        raise ConfigError(f"train.initial_weights: {error}") from None
+    before = trained_on(file)
+    classes = before.classes_sha256 or info.classes_sha256
     is_same = (len(weights[f"{_CLASSIFIER}.weight"]), classes) == (info.num_classes, info.classes_sha256)
     for name, tensor in net.state_dict().items():
         if is_same or not name.startswith(_CLASSIFIER):
             tensor.copy_(weights[name])
     but = "" if is_same else ", except for the classifier, which was trained for other classes"
-    return InitialWeights(_sha256(weights), f"begins with the weights of {path}{but}")
-
-
-def _third_party(file: TensorFile, source: Source, config: Config) -> ResNet:
-    theirs = next(theirs for theirs, ours in SOURCES[source].net if ours == _CLASSIFIER)
-    classifier = file.tensors.get(f"{theirs}.weight")
-    num_classes = _IMAGENET_CLASSES if classifier is None or classifier.dim() == 0 else len(classifier)
-    net = build_resnet(**config.model.building(num_classes))
-    check_model(net, SOURCES[source], source)
-    set_pretrained(net, file, source)
-    return net
+    told = f"begins with the weights of {path}{but}"
+    if before.normalize not in (None, config.data.normalize):
+        told += (
+            f"\nwarning: they were trained with data.normalize={before.normalize}, this run has "
+            f"{config.data.normalize}"
+        )
+    return InitialWeights(_sha256(weights), told)
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:

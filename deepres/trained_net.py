@@ -1,4 +1,4 @@
-"""A trained net in one file: its weights, and the arguments of `build_resnet` that make it."""
+"""A trained net in one file: its weights, the arguments of `build_resnet` that make it, and what it was trained on."""
 
 from __future__ import annotations
 
@@ -11,24 +11,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from deepres.known_sets import Normalize
 from deepres.models import ResNet, build_resnet
 from deepres.models.difference import first_difference
 from deepres.tensor_files import TensorFile, read_tensor_file
 
-_KEY = "deepres.build_resnet"
+_NET, _NORMALIZE, _CLASSES = "deepres.build_resnet", "deepres.normalize", "deepres.classes_sha256"
 
 
 class TrainedNetError(ValueError):
     """A file's net is unknown, or not the one that was expected; the message is one line."""
 
 
-def net_metadata(arguments: Mapping[str, Any]) -> dict[str, str]:
+class TrainedOn(NamedTuple):
+    """What a net was trained on, as far as its file of weights records it.
+
+    Attributes:
+        normalize: how the images were normalised (`data.normalize`).
+        classes_sha256: of the names of its classes, which image folders give; else empty.
+    """
+
+    normalize: str | None
+    classes_sha256: str
+
+
+def net_metadata(
+    arguments: Mapping[str, Any], normalize: Normalize, classes_sha256: str = ""
+) -> dict[str, str]:
     """Metadata of a file of weights, for `safetensors.torch.save_file`.
 
     Args:
         arguments: of `build_resnet`, which make the net whose weights the file holds.
+        normalize: how the images that it was trained on were normalised.
+        classes_sha256: of the names of its classes; empty if they have none.
     """
-    return {_KEY: json.dumps(dict(arguments))}
+    classes = {_CLASSES: classes_sha256} if classes_sha256 else {}
+    return {_NET: json.dumps(dict(arguments)), _NORMALIZE: normalize} | classes
+
+
+def trained_on(file: TensorFile) -> TrainedOn:
+    """What the net in a file of weights was trained on."""
+    return TrainedOn(file.metadata.get(_NORMALIZE), file.metadata.get(_CLASSES, ""))
 
 
 def load_resnet(path: str | Path) -> ResNet:
@@ -43,12 +66,16 @@ def load_resnet(path: str | Path) -> ResNet:
         OSError: it cannot be read at all, or there is none (FileNotFoundError).
         ImportError: safetensors is not installed.
     """
-    file = read_tensor_file(Path(path))
+    return recorded_net(read_tensor_file(Path(path)))
+
+
+def recorded_net(file: TensorFile) -> ResNet:
+    """Like `load_resnet`, for a file that has been read already."""
     recorded = _recorded(file)
     if recorded is None:
         raise TrainedNetError(
-            f"{path} does not record its architecture, as files of deepres do: build the net with build_resnet and "
-            "use its load_state_dict"
+            f"{file.path} does not record its architecture, as files of deepres do: build the net with build_resnet "
+            "and use its load_state_dict"
         )
     net = recorded.net.to_empty(device="cpu")
     net.load_state_dict(file.tensors)
@@ -92,7 +119,7 @@ class _Recorded(NamedTuple):
 
 def _recorded(file: TensorFile) -> _Recorded | None:
     path, tensors = file.path, file.tensors
-    text = file.metadata.get(_KEY)
+    text = file.metadata.get(_NET)
     if text is None:
         return None
     try:

@@ -40,7 +40,10 @@ def num_classes_of(weights: TensorFile) -> int:
     """
     last = weights.tensors.get("head.linear.weight")
     if last is None or last.dim() != 2:
-        raise ConfigError(f"{weights.path} holds no weights of a deepres net: head.linear.weight is missing")
+        raise ConfigError(
+            f"{weights.path} holds no weights of a deepres net: head.linear.weight is missing (those of other "
+            "libraries: tools/export.py FILE --source …)"
+        )
     return last.shape[0]
 
 

@@ -20,6 +20,7 @@ from deepres.autocast import ComputeIn
 from deepres.config import ConfigError
 from deepres.evaluating import find_config, load_net, ten_crop_logits
 from deepres.train import main
+from deepres.trained_net import net_metadata
 from tests.processes import ROOT, metrics, run
 
 SMALL = (
@@ -128,7 +129,7 @@ def test_an_export_is_compared_on_a_single_image_too(tmp_path):
     net = build_resnet(8).eval()
     net.head.append(_NoNumberAlone())
     with pytest.raises(ConfigError, match="was not written: its logits differ from the net's by nan"):
-        exporting.export(net, {"depth": 8}, target, "safetensors", image_size=8)
+        exporting.export(net, net_metadata({"depth": 8}, "mean_std"), target, "safetensors", image_size=8)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,10 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deepres import build_resnet
 from deepres.job import _terms, prepare
-from deepres.pretrained.key_maps import SOURCES
-from deepres.pretrained.loading import _module_names
 from deepres.train import main
 from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL, metrics
 
@@ -68,30 +65,9 @@ def test_image_folders_of_other_names_are_other_classes(tmp_path):
     assert _differing(_net(*again, *folder("birds", "cat", "owl"))[0], weights) == HEAD
 
 
-def test_a_run_begins_with_the_weights_of_another_library(tmp_path):
-    torch.manual_seed(5)
-    timm = {"stride_on": "3x3", "stem_activation": False}
-    net = build_resnet(50, dataset="imagenet", num_classes=1000, **timm)
-    weights = net.state_dict()
-    file = {
-        f"{theirs}.{name}": weights[f"{ours}.{name}"]
-        for theirs, ours in _module_names(net, SOURCES["timm"])
-        for name in net.get_submodule(ours).state_dict()
-    }
-    file["head.fc.weight"] = file["head.fc.weight"][:, :, None, None]
-    path, of_ten = tmp_path / "theirs.safetensors", tmp_path / "of_ten.safetensors"
-    save_file(file, path)
-    save_file(
-        file | {f"head.fc.{name}": file[f"head.fc.{name}"][:10].clone() for name in ("weight", "bias")},
-        of_ten,
-    )
-    model = ("model.depth=50", "model.dataset=imagenet", *(f"model.{k}={v}" for k, v in timm.items()))
-    data = ("data.image_size=32", f"train.initial_weights={path}", "train.initial_source=timm")
-    assert _differing(_net(*model, *data, "data.num_classes=1000")[0], weights) == set()
-    assert _differing(_net(*model, *data)[0], weights) == HEAD
-    begun, told = _net(*model, *data, f"train.initial_weights={of_ten}")
-    assert torch.equal(begun["head.linear.bias"], weights["head.linear.bias"][:10])
-    assert "except" not in told
+def test_another_normalization_than_the_weights_were_trained_with_is_told(trained):
+    _, told = _net(f"train.initial_weights={trained}", "data.normalize=half")
+    assert told.endswith("warning: they were trained with data.normalize=mean_std, this run has half")
 
 
 @pytest.mark.multi_process
@@ -194,18 +170,9 @@ def test_processes_may_find_the_weights_at_different_paths_but_not_different_wei
         (["train.initial_weights={trained}", "model.depth=20"], "has weights of build_resnet(depth=11"),
         (
             ["train.initial_weights={trained}/none"],
-            "train.initial_weights (initial_source=deepres): there is no file {trained}/none",
+            "train.initial_weights: there is no file {trained}/none",
         ),
         (["train.initial_weights={trained}/config.yaml"], "config.yaml is refused: no file of plain tensors"),
-        (
-            ["train.initial_weights={trained}/model.safetensors", "train.initial_source=timm"],
-            "train.initial_weights (initial_source=timm): timm has weights of ImageNet nets",
-        ),
-        (
-            ["train.initial_weights={trained}/none", "train.initial_source=timm"],
-            "train.initial_weights (initial_source=timm): there is no file {trained}/none",
-        ),
-        (["train.initial_source=timm"], "initial_source=timm has no effect without initial_weights"),
     ],
 )
 def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, overrides, message, tmp_path, capsys):

@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deepres
+import evaluate
+import export
+from deepres.config import load_config
+from deepres.data import find_data
+from deepres.initial_weights import set_initial_weights
 from deepres.pretrained import PretrainedError
+from deepres.run_net import net_of
 
 UNITS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
 NUM_CLASSES = 5
@@ -400,3 +407,97 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(name, content, part
         deepres.load_pretrained(net, path)
     assert str(caught.value).startswith(f"{path} {part}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", NETS)
+def test_exported_they_are_files_that_record_their_net(source, tmp_path, capsys):
+    target = tmp_path / "ours.safetensors"
+    arguments = [str(_file(tmp_path, source)), "--source", source, "--format", "safetensors"]
+    assert export.main([*arguments, "--output", str(target), "--image-size", "32"]) == 0
+    assert capsys.readouterr().out.startswith(f"{target}: ")
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(deepres.load_resnet(target)(x), _theirs(source)(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """timm's weights as a file of ours, and a folder of images of as many classes."""
+    folder = tmp_path_factory.mktemp("exported")
+    arguments = [str(_file(folder, "timm")), "--source", "timm", "--format", "safetensors"]
+    assert export.main([*arguments, "--output", str(folder / "ours.safetensors"), "--image-size", "32"]) == 0
+    for split in ("train", "val"):
+        for label in range(NUM_CLASSES):
+            (folder / "images" / split / str(label)).mkdir(parents=True)
+            colour = (50 * label, 255 - 50 * label, 128)
+            Image.new("RGB", (32, 32), colour).save(folder / "images" / split / str(label) / "0.png")
+    return folder
+
+
+def _data(folder, *others):
+    return ["data.name=image_folder", f"data.root={folder / 'images'}", "data.image_size=32", *others]
+
+
+def test_exported_they_are_tested_with_their_own_normalization(exported, capsys):
+    assert evaluate.main([str(exported / "ours.safetensors"), *_data(exported)]) == 0
+    told = capsys.readouterr().out
+    images = torch.stack(
+        [torch.tensor((50 * k, 255 - 50 * k, 128)) for k in range(NUM_CLASSES)]
+    )[:, :, None, None].expand(-1, -1, 32, 32) / 127.5 - 1  # fmt: skip
+    with torch.no_grad():
+        loss = F.cross_entropy(_theirs("timm")(images), torch.arange(NUM_CLASSES))
+    assert float(told.split("loss ")[1].split()[0]) == pytest.approx(float(loss), rel=1e-3)
+    assert (
+        evaluate.main([str(exported / "ours.safetensors"), *_data(exported, "data.normalize=mean_std")]) == 2
+    )
+    assert (
+        "was trained on images normalised by data.normalize=half, not by mean_std" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, NUM_CLASSES + 1])
+def test_exported_they_are_what_a_run_begins_with(exported, num_classes):
+    theirs = deepres.load_resnet(exported / "ours.safetensors").state_dict()
+    settings = [
+        "model.depth=50", "model.dataset=imagenet", "model.stride_on=3x3", "model.stem_activation=false",
+        "data.name=synthetic", f"data.num_classes={num_classes}", "data.normalize=half", "train.epochs=1",
+        "train.global_batch_size=2", f"train.initial_weights={exported / 'ours.safetensors'}",
+    ]  # fmt: skip
+    config = load_config(None, settings)
+    net = net_of(config)
+    initial = set_initial_weights(net, config, find_data(config.data).info)
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, theirs[name])}
+    assert changed == (set() if num_classes == NUM_CLASSES else {"head.linear.weight", "head.linear.bias"})
+    assert "warning" not in initial.told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["THEIRS", "--source", "torch7"], "is not of a net of torch7 (depth 200): by its names it has no units"),
+        (["PART", "--source", "timm"], "timm (depth 50, 101, 152): by its names it has 3-4-6-2 units"),
+        (["LESS", "--source", "timm"], "1 missing: norm.weight"),
+        (["THEIRS", "--source", "keras"], "invalid choice: 'keras'"),
+        (["THEIRS", "--source", "timm", "--config", "x"], "--config is for files of deepres"),
+        (["/nowhere", "--source", "timm"], "there is no file /nowhere"),
+        (["THEIRS"], "the architecture of "),
+        (["THEIRS", "--config", "configs/imagenet101.yaml"], "(those of other libraries: tools/export.py FILE --"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported_is_refused_in_one_line(exported, arguments, message, tmp_path, capsys):
+    weights = dict(_theirs("timm").state_dict())
+    last = {name for name in weights if name.startswith("stages.3.blocks.2.")}
+    for name, lacks in (("PART", last), ("LESS", {"norm.weight"})):
+        torch.save({key: value for key, value in weights.items() if key not in lacks}, tmp_path / name)
+    there = {"THEIRS": exported / "theirs.safetensors", "PART": tmp_path / "PART", "LESS": tmp_path / "LESS"}
+    given = [str(there.get(each, each)) for each in arguments]
+    target = tmp_path / "ours.safetensors"
+    try:
+        status = export.main([*given, "--format", "safetensors", "--output", str(target)])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not target.exists()

@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory):
 def saved(path, **arguments):
     """A file of a new net's weights, which tells of it."""
     net = build_resnet(**arguments)
-    save_file(net.state_dict(), path, net_metadata(arguments))
+    save_file(net.state_dict(), path, net_metadata(arguments, "mean_std"))
     return net
 
 
@@ -82,7 +82,7 @@ def test_every_net_is_built_again_and_can_be_trained_on(tmp_path, arguments):
 def test_weights_in_16_bits_are_those_of_a_net_in_32(tmp_path):
     path = tmp_path / "net.safetensors"
     net = build_resnet(8).half()
-    save_file(net.state_dict(), path, net_metadata({"depth": 8}))
+    save_file(net.state_dict(), path, net_metadata({"depth": 8}, "mean_std"))
     loaded = load_resnet(path)
     assert torch.equal(loaded.head.linear.weight, net.head.linear.weight.float())
     assert loaded(torch.randn(2, 3, 8, 8)).dtype == torch.float32
@@ -161,7 +161,7 @@ def test_files_that_tell_nothing_or_are_none_are_refused(tmp_path):
         with pytest.raises(TrainedNetError, match="does not record its architecture"):
             load_resnet(tmp_path / name)
     more = build_resnet(8).state_dict() | {"more": torch.zeros(1)}
-    save_file(more, tmp_path / "net.safetensors", net_metadata({"depth": 8}))
+    save_file(more, tmp_path / "net.safetensors", net_metadata({"depth": 8}, "mean_std"))
     with pytest.raises(TrainedNetError, match=r"of build_resnet\(depth=8\): unexpected tensor 'more'"):
         load_resnet(tmp_path / "net.safetensors")
     with pytest.raises(FileNotFoundError):

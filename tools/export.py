@@ -1,7 +1,9 @@
-"""Export a run's net for other programs, and check that the file computes the same.
+"""Export a trained net for other programs, and check that the file computes the same.
 
 python tools/export.py RUN --format safetensors|torchscript|onnx [--output FILE]
+python tools/export.py FILE --source timm|torch7 --format safetensors
 
+The second turns another library's weights into a file like a run's, for train.initial_weights and tools/evaluate.py.
 The ONNX format needs the extra `onnx`.
 """
 
@@ -11,28 +13,49 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple, get_args
 
 from deepres.argument_parser import Parser
 from deepres.commit import SaveError
 from deepres.config import ConfigError
-from deepres.evaluating import find_config, load_net
+from deepres.evaluating import find_config, net_with
 from deepres.exporting import SUFFIXES, export, export_path
+from deepres.known_sets import KNOWN_SETS
+from deepres.models import ResNet
 from deepres.out_of_memory import UntilOutOfMemory
+from deepres.pretrained import PretrainedError
+from deepres.pretrained.key_maps import Source
+from deepres.pretrained.loading import read_pretrained
+from deepres.trained_net import net_metadata, trained_on
+from deepres.weights import load_weights
 from interface.command_line import image_size, run_program, writable_file
+
+
+class _Trained(NamedTuple):
+    """A net in evaluation mode, what its file of weights should record, and the size of its images."""
+
+    net: ResNet
+    metadata: dict[str, str]
+    image_size: int
 
 
 def main(arguments: list[str]) -> int:
     """Run a command line; 0 if the file was written, 2 if not."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.source is not None and options.config is not None:
+        parser.error("--config is for files of deepres: those of other libraries are of known nets")
     try:
-        config = find_config(options.weights, options.config)
-        net = load_net(options.weights, config)
-        building = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
+        if options.source is None:
+            net, metadata, side = _of_a_run(options.weights, options.config)
+        else:
+            net, metadata = read_pretrained(load_weights(options.weights), options.source)
+            side = KNOWN_SETS["imagenet"].image_size
         target = options.output or export_path(options.weights, options.format)
-        side = options.image_size or config.data.chosen_image_size
+        side = options.image_size or side
         with UntilOutOfMemory() as attempt:
-            difference = export(net, building, target, options.format, side)
-    except (ConfigError, SaveError) as error:
+            difference = export(net, metadata, target, options.format, side)
+    except (ConfigError, PretrainedError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if attempt.ran_out:
@@ -45,11 +68,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _of_a_run(path: Path, config_file: Path | None) -> _Trained:
+    config = find_config(path, config_file)
+    weights = load_weights(path)
+    net = net_with(weights, config)
+    arguments = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
+    metadata = net_metadata(arguments, config.data.normalize, trained_on(weights).classes_sha256)
+    return _Trained(net, metadata, config.data.chosen_image_size)
+
+
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
     parser.add_argument("--format", choices=list(SUFFIXES), required=True)
     parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
+    parser.add_argument("--source", choices=get_args(Source), help="of weights of another library: its name")
     parser.add_argument(
         "--output",
         type=_replaceable_file,

@@ -37,8 +37,6 @@ MODEL, MOMENTUM, PROCESSES = "model.safetensors", "momentum.safetensors", "proce
 TRAINING, CONFIG, PLAN = "training.json", "config.json", "plan.json"
 FILES = frozenset({MODEL, MOMENTUM, PROCESSES, TRAINING, CONFIG, PLAN})
 FORMAT, VERSION = "deepres.checkpoint", 1
-CLASSES = "deepres.classes_sha256"
-"""Key under which a file of weights has the checksum of its net's class names."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +165,9 @@ def take_snapshot(
 
 
 def weights_metadata(config: Config, info: DataInfo, weights: dict[str, Tensor]) -> dict[str, str]:
-    """The metadata of a file of weights: their net and, for image files, its classes."""
-    classes = {CLASSES: info.classes_sha256} if info.classes_sha256 else {}
-    return net_metadata(config.model.building(num_classes=len(weights["head.linear.weight"]))) | classes
+    """The metadata of a run's file of weights."""
+    arguments = config.model.building(num_classes=len(weights["head.linear.weight"]))
+    return net_metadata(arguments, config.data.normalize, info.classes_sha256)
 
 
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:

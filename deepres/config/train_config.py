@@ -36,8 +36,6 @@ class TrainConfig(Section):
     initial_weights: HostPath | None = None
     """Begin with these weights of the same net instead of random ones: a run's folder, a checkpoint or a file. If they
     are known to be for other classes, the classifier begins randomly all the same."""
-    initial_source: Literal["deepres", "timm", "torch7"] = "deepres"
-    """Whose names the file `initial_weights` has; see `deepres.load_pretrained` for the nets of the others."""
     output: HostPath = Path("runs")
     """Runs are written to `output/<name of the config>-<date>`."""
     run_dir: HostPath | None = None
@@ -60,8 +58,6 @@ class TrainConfig(Section):
     def _check(self) -> TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("give epochs or max_steps")
-        if self.initial_source != "deepres" and self.initial_weights is None:
-            raise ValueError(f"initial_source={self.initial_source} has no effect without initial_weights")
         if self.resume == "auto" and self.run_dir is None:
             raise ValueError("resume=auto needs run_dir, the folder of the run to go on with")
         if self.overwrite and (self.run_dir is None or self.resume != "never"):

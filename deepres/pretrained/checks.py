@@ -49,6 +49,22 @@ class PretrainedError(ValueError):
         self.wrong_shape, self.unusable = tuple(wrong_shape), tuple(unusable)
 
 
+def depth_of(path: str | Path, given: Iterable[str], key_map: KeyMap, source: Source) -> int:
+    """The depth of the net with tensors of these names.
+
+    Raises:
+        PretrainedError: there is no such net.
+    """
+    units = _units_per_stage(given, key_map)
+    if units not in _DEPTHS:
+        has = f"{_dashed(units)} units" if units else "no units"
+        raise PretrainedError(
+            f"{path} is not of a net of {source} (depth {', '.join(map(str, key_map.depths))}): by its names it has "
+            f"{has}"
+        )
+    return _DEPTHS[units]
+
+
 def check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
     """Check that the model is the net that the source's weights were trained for."""
     if not isinstance(model, ResNet):
@@ -62,18 +78,11 @@ def check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
             f"{', '.join(map(str, key_map.depths))}); this model has {_dashed(model.units_per_stage)} {block} units"
         )
     with torch.device("meta"):
-        meant = build_resnet(
-            depth,
-            dataset="imagenet",
-            num_classes=linear.out_features,
-            stride_on="3x3",
-            stem_activation=key_map.stem_activation,
-            preactivation=key_map.preactivation,
-        )
+        meant = build_resnet(**key_map.arguments(depth, linear.out_features))
     difference = first_difference(model, meant)
     if difference is not None:
         raise PretrainedError(
-            f"weights of {source} fit {key_map.arguments(depth, linear.out_features)}; this model's {difference}"
+            f"weights of {source} fit {key_map.call(depth, linear.out_features)}; this model's {difference}"
         )
 
 
@@ -106,7 +115,7 @@ def check_file(
             if keys
         ]
         depth, num_classes = _DEPTHS[model.units_per_stage], model.get_parameter("head.linear.bias").numel()
-        message = f"{path} is not of {key_map.arguments(depth, num_classes)}: {'; '.join(parts)}"
+        message = f"{path} is not of {key_map.call(depth, num_classes)}: {'; '.join(parts)}"
         units = _units_per_stage(given, key_map)
         if units in _DEPTHS and units != model.units_per_stage:
             message = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from deepres.known_sets import Normalize
 from deepres.net_options import Preactivation
 
 Source = Literal["timm", "torch7"]
@@ -25,6 +27,7 @@ class KeyMap:
         depths: of the published nets.
         stem_activation, preactivation: arguments of `build_resnet` for this net, besides
             `dataset="imagenet", stride_on="3x3"`.
+        normalize: the `data.normalize` of the images that they were trained on.
     """
 
     net: Names
@@ -35,13 +38,24 @@ class KeyMap:
     depths: tuple[int, ...]
     stem_activation: bool
     preactivation: Preactivation
+    normalize: Normalize
 
-    def arguments(self, depth: int, num_classes: int) -> str:
+    def arguments(self, depth: int, num_classes: int) -> dict[str, Any]:
+        """The arguments of `build_resnet` that make the net."""
+        return {
+            "depth": depth,
+            "dataset": "imagenet",
+            "num_classes": num_classes,
+            "stride_on": "3x3",
+            "stem_activation": self.stem_activation,
+            "preactivation": self.preactivation,
+        }
+
+    def call(self, depth: int, num_classes: int) -> str:
         """The call that makes the net, for messages."""
-        return (
-            f'build_resnet({depth}, dataset="imagenet", num_classes={num_classes}, stride_on="3x3", '
-            f'stem_activation={self.stem_activation}, preactivation="{self.preactivation}")'
-        )
+        (_, _), *others = self.arguments(depth, num_classes).items()
+        named = ", ".join(f"{name}={json.dumps(v) if isinstance(v, str) else v}" for name, v in others)
+        return f"build_resnet({depth}, {named})"
 
 
 _T7 = "{stage}.{unit}.0"  # the unit's ConcatTable: .0 the residual branch, .1 the shortcut
@@ -59,6 +73,7 @@ SOURCES: dict[Source, KeyMap] = {
         depths=(50, 101, 152),
         stem_activation=False,
         preactivation="shared",
+        normalize="half",
     ),
     "torch7": KeyMap(
         net=(("0", "stem.conv"), ("1", "stem.norm"), ("9", "head.norm"), ("13.1", "head.linear")),
@@ -76,5 +91,6 @@ SOURCES: dict[Source, KeyMap] = {
         depths=(200,),
         stem_activation=True,
         preactivation="own",
+        normalize="mean_std",
     ),
 }

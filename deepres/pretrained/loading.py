@@ -25,16 +25,26 @@ NOTE [ Weights from elsewhere ]
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
-from deepres.models import ResidualUnit, ResNet
+from deepres.models import ResidualUnit, ResNet, build_resnet
 from deepres.pretrained.biases import fold_biases
-from deepres.pretrained.checks import PretrainedError, check_file, check_model, check_numbers, check_plain
+from deepres.pretrained.checks import (
+    PretrainedError,
+    check_file,
+    check_model,
+    check_numbers,
+    check_plain,
+    depth_of,
+)
 from deepres.pretrained.key_maps import SOURCES, KeyMap, Source
 from deepres.tensor_files import TensorFile, read_tensor_file
+from deepres.trained_net import net_metadata
+
+_IMAGENET_CLASSES = 1000
 
 
 def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") -> None:
@@ -70,11 +80,34 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
         file = read_tensor_file(Path(path))
     except ValueError as error:
         raise PretrainedError(str(error)) from None
-    set_pretrained(model, file, source)
+    _set(model, file, source)
 
 
-def set_pretrained(model: ResNet, file: TensorFile, source: Source) -> None:
-    """Like `load_pretrained`, for a file that has been read already and a model that `check_model` has passed."""
+class PretrainedNet(NamedTuple):
+    """A net with another library's weights, in evaluation mode, and its `net_metadata`."""
+
+    net: ResNet
+    metadata: dict[str, str]
+
+
+def read_pretrained(file: TensorFile, source: Source) -> PretrainedNet:
+    """Build the net whose weights another library's file holds.
+
+    Raises:
+        PretrainedError: it is not of a net of that source, or is damaged, as in `load_pretrained`.
+    """
+    key_map = SOURCES[source]
+    classifier = next(theirs for theirs, ours in key_map.net if ours == "head.linear")
+    bias = file.tensors.get(f"{classifier}.bias")
+    num_classes = _IMAGENET_CLASSES if bias is None or bias.dim() != 1 else len(bias)
+    arguments = key_map.arguments(depth_of(file.path, file.tensors, key_map, source), num_classes)
+    net = build_resnet(**arguments)
+    _set(net, file, source)
+    return PretrainedNet(net.eval(), net_metadata(arguments, key_map.normalize))
+
+
+def _set(model: ResNet, file: TensorFile, source: Source) -> None:
+    """Set a net's tensors from a file."""
     key_map, path, given = SOURCES[source], file.path, file.tensors
     names = _module_names(model, key_map)
     needed = {

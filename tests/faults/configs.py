@@ -24,7 +24,7 @@ from tests.faults.forks import fork_main, wait
 # What would take long, reach outside, or has its own tests.
 LEFT_ALONE = {
     "data.root", "data.download", "data.verify", "train.output", "train.run_dir", "train.resume", "train.overwrite",
-    "log.tensorboard", "train.save_in_background", "train.initial_weights", "train.initial_source",
+    "log.tensorboard", "train.save_in_background", "train.initial_weights",
     "recompute.segments", "engine.compile",
 }  # fmt: skip
 FIXED = {

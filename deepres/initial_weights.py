@@ -63,7 +63,7 @@ def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> InitialW
     told = f"begins with the weights of {path}{but}"
     if before.normalize not in (None, config.data.normalize):
         told += (
-            f"\nwarning: they were trained with data.normalize={before.normalize}, this run has "
+            f"\nWARNING: they were trained with data.normalize={before.normalize}, this run has "
             f"{config.data.normalize}"
         )
     return InitialWeights(_sha256(weights), told)

@@ -15,7 +15,7 @@ import torch
 from deepres import __version__
 from deepres.autocast import ComputeIn
 from deepres.batch_sizes import BatchSizes, batch_sizes
-from deepres.checkpoints.identity import identity_of_test, run_identity
+from deepres.checkpoints.identity import Identity, run_identity
 from deepres.checkpoints.restoring import restore_engine, restore_net
 from deepres.checkpoints.resuming import Checkpoint, choose_start, is_finished, share_start, warn_of_changes
 from deepres.commit import SaveError
@@ -76,8 +76,8 @@ class Job:
     initial: InitialWeights | None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a run must have in common with this one to resume from its checkpoints."""
+    def identity(self) -> Identity:
+        """What another run must have in common with this one."""
         initial_sha256 = None if self.initial is None else self.initial.sha256
         return run_identity(self.config, self.sizes, self.data.info, initial_sha256)
 
@@ -151,8 +151,7 @@ def run_job(job: Job, stop: StopRequest) -> Summary | None:
         return _run_together(job, None, None, stop)
     path = run_folder_path(job.config, job.config_path)
     with lock_run_folder(path):
-        tested_on = identity_of_test(job.config, job.data.info)
-        if job.config.train.resume == "auto" and is_finished(job.config, path, job.identity, tested_on):
+        if job.config.train.resume == "auto" and is_finished(job.config, path, job.identity):
             say(f"{path} holds this run, finished: nothing is left to do")
             return _run_together(job, path, None, stop, is_done=True)
         start = choose_start(job.config, job.identity, say)
@@ -212,8 +211,8 @@ def _terms(job: Job) -> dict[str, Any]:
     }
     return {
         **{name: value for name, value in settings.items() if name not in _OF_A_HOST},
-        **job.identity,
-        **identity_of_test(job.config, job.data.info),
+        **job.identity.of_run,
+        **job.identity.of_test,
         "the number of processes": job.process.world_size,
         "the device": job.process.device.type,
         "the version of deepres": __version__,

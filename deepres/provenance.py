@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return found | {"torch": str(torch.__version__)}  # which names its CUDA, too
 
 
 def origin_text(made_by: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from deepres.models import ResNet, build_resnet
 from deepres.models.difference import first_difference
 from deepres.tensor_files import TensorFile, read_tensor_file
 
-_NET, _NORMALIZE, _CLASSES = "deepres.build_resnet", "deepres.normalize", "deepres.classes_sha256"
+_KEY = "deepres.net"
+"""The only key: safetensors writes several in random order, and equal nets are to be equal files."""
 
 
 class TrainedNetError(ValueError):
@@ -45,13 +47,18 @@ def net_metadata(
         normalize: how the images that it was trained on were normalised.
         classes_sha256: of the names of its classes; empty if they have none.
     """
-    classes = {_CLASSES: classes_sha256} if classes_sha256 else {}
-    return {_NET: json.dumps(dict(arguments)), _NORMALIZE: normalize} | classes
+    told = {"build_resnet": dict(arguments), "normalize": normalize, "classes_sha256": classes_sha256}
+    return {_KEY: json.dumps(told)}
 
 
 def trained_on(file: TensorFile) -> TrainedOn:
-    """What the net in a file of weights was trained on."""
-    return TrainedOn(file.metadata.get(_NORMALIZE), file.metadata.get(_CLASSES, ""))
+    """What the net in a file of weights was trained on.
+
+    Raises:
+        TrainedNetError: what it records is damaged.
+    """
+    told = _told(file)
+    return TrainedOn(None, "") if told is None else TrainedOn(told["normalize"], told["classes_sha256"])
 
 
 def load_resnet(path: str | Path) -> ResNet:
@@ -117,17 +124,25 @@ class _Recorded(NamedTuple):
     net: ResNet
 
 
-def _recorded(file: TensorFile) -> _Recorded | None:
-    path, tensors = file.path, file.tensors
-    text = file.metadata.get(_NET)
+def _told(file: TensorFile) -> dict[str, Any] | None:
+    """What `net_metadata` has recorded."""
+    text = file.metadata.get(_KEY)
     if text is None:
         return None
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        raise TrainedNetError(f"{path} is damaged: it records {text[:80]!r} as its architecture")
+    told: dict[str, Any] | None = None
+    with suppress(ValueError, RecursionError):
+        told = json.loads(text)
+    kinds = {"build_resnet": dict, "normalize": str, "classes_sha256": str}
+    if not isinstance(told, dict) or not all(isinstance(told.get(k), kind) for k, kind in kinds.items()):
+        raise TrainedNetError(f"{file.path} is damaged: it records {text[:80]!r} as its net")
+    return told
+
+
+def _recorded(file: TensorFile) -> _Recorded | None:
+    path, tensors, told = file.path, file.tensors, _told(file)
+    if told is None:
+        return None
+    given = told["build_resnet"]
     depth = given.get("depth")
     if isinstance(depth, int) and depth > len(tensors):  # before so many units are built
         raise TrainedNetError(f"{path} is damaged: it records {depth} layers and has {len(tensors)} tensors")

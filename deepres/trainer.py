@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from deepres.checkpoints.checkpointer import Checkpointer
-from deepres.checkpoints.identity import identity_of_test
+from deepres.checkpoints.identity import Identity
 from deepres.checkpoints.restoring import restore_training
 from deepres.checkpoints.resuming import Checkpoint
+from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.snapshot import weights_metadata
 from deepres.data import Batch, DataError, DataSource, Prefetch
 from deepres.distributed import any_process, sum_over_processes
@@ -39,7 +39,7 @@ class Trainer:
         planned: the plan that the net runs by; logged at the start.
         stop: when to stop early.
         start: the checkpoint that net and engine have been restored from, if any.
-        identity: the run's `run_identity`.
+        identity: the run's.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Trainer:
         *,
         stop: StopRequest,
         start: Checkpoint | None,
-        identity: dict[str, Any],
+        identity: Identity,
     ) -> None:
         config = self._config = engine.config
         self._process = engine.process
@@ -60,16 +60,14 @@ class Trainer:
         self._folder = folder
         self._planned = planned
         self._stop = stop
-        self._steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
-        self._num_steps = config.train.num_steps(self._steps_per_epoch)
-        self._schedule = StepSchedule(config.optim, self._steps_per_epoch)
-        self._identity, self._tested_on = identity, identity_of_test(config, data.info)
-        self._state = restore_training(start, self._process, self._tested_on)
-        self._checkpointer = Checkpointer(
-            engine, data.info, identity, planned.plan, folder, self._steps_per_epoch, start
-        )
+        self._steps_per_epoch = steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
+        self._num_steps = config.train.num_steps(steps_per_epoch)
+        self._schedule = StepSchedule(config.optim, steps_per_epoch)
+        self._facts = RunFacts(identity, data.info.classes_sha256, steps_per_epoch, planned.plan)
+        self._state = restore_training(start, self._process, identity)
+        self._checkpointer = Checkpointer(engine, self._facts, folder, start)
         self._log = RunLog(
-            config.log, self._process, folder, self._num_steps, self._steps_per_epoch, self._state.step
+            config.log, self._process, folder, self._num_steps, steps_per_epoch, self._state.step
         )
         self._throughput = Throughput()
         self._batches: Prefetch | None = None
@@ -249,10 +247,10 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            self._folder.save_weights(state, weights_metadata(self._config, self._data.info, state))
+            self._folder.save_weights(state, weights_metadata(self._config, self._facts, state))
         of_run = {
             "steps_per_epoch": self._steps_per_epoch,
-            "identity": self._identity,
-            "tested_on": self._tested_on,
+            "identity": self._facts.identity.of_run,
+            "tested_on": self._facts.identity.of_test,
         }
         self._log.end(self._state.step, summary, num_bad, of_run)

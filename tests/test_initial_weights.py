@@ -67,7 +67,7 @@ def test_image_folders_of_other_names_are_other_classes(tmp_path):
 
 def test_another_normalization_than_the_weights_were_trained_with_is_told(trained):
     _, told = _net(f"train.initial_weights={trained}", "data.normalize=half")
-    assert told.endswith("warning: they were trained with data.normalize=mean_std, this run has half")
+    assert told.endswith("WARNING: they were trained with data.normalize=mean_std, this run has half")
 
 
 @pytest.mark.multi_process

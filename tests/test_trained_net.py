@@ -119,9 +119,11 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
 @pytest.mark.parametrize(
     ("told", "problem"),
     [
-        ("[1\n,\x1b[31m", r"is damaged: it records '\[1\\n,\\x1b\[31m' as its architecture"),
-        ("[1]", r"is damaged: it records '\[1\]' as its architecture"),
+        ("[1\n,\x1b[31m", r"is damaged: it records '\[1\\n,\\x1b\[31m' as its net"),
+        ("[1]", r"is damaged: it records '\[1\]' as its net"),
         ("[" * 200_000, "is damaged: it records"),
+        ("{}", "is damaged: it records '{}' as its net"),
+        ('{"build_resnet": {"depth": 8}, "normalize": 1, "classes_sha256": ""}', "is damaged: it records"),
         ({}, "records a net that cannot be built: missing a required argument: 'depth'"),
         ({"depth": 9}, "records a net that cannot be built: depth must be"),
         ({"depth": 600_002}, "is damaged: it records 600002 layers and has 44 tensors"),
@@ -145,8 +147,12 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
 )
 def test_what_tells_of_no_net_or_of_another_is_refused_in_one_line(tmp_path, capsys, told, problem):
     path = tmp_path / "net.safetensors"
-    text = told if isinstance(told, str) else json.dumps(told)
-    save_file(build_resnet(8).state_dict(), path, {"deepres.build_resnet": text})
+    text = (
+        told
+        if isinstance(told, str)
+        else json.dumps({"build_resnet": told, "normalize": "half", "classes_sha256": ""})
+    )
+    save_file(build_resnet(8).state_dict(), path, {"deepres.net": text})
     with pytest.raises(TrainedNetError, match=problem) as error:
         load_resnet(path)
     assert str(error.value).isprintable()

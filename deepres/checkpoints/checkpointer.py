@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from deepres.checkpoints.resuming import Checkpoint
+from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.saving import Saver, SaveSchedule
 from deepres.checkpoints.snapshot import take_snapshot
 from deepres.checkpoints.training_state import TrainingState
-from deepres.data import DataInfo
 from deepres.distributed import any_process
 from deepres.engines import Engine
-from deepres.recompute import Plan
 from deepres.run_folder import CHECKPOINTS, RunFolder
 
 
@@ -20,11 +17,8 @@ class Checkpointer:
 
     Args:
         engine: holds the net and its optimizer.
-        info: the run's data set.
-        identity: the run's `run_identity`.
-        plan: the plan that the net runs by.
+        facts: the run's.
         folder: the run's, in rank 0; None in the others.
-        steps_per_epoch: optimizer steps.
         start: the checkpoint that the run resumes from, if any.
 
     Attributes:
@@ -32,26 +26,16 @@ class Checkpointer:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        info: DataInfo,
-        identity: dict[str, Any],
-        plan: Plan,
-        folder: RunFolder | None,
-        steps_per_epoch: int,
-        start: Checkpoint | None,
+        self, engine: Engine, facts: RunFacts, folder: RunFolder | None, start: Checkpoint | None
     ) -> None:
         train = engine.config.train
         self.is_enabled = train.save_every is not None
         self._engine = engine
-        self._info = info
-        self._identity = identity
-        self._plan = plan
+        self._facts = facts
         self._folder = folder
-        self._steps_per_epoch = steps_per_epoch
         self._mode = train.save_in_background
         self._saver = Saver(folder.path / CHECKPOINTS if folder else None, train.keep_checkpoints)
-        self._schedule = SaveSchedule(train.save_every, steps_per_epoch)
+        self._schedule = SaveSchedule(train.save_every, facts.steps_per_epoch)
         self._saved = None if start is None else (start.progress.step, start.progress.is_evaluated)
         self._is_branch = start is not None and folder is not None and not start.is_in(folder.path)
 
@@ -102,16 +86,7 @@ class Checkpointer:
             return
         if self._saved != (state.step, state.is_evaluated):
             metrics_bytes = self._folder.metrics.force_to_disk() if self._folder else 0
-            snapshot = take_snapshot(
-                self._engine,
-                self._info,
-                self._identity,
-                self._plan,
-                state,
-                self._steps_per_epoch,
-                metrics_bytes,
-            )
-            self._saver.save(snapshot)
+            self._saver.save(take_snapshot(self._engine, self._facts, state, metrics_bytes))
             self._saved = state.step, state.is_evaluated
             self._schedule.restart()
         if waits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from deepres.batch_sizes import BatchSizes
@@ -9,10 +10,23 @@ from deepres.config import Config
 from deepres.data import DataInfo
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What another run must have in common with this one.
+
+    Attributes:
+        of_run: to resume from its checkpoints.
+        of_test: to keep its last test as well.
+    """
+
+    of_run: dict[str, Any]
+    of_test: dict[str, Any]
+
+
 def run_identity(
     config: Config, sizes: BatchSizes, info: DataInfo, initial_sha256: str | None = None
-) -> dict[str, Any]:
-    """What a run must have in common with the one whose checkpoint it resumes from.
+) -> Identity:
+    """The identity of a run.
 
     Args:
         config: the run's.
@@ -20,7 +34,7 @@ def run_identity(
         info: its data set.
         initial_sha256: of the weights that it begins with; None: random ones.
     """
-    return {
+    of_run = {
         **{f"model.{name}": value for name, value in config.model.resolved().items()},
         "model.num_classes": info.num_classes,
         "data.name": config.data.name,
@@ -35,19 +49,16 @@ def run_identity(
         "the SHA-256 of train.initial_weights": initial_sha256,
         "the global batch size": sizes.global_size,
     }
-
-
-def batch_norm_size(config: Config, sizes: BatchSizes) -> int:
-    """The number of images over which batch norm computes its statistics."""
-    return sizes.micro_size * (sizes.world_size if config.engine.sync_batch_norm else 1)
-
-
-def identity_of_test(config: Config, info: DataInfo) -> dict[str, Any]:
-    """What two tests of a net must have in common for the second to be unnecessary."""
-    return {
+    of_test = {
         "data.eval_image_size": config.data.eval_image_size,
         "data.eval_shorter_side": config.data.eval_shorter_side,
         "precision.compute": config.precision.compute,
         "the number of test images": info.num_test,
         "the SHA-256 of the images' names": info.files_sha256,
     }
+    return Identity(of_run, of_test)
+
+
+def batch_norm_size(config: Config, sizes: BatchSizes) -> int:
+    """The number of images over which batch norm computes its statistics."""
+    return sizes.micro_size * (sizes.world_size if config.engine.sync_batch_norm else 1)

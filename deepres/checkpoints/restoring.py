@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from deepres.checkpoints.identity import Identity
 from deepres.checkpoints.resuming import Checkpoint
 from deepres.checkpoints.snapshot import MODEL, MOMENTUM, PROCESSES
 from deepres.checkpoints.training_state import TrainingState
@@ -72,15 +72,13 @@ def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
     )
 
 
-def restore_training(
-    checkpoint: Checkpoint | None, process: Process, tested_on: dict[str, Any]
-) -> TrainingState:
+def restore_training(checkpoint: Checkpoint | None, process: Process, identity: Identity) -> TrainingState:
     """How far a run is that resumes from a checkpoint, or begins.
 
     Args:
         checkpoint: None: the run begins.
         process: this process; rank 0 takes the sums of all if their number has changed.
-        tested_on: the run's `identity_of_test`; a checkpoint's test of anything else is not taken over.
+        identity: the run's; a checkpoint's test of anything else is not taken over.
     """
     if checkpoint is None:
         return TrainingState(0, sums=torch.zeros(4, dtype=torch.float64, device=process.device))
@@ -91,7 +89,7 @@ def restore_training(
     else:
         own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
     state = TrainingState(progress.step, own.to(process.device))
-    if progress.tested_on == tested_on:
+    if progress.tested_on == identity.of_test:
         state.is_evaluated = progress.is_evaluated
         state.test = Metrics(*progress.test) if progress.test else Metrics.of_nothing()
     return state

@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from deepres.batch_sizes import BatchSizes
-from deepres.checkpoints.identity import batch_norm_size
+from deepres.checkpoints.identity import Identity, batch_norm_size
 from deepres.checkpoints.saving import PREFIX, checkpoints_in
 from deepres.checkpoints.snapshot import FILES, FORMAT, TRAINING, VERSION, Progress
 from deepres.commit import MANIFEST, DamagedError, NewerError, file_sha256, verify_folder
@@ -62,12 +61,12 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         raise DamagedError(f"{path / TRAINING} cannot be read: {error}") from None
 
 
-def choose_start(config: Config, identity: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+def choose_start(config: Config, identity: Identity, say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint that `train.resume` asks for, checked to be intact and of this run; None to begin at step 0.
 
     Args:
         config: the run's configuration.
-        identity: see `run_identity`.
+        identity: the run's.
         say: called with what is skipped, and what the run resumes from.
 
     Raises:
@@ -123,20 +122,20 @@ def _put_aside(damaged: Path) -> None:
         raise ConfigError(f"{damaged} is damaged and cannot be renamed: {error.strerror}") from None
 
 
-def is_finished(config: Config, run_dir: Path, identity: dict[str, Any], tested_on: dict[str, Any]) -> bool:
+def is_finished(config: Config, run_dir: Path, identity: Identity) -> bool:
     """Whether a folder holds this very run, trained to its end and tested.
 
     Args:
         config: the run's.
         run_dir: the folder.
-        identity: the run's `run_identity`.
-        tested_on: its `identity_of_test`.
+        identity: the run's.
     """
     try:
         outcome = json.loads((run_dir / FINISHED).read_text(encoding="utf-8"))
         num_steps = config.train.num_steps(outcome["steps_per_epoch"])
         return (
-            (outcome["step"], outcome["identity"], outcome["tested_on"]) == (num_steps, identity, tested_on)
+            outcome["step"] == num_steps
+            and Identity(outcome["identity"], outcome["tested_on"]) == identity
             and math.isfinite(outcome["top1"])
             and (run_dir / WEIGHTS).is_file()
         )
@@ -234,7 +233,7 @@ def newest_checkpoint(run_dir: Path, say: Callable[[str], None]) -> Checkpoint |
     return None
 
 
-def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+def check_same_run(checkpoint: Checkpoint, identity: Identity) -> None:
     """Refuse a checkpoint of another net, data set or order of samples.
 
     Raises:
@@ -242,9 +241,9 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """
     saved = checkpoint.progress.identity
     differences = [
-        f"{name} is {identity.get(name)} here, {value} in the checkpoint"
+        f"{name} is {identity.of_run.get(name)} here, {value} in the checkpoint"
         for name, value in saved.items()
-        if identity.get(name) != value
+        if identity.of_run.get(name) != value
     ]
     if differences:
         raise ConfigError(f"{checkpoint.path} is a checkpoint of another run: {'; '.join(differences)}")

@@ -22,14 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepres.checkpoints.identity import batch_norm_size, identity_of_test
+from deepres.checkpoints.identity import batch_norm_size
+from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.training_state import TrainingState
 from deepres.config import Config
-from deepres.data import DataInfo
 from deepres.distributed import to_first_process
 from deepres.engines import Engine
 from deepres.provenance import versions
-from deepres.recompute import Plan
 from deepres.recompute.document import write_document
 from deepres.trained_net import net_metadata
 
@@ -100,29 +99,20 @@ class Snapshot:
 
 
 def take_snapshot(
-    engine: Engine,
-    info: DataInfo,
-    identity: dict[str, Any],
-    plan: Plan,
-    state: TrainingState,
-    steps_per_epoch: int,
-    metrics_bytes: int,
+    engine: Engine, facts: RunFacts, state: TrainingState, metrics_bytes: int
 ) -> Snapshot | None:
     """Copy all state, one tensor at a time, to rank 0's memory; None in the others. Collective.
 
     Args:
         engine: holds the net and its optimizer.
-        info: the run's data set.
-        identity: its `run_identity`.
-        plan: the plan that the net runs by.
-        state: how far the run is.
-        steps_per_epoch: optimizer steps.
+        facts: the run's.
+        state: how far it is.
         metrics_bytes: the length of `metrics.jsonl`, in rank 0.
     """
     config, process, scaler, test = engine.config, engine.process, engine.loss_scaler, state.test
     progress = Progress(
         step=state.step,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=facts.steps_per_epoch,
         is_evaluated=state.is_evaluated,
         test=astuple(test) if test.num_images else None,
         sums=tuple(tuple(sums.tolist()) for sums in to_first_process(state.sums)),
@@ -133,8 +123,8 @@ def take_snapshot(
         batch_norm_size=batch_norm_size(config, engine.sizes),
         loss_scaler=scaler.state_dict() if scaler is not None else None,
         num_skipped=engine.num_skipped,
-        identity=identity,
-        tested_on=identity_of_test(config, info),
+        identity=facts.identity.of_run,
+        tested_on=facts.identity.of_test,
     )
     averaged = engine.averaged_buffers()
     model: dict[str, Tensor] = {}
@@ -148,8 +138,8 @@ def take_snapshot(
         return None
     fields = {
         **asdict(progress),
-        "epoch": progress.step // steps_per_epoch,
-        "step_in_epoch": progress.step % steps_per_epoch,
+        "epoch": progress.step // facts.steps_per_epoch,
+        "step_in_epoch": progress.step % facts.steps_per_epoch,
         "versions": versions(),
     }
     return Snapshot(
@@ -158,16 +148,16 @@ def take_snapshot(
         {
             TRAINING: write_document(FORMAT, VERSION, fields),
             CONFIG: json.dumps(config.model_dump(mode="json")),
-            PLAN: plan.to_json(),
+            PLAN: facts.plan.to_json(),
         },
-        weights_metadata(config, info, model),
+        weights_metadata(config, facts, model),
     )
 
 
-def weights_metadata(config: Config, info: DataInfo, weights: dict[str, Tensor]) -> dict[str, str]:
+def weights_metadata(config: Config, facts: RunFacts, weights: dict[str, Tensor]) -> dict[str, str]:
     """The metadata of a run's file of weights."""
     arguments = config.model.building(num_classes=len(weights["head.linear.weight"]))
-    return net_metadata(arguments, config.data.normalize, info.classes_sha256)
+    return net_metadata(arguments, config.data.normalize, facts.classes_sha256)
 
 
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:

@@ -6,21 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deepres.checkpoints.identity import Identity
 from deepres.checkpoints.restoring import restore_engine, restore_net
 from deepres.checkpoints.resuming import read_checkpoint
+from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.saving import commit_snapshot
 from deepres.checkpoints.snapshot import MODEL, take_snapshot
 from deepres.checkpoints.training_state import TrainingState
 from deepres.config import ConfigError
-from deepres.data import find_data
 from deepres.recompute import keep_all_plan
 from tests.engines.fp16_engine import fp16_engine
 
 
 def _saved(engine, folder):
-    info = find_data(engine.config.data).info
+    facts = RunFacts(Identity({}, {}), "", steps_per_epoch=8, plan=keep_all_plan(3))
     state = TrainingState(3, torch.zeros(4, dtype=torch.float64))
-    snapshot = take_snapshot(engine, info, {}, keep_all_plan(3), state, steps_per_epoch=8, metrics_bytes=0)
+    snapshot = take_snapshot(engine, facts, state, metrics_bytes=0)
     return read_checkpoint(commit_snapshot(snapshot, folder, keep=1))
 
 

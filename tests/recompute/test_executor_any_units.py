@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -78,6 +78,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 @given(plan=plans(7), training=st.booleans())
 @example(plan=Plan(((0, 7), (0, 5), (0, 3)), ("all",) * 7), training=True)
 def test_a_conv_stack_with_pytorch_s_norms_trains_exactly_as_without_a_plan(norm, plan, training):
+    # torch 2.9's instance norm writes its statistics in evaluation, too, and is refused there
+    assume(training or "instance" not in norm or torch.__version__ >= "2.11")
     torch.manual_seed(0)
     model = _ConvStack(NORMS[norm]).train(training)
     assert_exact(model, plan, loss=_mean_of_squares((3, 3, 4, 4)), num_steps=3)

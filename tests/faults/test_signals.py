@@ -8,7 +8,7 @@ import pytest
 
 from deepres.checkpoints.resuming import newest_checkpoint
 from deepres.checkpoints.saving import checkpoints_in
-from tests.faults.forks import fork, logged_step, same_weights, wait
+from tests.faults.forks import RUN, logged_step, same_weights
 from tests.faults.launched import (
     catches_signals,
     end_all,
@@ -56,14 +56,15 @@ def reach(moment, run_dir):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def whole_run(tmp_path_factory, forked):
     """`whole_run(num_processes)`: the folder of the run that nothing interrupts."""
     base = tmp_path_factory.mktemp("whole")
 
     def folder(num_processes):
         run_dir = base / str(num_processes)
         if not run_dir.exists():
-            assert set(wait(fork(run_dir, *LONG, "train.save_every=null", world_size=num_processes))) == {0}
+            whole = (*LONG, "train.save_every=null", f"train.run_dir={run_dir}")
+            forked.train(base, *RUN, *whole, num_processes=num_processes)
         return run_dir
 
     return folder
@@ -71,7 +72,7 @@ def whole_run(tmp_path_factory):
 
 @pytest.mark.parametrize(("launcher", "receiver", "moment", "number", "status"), CASES)
 def test_a_signal_saves_once_ends_all_and_loses_nothing(
-    tmp_path, table, whole_run, launcher, receiver, moment, number, status
+    tmp_path, table, forked, whole_run, launcher, receiver, moment, number, status
 ):
     run_dir = tmp_path / "run"
     overrides = [*LONG, "train.save_every=1 steps" if moment == "save" else "train.save_every=1000 steps"]
@@ -96,9 +97,14 @@ def test_a_signal_saves_once_ends_all_and_loses_nothing(
     found = newest_checkpoint(run_dir, print)
     stopped = found.progress.step if found else -1
     num_processes = 1 if launcher == "python" else 2
-    again = wait(fork(run_dir, *overrides, world_size=num_processes))
+    arguments = (*RUN, f"train.run_dir={run_dir}", *overrides)
+    try:
+        forked.train(tmp_path, *arguments, num_processes=num_processes)
+        is_same = same_weights(run_dir, whole_run(num_processes))
+    except AssertionError as error:
+        print(error)
+        is_same = False
     lost = logged_step(run_dir) - stopped if found is None else 0
-    is_same = set(again) == {0} and same_weights(run_dir, whole_run(num_processes))
     survived = found is not None and ended_s < 35 and is_same and "stopped by" in text
     table.add(f"{number.name} to {launcher}'s {receiver}: {moment}", survived, lost, seconds=ended_s)
     assert found is not None, text

@@ -17,6 +17,7 @@ from deepres.autocast import ComputeIn
 from deepres.checkpoints.snapshot import CONFIG
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import find_data
+from deepres.known_sets import SET_OF
 from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
@@ -57,9 +58,8 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
             f"the architecture of {weights} is recorded nowhere: {folder} has no {RUN_CONFIG} of a run and no "
             f"{CONFIG} of a checkpoint; name one with --config FILE"
         )
-    name = "imagenet" if arguments["dataset"] == "imagenet" else "cifar10"
     of_net = [f"model.{key}={json.dumps(value)}" for key, value in arguments.items()]
-    of_net += [f"data.name={name}", "train.max_steps=1", "train.global_batch_size=32"]
+    of_net += [f"data.name={SET_OF[arguments['dataset']]}", "train.max_steps=1", "train.global_batch_size=32"]
     normalize = trained_on(file).normalize
     if normalize is not None:
         of_net.append(f"data.normalize={json.dumps(normalize)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from deepres.net_options import Family
+
 SetName = Literal["cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic"]
 Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
 """Augmentation of training images, see `DataConfig`."""
@@ -48,3 +50,6 @@ KNOWN_SETS: dict[str, KnownSet] = {
     "synthetic": KnownSet(10, 32, "none", has_root=False),
 }
 """The facts about each `SetName`."""
+
+SET_OF: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
+"""The data set for which the paper has a kind of net first."""

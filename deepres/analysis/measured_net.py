@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from torch import Tensor
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import Config, ConfigError, DataConfig, load_config
 from deepres.data import DataError, find_data
-from deepres.known_sets import KNOWN_SETS, SetName
+from deepres.known_sets import KNOWN_SETS, SET_OF
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
-from deepres.trained_net import TrainedNetError, check_net, recorded_arguments
+from deepres.trained_net import TrainedNetError, check_net, recorded_arguments, trained_on
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
-_DATA_NAMES: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
 NOISE = "noise"
 
 
@@ -32,6 +31,7 @@ class MeasuredNet:
         depth, dataset, num_classes: as in `build_resnet`.
         config: of the run that the net is from, if any.
         make: makes the net from a seed.
+        normalize: how the images that it was trained on were normalised, if that is known.
     """
 
     name: str
@@ -40,6 +40,7 @@ class MeasuredNet:
     num_classes: int
     config: Config | None
     make: Callable[[int], ResNet]
+    normalize: str | None = None
 
 
 def fresh_nets(
@@ -51,7 +52,7 @@ def fresh_nets(
         VariantError: there is no such variant.
         ValueError: there is no net of that depth.
     """
-    num_classes = KNOWN_SETS[_DATA_NAMES[dataset]].num_classes
+    num_classes = KNOWN_SETS[SET_OF[dataset]].num_classes
     return tuple(
         _fresh(variant, depth, dataset, num_classes) for variant in parse_variants(variants, activation)
     )
@@ -105,8 +106,9 @@ def checkpoint_nets(
             raise ConfigError(f"the weights at {path} are of another net: {error!s:.300}") from None
         return net
 
+    normalize = trained_on(weights).normalize
     return tuple(
-        MeasuredNet(f"{fresh.name}, {when}", fresh.depth, fresh.dataset, num_classes, fresh.config, make)
+        replace(fresh, name=f"{fresh.name}, {when}", make=make, normalize=normalize)
         for when, make in (("at initialisation", fresh.make), ("trained", trained))
     )
 
@@ -136,7 +138,7 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
         ConfigError: the data has no folder, or more classes than the net.
     """
     run = net.config
-    name = _DATA_NAMES[net.dataset] if run is None else run.data.name
+    name = SET_OF[net.dataset] if run is None else run.data.name
     if where == NOISE or (where is None and run is None):
         generator = torch.Generator().manual_seed(seed)
         side = KNOWN_SETS[name].image_size if run is None else run.data.chosen_image_size
@@ -145,7 +147,14 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
     if run is None:
         name = "image_folder" if name == "imagenet" else name  # a subset of its classes will do
         assert where is not None
-        asked = DataConfig(name=name, root=Path(where))
+        normalize = {} if net.normalize is None else {"normalize": net.normalize}
+        try:
+            asked = DataConfig.model_validate({"name": name, "root": where, **normalize})
+        except ValueError:
+            raise ConfigError(
+                f"the net was trained on images normalised by {net.normalize}, which {name} cannot be: give --data "
+                f"{NOISE}"
+            ) from None
     else:
         if where is not None and not KNOWN_SETS[name].has_root:
             raise ConfigError(

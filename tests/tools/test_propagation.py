@@ -13,7 +13,9 @@ import propagation
 from deepres.analysis.measured_net import batch_of, checkpoint_nets
 from deepres.config import DataConfig
 from deepres.data import find_data
+from deepres.models import build_resnet
 from deepres.train import main as train
+from deepres.trained_net import net_metadata
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +128,22 @@ def test_a_checkpoint_and_a_file_of_weights_are_the_same_net(run_dir, capsys, tm
     assert len(tables[2]) == 4  # on noise, which is not the run's data
     assert tables[2] == tables[3]
     capsys.readouterr()
+
+
+def test_images_are_normalised_as_those_that_the_net_was_trained_on(image_folder, tmp_path, capsys):
+    arguments = {"depth": 18, "dataset": "imagenet", "num_classes": 2}
+    file, net = tmp_path / "net.safetensors", build_resnet(**arguments)
+    save_file(net.state_dict(), file, net_metadata(arguments, "half"))
+    (_, measured) = checkpoint_nets(file, None, None, None, None)
+    images, labels, _ = batch_of(measured, str(image_folder), 16, seed=0)
+    torch.testing.assert_close(images[:, 2].unique(), torch.tensor([60 / 127.5 - 1]))
+    assert set(labels.tolist()) == {0, 1}
+    save_file(net.state_dict(), file, net_metadata(arguments, "per_pixel_mean"))
+    assert run("--checkpoint", file, "--data", image_folder) == 2
+    assert capsys.readouterr().err == (
+        "error: the net was trained on images normalised by per_pixel_mean, which image_folder cannot be: give --data "
+        "noise\n"
+    )
 
 
 def test_images_from_a_folder_are_used(image_folder, capsys):

@@ -74,7 +74,7 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
         net = load_net(run_dir, find_config(run_dir))
         x = torch.randn(5, 3, 8, 8)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's own
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
             loaded = torch.jit.load(run_dir / "export.pt")
             torch.testing.assert_close(loaded(x), net(x))
 

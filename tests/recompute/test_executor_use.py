@@ -81,7 +81,7 @@ def test_an_input_changed_before_the_backward_pass_is_noticed_as_without_a_plan(
 
 def test_torchscript_is_refused():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which newer releases deprecate
+        warnings.simplefilter("ignore")  # TorchScript is deprecated in newer releases
         unit = torch.jit.script(nn.Linear(4, 4))
     with pytest.raises(
         TypeError, match=r"^unit 1 is TorchScript, which a plan cannot replay: use the module"

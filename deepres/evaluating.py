@@ -17,7 +17,7 @@ from deepres.autocast import ComputeIn
 from deepres.checkpoints.snapshot import CONFIG
 from deepres.config import Config, ConfigError, load_config
 from deepres.data import find_data
-from deepres.known_sets import SET_OF
+from deepres.known_sets import KNOWN_SETS, SET_OF
 from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
@@ -32,7 +32,8 @@ _TEN_CROP_SIDE, _TEN_CROP_SIZE = 256, 224
 def find_config(weights: Path, given: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """The configuration of the net whose weights are at a path.
 
-    A file that records its net, but belongs to no run, gets the paper's data set for such nets, unless overridden.
+    A file that records its net, but belongs to no run, gets the paper's data set for such nets and the normalization
+    that it records, unless overridden.
 
     Args:
         weights: a run's folder, a checkpoint, or a file of weights.
@@ -56,31 +57,24 @@ def find_config(weights: Path, given: Path | None = None, overrides: Iterable[st
         folder = weights if weights.is_dir() else weights.parent
         raise ConfigError(
             f"the architecture of {weights} is recorded nowhere: {folder} has no {RUN_CONFIG} of a run and no "
-            f"{CONFIG} of a checkpoint; name one with --config FILE"
+            f"{CONFIG} of a checkpoint; name one with --config FILE (weights of other libraries: tools/export.py FILE "
+            "--source …)"
         )
     of_net = [f"model.{key}={json.dumps(value)}" for key, value in arguments.items()]
-    of_net += [f"data.name={SET_OF[arguments['dataset']]}", "train.max_steps=1", "train.global_batch_size=32"]
+    name = SET_OF[arguments["dataset"]]
+    of_net += [f"data.name={name}", "train.max_steps=1", "train.global_batch_size=32"]
     normalize = trained_on(file).normalize
-    if normalize is not None:
-        of_net.append(f"data.normalize={json.dumps(normalize)}")
+    if normalize is not None and KNOWN_SETS[name].takes(normalize):
+        of_net.append(f"data.normalize={normalize}")
     return load_config(None, [*of_net, *overrides])
 
 
-def load_net(path: Path, config: Config) -> ResNet:
-    """The net of a configuration with the weights at `path`, in evaluation mode.
-
-    Args:
-        path: a run's folder, a checkpoint, a `.safetensors`, or a `.pt` of plain tensors.
-        config: the run's configuration.
+def net_with(weights: TensorFile, config: Config) -> ResNet:
+    """The net of a configuration with the weights of a file, in evaluation mode.
 
     Raises:
-        ConfigError: there are no weights, or they are another net's.
+        ConfigError: they are another net's.
     """
-    return net_with(load_weights(path), config)
-
-
-def net_with(weights: TensorFile, config: Config) -> ResNet:
-    """Like `load_net`, for weights that have been read already."""
     num_classes = num_classes_of(weights)
     try:
         net = build_resnet(**config.model.building(num_classes))
@@ -98,7 +92,7 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
     """Test the net whose weights are at `path` on the test images of its configuration's data set.
 
     Args:
-        path: as for `load_net`.
+        path: a run's folder, a checkpoint, or a file of weights.
         config: names the net, the data and the precision.
         crop: `config`: as in the run's own evaluation. Of image files also `224` (of 256), `320` (of 320) and `ten`:
             the centre, the corners, and the mirror images of all five, of 224² in the central 256² (Krizhevsky et

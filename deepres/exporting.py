@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepres.commit import replace_file
 from deepres.config import ConfigError
-from deepres.tensor_files import TensorFile
+from deepres.tensor_files import read_safetensors
 from deepres.trained_net import recorded_net
 from deepres.weights import run_folder_of
 
@@ -85,7 +85,7 @@ def _write_safetensors(
 ) -> Callable[[Tensor], Tensor]:
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     save_file(tensors, path, dict(metadata))
-    return recorded_net(TensorFile(path, load_file(path), dict(metadata)))
+    return recorded_net(read_safetensors(path))
 
 
 def _write_torchscript(net: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:

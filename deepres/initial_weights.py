@@ -20,7 +20,7 @@ _CLASSIFIER = "head.linear"
 
 
 class InitialWeights(NamedTuple):
-    """What a run begins with: the SHA-256 of the trained net's tensors, and a line for the user."""
+    """What a run begins with: the SHA-256 of the trained net's tensors, and lines for the user."""
 
     sha256: str
     told: str

@@ -40,6 +40,10 @@ class KnownSet:
         """Whether all images have `image_size` and are never resized (CIFAR)."""
         return self.has_root and not self.is_files
 
+    def takes(self, normalize: Normalize) -> bool:
+        """Whether its images can be normalised so: files are too many to take a mean of each pixel."""
+        return not (self.is_files and normalize == "per_pixel_mean")
+
 
 KNOWN_SETS: dict[str, KnownSet] = {
     "cifar10": KnownSet(10, 32, "crop_flip", 50_000, 10_000),
@@ -52,4 +56,4 @@ KNOWN_SETS: dict[str, KnownSet] = {
 """The facts about each `SetName`."""
 
 SET_OF: dict[Family, SetName] = {"cifar": "cifar10", "imagenet": "imagenet"}
-"""The data set for which the paper has a kind of net first."""
+"""The data set of the paper's nets of each kind."""

@@ -46,7 +46,7 @@ def read_tensor_file(path: Path) -> TensorFile:
     is_safetensors = path.suffix == ".safetensors"
     try:
         if is_safetensors:
-            return _safetensors(path)
+            return read_safetensors(path)
         content = _unwrapped(torch.load(path, "cpu", weights_only=True))
     except (OSError, ImportError):
         raise
@@ -71,7 +71,8 @@ def _unwrapped(content: Any) -> Any:
     return content
 
 
-def _safetensors(path: Path) -> TensorFile:
+def read_safetensors(path: Path) -> TensorFile:
+    """Like `read_tensor_file`, for a `.safetensors` of any name; raises what safetensors does."""
     from safetensors import safe_open  # not needed by `import deepres`
 
     with safe_open(path, "pt") as file:

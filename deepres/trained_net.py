@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class TrainedOn(NamedTuple):
         classes_sha256: of the names of its classes, which image folders give; else empty.
     """
 
-    normalize: str | None
+    normalize: Normalize | None
     classes_sha256: str
 
 
@@ -132,8 +132,12 @@ def _told(file: TensorFile) -> dict[str, Any] | None:
     told: dict[str, Any] | None = None
     with suppress(ValueError, RecursionError):
         told = json.loads(text)
-    kinds = {"build_resnet": dict, "normalize": str, "classes_sha256": str}
-    if not isinstance(told, dict) or not all(isinstance(told.get(k), kind) for k, kind in kinds.items()):
+    if (
+        not isinstance(told, dict)
+        or not isinstance(told.get("build_resnet"), dict)
+        or told.get("normalize") not in get_args(Normalize)
+        or not isinstance(told.get("classes_sha256"), str)
+    ):
         raise TrainedNetError(f"{file.path} is damaged: it records {text[:80]!r} as its net")
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 
 from deepres.checkpoints.checkpointer import Checkpointer
@@ -250,7 +251,6 @@ class Trainer:
             self._folder.save_weights(state, weights_metadata(self._config, self._facts, state))
         of_run = {
             "steps_per_epoch": self._steps_per_epoch,
-            "identity": self._facts.identity.of_run,
-            "tested_on": self._facts.identity.of_test,
+            "identity": asdict(self._facts.identity),
         }
         self._log.end(self._state.step, summary, num_bad, of_run)

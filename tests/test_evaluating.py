@@ -18,9 +18,11 @@ import export
 from deepres import build_resnet, evaluating, exporting
 from deepres.autocast import ComputeIn
 from deepres.config import ConfigError
-from deepres.evaluating import find_config, load_net, ten_crop_logits
+from deepres.evaluating import find_config, net_with, ten_crop_logits
+from deepres.tensor_files import read_tensor_file
 from deepres.train import main
-from deepres.trained_net import net_metadata
+from deepres.trained_net import net_metadata, trained_on
+from deepres.weights import load_weights
 from tests.processes import ROOT, metrics, run
 
 SMALL = (
@@ -71,7 +73,7 @@ def test_an_exported_net_gives_the_nets_logits_on_any_number_of_images(run_dir, 
     suffix = {"safetensors": "safetensors", "torchscript": "pt", "onnx": "onnx"}[kind]
     assert (run_dir / f"export.{suffix}").stat().st_size > 100_000
     if kind == "torchscript":
-        net = load_net(run_dir, find_config(run_dir))
+        net = net_with(load_weights(run_dir), find_config(run_dir))
         x = torch.randn(5, 3, 8, 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -115,6 +117,27 @@ def test_a_file_that_records_its_net_needs_no_configuration(run_dir, tmp_path, c
     assert capsys.readouterr().out.splitlines()[-1].startswith(last_test(run_dir))
     assert status(evaluate, net) == 2
     assert "set data.root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("normalize", "dataset"), [("per_pixel_mean", "cifar"), ("per_pixel_mean", "imagenet"), ("half", "cifar")]
+)
+def test_a_file_that_records_its_net_has_its_normalization_and_may_lie_beside_any_configuration(
+    tmp_path, normalize, dataset, capsys
+):
+    arguments, file = (
+        {"depth": 18 if dataset == "imagenet" else 8, "dataset": dataset},
+        tmp_path / "x.safetensors",
+    )
+    save_file(build_resnet(**arguments).state_dict(), file, net_metadata(arguments, normalize))
+    (tmp_path / "config.json").write_text('{"architecture": "resnet"}', encoding="utf-8")
+    assert status(export, file, "--format", "safetensors", "--image-size", "32") == 0
+    assert trained_on(read_tensor_file(tmp_path / "export.safetensors")).normalize == normalize
+    data = ("data.name=synthetic", "data.num_images=16", "data.image_size=32")
+    own = (f"data.normalize={normalize}",)
+    assert status(evaluate, file, *data, *own) == 0
+    assert status(evaluate, file, *data, "data.normalize=mean_std") == 2
+    assert f"was trained on images normalised by data.normalize={normalize}" in capsys.readouterr().err
 
 
 class _NoNumberAlone(torch.nn.Module):
@@ -183,9 +206,10 @@ def test_a_checkpoint_is_evaluated_and_exported_by_itself(run_dir, capsys):
     assert status(export, first, "--format", "safetensors") == 0
     exported = run_dir / "export-step-00000004.safetensors"
     assert capsys.readouterr().out.startswith(f"{exported}: ")
-    ours, theirs = load_file(exported), load_file(first / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (read_tensor_file(path) for path in (exported, first / "model.safetensors"))
+    assert ours.metadata == theirs.metadata
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
 
 
 def test_a_checkpoint_that_has_changed_since_it_was_saved_is_told(run_dir, tmp_path, capsys):
@@ -304,8 +328,8 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
         (evaluate, ["x" * 300, "--config", "RUN_CONFIG"], "x cannot be read: [Errno 36] File name too long"),
         (
             export,
-            ["RUN", "--format", "torchscript", "--output", "/proc/x"],
-            "/proc/x cannot be written: No such file",
+            ["RUN", "--format", "torchscript", "--output", "/proc/x.pt"],
+            "/proc/x.pt cannot be written: No such file",
         ),
         (
             evaluate,
@@ -322,12 +346,18 @@ def test_ten_views_of_which_a_net_is_certain_have_a_finite_loss():
         ),
         (export, ["RUN", "--format", "gguf"], "argument --format: invalid choice: 'gguf'"),
         (export, ["RUN", "--format", "onnx", "--output", "/nowhere/x"], "/nowhere/x cannot be written"),
+        (
+            export,
+            ["RUN", "--format", "onnx", "--output", "/tmp/x.pt"],
+            "onnx must end with .onnx, got /tmp/x.pt",
+        ),
+        (export, ["RUN", "--format", "safetensors", "--output", "RUN_FILE"], "is the file to export"),
         (export, ["/nowhere", "--format", "onnx"], "there is no /nowhere"),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else getattr(value, "__name__", ""),
 )
 def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments, message, capsys):
-    there = {"RUN": run_dir, "RUN_CONFIG": run_dir / "config.yaml"}
+    there = {"RUN": run_dir, "RUN_CONFIG": run_dir / "config.yaml", "RUN_FILE": run_dir / "model.safetensors"}
     assert status(tool, *[there.get(argument, argument) for argument in arguments]) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -337,7 +367,9 @@ def test_a_mistake_is_told_in_one_line_and_ends_with_2(run_dir, tool, arguments,
 
 
 def test_what_is_exported_replaces_no_pipe_and_is_written_where_a_link_leads(run_dir, tmp_path, capsys):
-    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    pipe, link, file = (
+        tmp_path / name for name in (f"{each}.safetensors" for each in ("pipe", "link", "file"))
+    )
     os.mkfifo(pipe)
     link.symlink_to(file)
     arguments = (run_dir, "--format", "safetensors", "--output")
@@ -351,15 +383,15 @@ def test_what_is_exported_replaces_no_pipe_and_is_written_where_a_link_leads(run
         assert load_file(file).keys() == load_file(run_dir / "model.safetensors").keys()
         file.write_text("something older", encoding="utf-8")
     link.unlink()
-    link.symlink_to(tmp_path / "nowhere" / "file")
+    link.symlink_to(tmp_path / "nowhere" / file.name)
     assert status(export, *arguments, link) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in (file, link, pipe)]
 
 
 def test_weights_of_no_net_are_refused(run_dir, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"head\.linear\.weight is missing"):
-        load_net(tmp_path / "other.safetensors", find_config(run_dir))
+        net_with(load_weights(tmp_path / "other.safetensors"), find_config(run_dir))
 
 
 def test_a_net_is_not_tested_on_classes_of_other_names(tmp_path, capsys):

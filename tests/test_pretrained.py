@@ -20,6 +20,8 @@ from deepres.data import find_data
 from deepres.initial_weights import set_initial_weights
 from deepres.pretrained import PretrainedError
 from deepres.run_net import net_of
+from deepres.tensor_files import read_tensor_file
+from deepres.trained_net import trained_on
 
 UNITS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
 NUM_CLASSES = 5
@@ -419,6 +421,11 @@ def test_exported_they_are_files_that_record_their_net(source, tmp_path, capsys)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(deepres.load_resnet(target)(x), _theirs(source)(x), rtol=1e-4, atol=1e-3)
+    normalize = {"timm": "half", "torch7": "mean_std"}[source]
+    assert trained_on(read_tensor_file(target)) == (normalize, "")
+    again = tmp_path / "again.safetensors"
+    assert export.main([str(target), "--format", "safetensors", "--output", str(again)]) == 0
+    assert trained_on(read_tensor_file(again)) == (normalize, "")
 
 
 @pytest.fixture(scope="module")
@@ -475,13 +482,15 @@ def test_exported_they_are_what_a_run_begins_with(exported, num_classes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["THEIRS", "--source", "torch7"], "is not of a net of torch7 (depth 200): by its names it has no units"),
-        (["PART", "--source", "timm"], "timm (depth 50, 101, 152): by its names it has 3-4-6-2 units"),
+        (["THEIRS", "--source", "torch7"], "net of torch7 (published: depth 200): by its names it has no units"),
+        (["PART", "--source", "timm"], "timm (published: depth 50, 101, 152): by its names it has 3-4-6-2 units"),
         (["LESS", "--source", "timm"], "1 missing: norm.weight"),
         (["THEIRS", "--source", "keras"], "invalid choice: 'keras'"),
         (["THEIRS", "--source", "timm", "--config", "x"], "--config is for files of deepres"),
         (["/nowhere", "--source", "timm"], "there is no file /nowhere"),
-        (["THEIRS"], "the architecture of "),
+        (["MANY", "--source", "timm"], "of another shape: head.fc.weight [30000000, 1]"),
+        (["NONE", "--source", "timm"], "2 of another shape: head.fc.weight [0, 2048], head.fc.bias [0]"),
+        (["THEIRS"], "(weights of other libraries: tools/export.py FILE --source …)"),
         (["THEIRS", "--config", "configs/imagenet101.yaml"], "(those of other libraries: tools/export.py FILE --"),
     ],
 )  # fmt: skip
@@ -490,7 +499,12 @@ def test_what_cannot_be_exported_is_refused_in_one_line(exported, arguments, mes
     last = {name for name in weights if name.startswith("stages.3.blocks.2.")}
     for name, lacks in (("PART", last), ("LESS", {"norm.weight"})):
         torch.save({key: value for key, value in weights.items() if key not in lacks}, tmp_path / name)
-    there = {"THEIRS": exported / "theirs.safetensors", "PART": tmp_path / "PART", "LESS": tmp_path / "LESS"}
+    torch.save(weights | {"head.fc.weight": torch.zeros(30_000_000, 1)}, tmp_path / "MANY")
+    torch.save(
+        weights | {"head.fc.weight": torch.zeros(0, 2048), "head.fc.bias": torch.zeros(0)}, tmp_path / "NONE"
+    )
+    there = {name: tmp_path / name for name in ("PART", "LESS", "MANY", "NONE")}
+    there["THEIRS"] = exported / "theirs.safetensors"
     given = [str(there.get(each, each)) for each in arguments]
     target = tmp_path / "ours.safetensors"
     try:

@@ -13,11 +13,12 @@ from deepres import TrainedNetError, build_resnet, load_resnet
 from deepres.checkpoints.saving import checkpoints_in
 from deepres.checkpoints.snapshot import MOMENTUM, PROCESSES
 from deepres.config import ConfigError
-from deepres.evaluating import find_config, load_net
+from deepres.evaluating import find_config, net_with
 from deepres.models.difference import first_difference
 from deepres.net_options import ACTIVATIONS, SHORTCUTS
 from deepres.train import main
 from deepres.trained_net import net_metadata
+from deepres.weights import load_weights
 from tests.processes import PLAIN, QUICKSTART, ROOT, SMALL
 
 ARGUMENTS = ("model.shortcut=constant_scaling", "model.shortcut_scale=0.25", "data.num_classes=7")
@@ -41,7 +42,7 @@ def saved(path, **arguments):
 def test_a_run_its_checkpoints_and_exports_tell_their_net(run_dir):
     assert export.main([str(run_dir), "--format", "safetensors"]) == 0
     images = torch.randn(2, 3, 8, 8)
-    expected = load_net(run_dir, find_config(run_dir))(images)
+    expected = net_with(load_weights(run_dir), find_config(run_dir))(images)
     state = torch.get_rng_state()
     for folder in (run_dir, *checkpoints_in(run_dir / "checkpoints")[:1]):
         net = load_resnet(folder / "model.safetensors")
@@ -96,7 +97,7 @@ def test_the_weights_of_another_net_are_told_from_those_of_the_configuration(run
         "has weights of build_resnet(depth=11, num_classes=7, block='bottleneck'): here units.0.shortcut is "
     )
     with pytest.raises(ConfigError, match=re.escape(told)):
-        load_net(path, find_config(run_dir))
+        net_with(load_weights(path), find_config(run_dir))
 
 
 def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path):
@@ -123,7 +124,7 @@ def test_torch_hub_gives_the_paper_s_net_with_its_weights_and_no_other(tmp_path)
         ("[1]", r"is damaged: it records '\[1\]' as its net"),
         ("[" * 200_000, "is damaged: it records"),
         ("{}", "is damaged: it records '{}' as its net"),
-        ('{"build_resnet": {"depth": 8}, "normalize": 1, "classes_sha256": ""}', "is damaged: it records"),
+        ('{"build_resnet": {"depth": 8}, "normalize": "no", "classes_sha256": ""}', "is damaged: it records"),
         ({}, "records a net that cannot be built: missing a required argument: 'depth'"),
         ({"depth": 9}, "records a net that cannot be built: depth must be"),
         ({"depth": 600_002}, "is damaged: it records 600002 layers and has 44 tensors"),

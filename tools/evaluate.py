@@ -2,6 +2,7 @@
 
 python tools/evaluate.py RUN [--crop config|224|320|ten] [section.key=value ...]
 python tools/evaluate.py RUN/checkpoints/step-00064000
+python tools/evaluate.py FILE data.root=DIR
 python tools/evaluate.py FILE --config configs/imagenet200.yaml data.root=DIR
 """
 
@@ -39,7 +40,9 @@ def main(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
-    parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
+    parser.add_argument(
+        "--config", type=Path, help="by default the run's or checkpoint's, or what the file records"
+    )
     parser.add_argument(
         "--crop", choices=get_args(Crop), default="config", help="of image files (as configured)"
     )

@@ -1,7 +1,7 @@
 """Export a trained net for other programs, and check that the file computes the same.
 
 python tools/export.py RUN --format safetensors|torchscript|onnx [--output FILE]
-python tools/export.py FILE --source timm|torch7 --format safetensors
+python tools/export.py FILE --source timm|torch7 --format safetensors --output FILE
 
 The second turns another library's weights into a file like a run's, for train.initial_weights and tools/evaluate.py.
 The ONNX format needs the extra `onnx`.
@@ -17,7 +17,7 @@ from typing import NamedTuple, get_args
 
 from deepres.argument_parser import Parser
 from deepres.commit import SaveError
-from deepres.config import ConfigError
+from deepres.config import Config, ConfigError
 from deepres.evaluating import find_config, net_with
 from deepres.exporting import SUFFIXES, export, export_path
 from deepres.known_sets import KNOWN_SETS
@@ -26,6 +26,7 @@ from deepres.out_of_memory import UntilOutOfMemory
 from deepres.pretrained import PretrainedError
 from deepres.pretrained.key_maps import Source
 from deepres.pretrained.loading import read_pretrained
+from deepres.tensor_files import TensorFile
 from deepres.trained_net import net_metadata, trained_on
 from deepres.weights import load_weights
 from interface.command_line import image_size, run_program, writable_file
@@ -45,13 +46,22 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.source is not None and options.config is not None:
         parser.error("--config is for files of deepres: those of other libraries are of known nets")
+    if options.source is not None and options.output is None:
+        parser.error("--source needs --output, the file to write")
+    suffix = SUFFIXES[options.format]
+    if options.output is not None and options.output.suffix != suffix:
+        parser.error(f"--output of the format {options.format} must end with {suffix}, got {options.output}")
     try:
-        if options.source is None:
-            net, metadata, side = _of_a_run(options.weights, options.config)
-        else:
-            net, metadata = read_pretrained(load_weights(options.weights), options.source)
-            side = KNOWN_SETS["imagenet"].image_size
         target = options.output or export_path(options.weights, options.format)
+        config = find_config(options.weights, options.config) if options.source is None else None
+        file = load_weights(options.weights)
+        if target.resolve() == file.path.resolve():
+            parser.error(f"--output {target} is the file to export")
+        if config is not None:
+            net, metadata, side = _of_a_run(file, config)
+        else:
+            net, metadata = read_pretrained(file, options.source)
+            side = KNOWN_SETS["imagenet"].image_size
         side = options.image_size or side
         with UntilOutOfMemory() as attempt:
             difference = export(net, metadata, target, options.format, side)
@@ -68,12 +78,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _of_a_run(path: Path, config_file: Path | None) -> _Trained:
-    config = find_config(path, config_file)
-    weights = load_weights(path)
-    net = net_with(weights, config)
+def _of_a_run(file: TensorFile, config: Config) -> _Trained:
+    net, trained = net_with(file, config), trained_on(file)
     arguments = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
-    metadata = net_metadata(arguments, config.data.normalize, trained_on(weights).classes_sha256)
+    metadata = net_metadata(arguments, trained.normalize or config.data.normalize, trained.classes_sha256)
     return _Trained(net, metadata, config.data.chosen_image_size)
 
 
@@ -81,7 +89,9 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("weights", type=Path, help="a run's folder, a checkpoint, or a file of weights")
     parser.add_argument("--format", choices=list(SUFFIXES), required=True)
-    parser.add_argument("--config", type=Path, help="by default that of the run or checkpoint")
+    parser.add_argument(
+        "--config", type=Path, help="by default the run's or checkpoint's, or what the file records"
+    )
     parser.add_argument("--source", choices=get_args(Source), help="of weights of another library: its name")
     parser.add_argument(
         "--output",

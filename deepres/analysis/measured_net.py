@@ -13,7 +13,7 @@ from torch import Tensor
 from deepres.analysis.variants import Variant, VariantError, parse_variants
 from deepres.config import Config, ConfigError, DataConfig, load_config
 from deepres.data import DataError, find_data
-from deepres.known_sets import KNOWN_SETS, SET_OF
+from deepres.known_sets import KNOWN_SETS, SET_OF, Normalize
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
 from deepres.trained_net import TrainedNetError, check_net, recorded_arguments, trained_on
@@ -40,7 +40,7 @@ class MeasuredNet:
     num_classes: int
     config: Config | None
     make: Callable[[int], ResNet]
-    normalize: str | None = None
+    normalize: Normalize | None = None
 
 
 def fresh_nets(
@@ -147,14 +147,12 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
     if run is None:
         name = "image_folder" if name == "imagenet" else name  # a subset of its classes will do
         assert where is not None
-        normalize = {} if net.normalize is None else {"normalize": net.normalize}
-        try:
-            asked = DataConfig.model_validate({"name": name, "root": where, **normalize})
-        except ValueError:
+        normalize = net.normalize or "mean_std"
+        if not KNOWN_SETS[name].takes(normalize):
             raise ConfigError(
-                f"the net was trained on images normalised by {net.normalize}, which {name} cannot be: give --data "
-                f"{NOISE}"
-            ) from None
+                f"the net was trained on images normalised by {normalize}, which {name} cannot be: give --data {NOISE}"
+            )
+        asked = DataConfig(name=name, root=Path(where), normalize=normalize)
     else:
         if where is not None and not KNOWN_SETS[name].has_root:
             raise ConfigError(

@@ -89,7 +89,7 @@ def restore_training(checkpoint: Checkpoint | None, process: Process, identity: 
     else:
         own = sums.sum(0) if process.is_first else torch.zeros(4, dtype=torch.float64)
     state = TrainingState(progress.step, own.to(process.device))
-    if progress.tested_on == identity.of_test:
+    if progress.identity.of_test == identity.of_test:
         state.is_evaluated = progress.is_evaluated
         state.test = Metrics(*progress.test) if progress.test else Metrics.of_nothing()
     return state

@@ -53,6 +53,7 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         content = read_document(text.decode(), FORMAT, VERSION)
         known = {field.name: content[field.name] for field in fields(Progress)}
         known["sums"] = tuple(tuple(row) for row in known["sums"])
+        known["identity"] = Identity(**known["identity"])
         known["test"] = tuple(known["test"]) if known["test"] is not None else None
         return Checkpoint(path, Progress(**known), file_sha256(path / MANIFEST))
     except NewerDocumentError as error:
@@ -135,7 +136,7 @@ def is_finished(config: Config, run_dir: Path, identity: Identity) -> bool:
         num_steps = config.train.num_steps(outcome["steps_per_epoch"])
         return (
             outcome["step"] == num_steps
-            and Identity(outcome["identity"], outcome["tested_on"]) == identity
+            and Identity(**outcome["identity"]) == identity
             and math.isfinite(outcome["top1"])
             and (run_dir / WEIGHTS).is_file()
         )
@@ -239,7 +240,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity) -> None:
     Raises:
         ConfigError: the message lists every difference.
     """
-    saved = checkpoint.progress.identity
+    saved = checkpoint.progress.identity.of_run
     differences = [
         f"{name} is {identity.of_run.get(name)} here, {value} in the checkpoint"
         for name, value in saved.items()

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepres.checkpoints.identity import batch_norm_size
+from deepres.checkpoints.identity import Identity, batch_norm_size
 from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.training_state import TrainingState
 from deepres.config import Config
@@ -55,8 +54,7 @@ class Progress:
         batch_norm_size: images over which batch norm computed its statistics.
         loss_scaler: state of fp16's loss scaler.
         num_skipped: consecutive steps that it has skipped.
-        identity: what a run that resumes from here must have in common with this one.
-        tested_on: what such a run must have in common with this one to keep `test`.
+        identity: the run's.
     """
 
     step: int
@@ -71,8 +69,7 @@ class Progress:
     batch_norm_size: int
     loss_scaler: dict[str, float] | None
     num_skipped: int
-    identity: dict[str, Any]
-    tested_on: dict[str, Any]
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,7 @@ def take_snapshot(
         batch_norm_size=batch_norm_size(config, engine.sizes),
         loss_scaler=scaler.state_dict() if scaler is not None else None,
         num_skipped=engine.num_skipped,
-        identity=facts.identity.of_run,
-        tested_on=facts.identity.of_test,
+        identity=facts.identity,
     )
     averaged = engine.averaged_buffers()
     model: dict[str, Tensor] = {}

@@ -75,8 +75,8 @@ class DataConfig(Section):
                 ),
             ),
             (
-                known.is_files and self.normalize == "per_pixel_mean",
-                "normalize of image files must be mean_std (ImageNet's) or half, got per_pixel_mean",
+                not known.takes(self.normalize),
+                f"normalize of image files must be mean_std (ImageNet's) or half, got {self.normalize}",
             ),
             (
                 not known.is_files and (self.eval_image_size, self.eval_shorter_side) != (None, None),

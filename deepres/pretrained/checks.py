@@ -59,8 +59,8 @@ def depth_of(path: str | Path, given: Iterable[str], key_map: KeyMap, source: So
     if units not in _DEPTHS:
         has = f"{_dashed(units)} units" if units else "no units"
         raise PretrainedError(
-            f"{path} is not of a net of {source} (depth {', '.join(map(str, key_map.depths))}): by its names it has "
-            f"{has}"
+            f"{path} is not of a net of {source} (published: depth {', '.join(map(str, key_map.depths))}): by its "
+            f"names it has {has}"
         )
     return _DEPTHS[units]
 

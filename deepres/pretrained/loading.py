@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepres.models import ResidualUnit, ResNet, build_resnet
 from deepres.pretrained.biases import fold_biases
@@ -80,7 +80,12 @@ def load_pretrained(model: ResNet, path: str | Path, source: Source = "timm") ->
         file = read_tensor_file(Path(path))
     except ValueError as error:
         raise PretrainedError(str(error)) from None
-    _set(model, file, source)
+    weights = _checked(model, file, source)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise PretrainedError(
+            "the model is on the meta device and holds no numbers: build it on another, such as cpu"
+        )
+    _set(model, weights)
 
 
 class PretrainedNet(NamedTuple):
@@ -98,16 +103,21 @@ def read_pretrained(file: TensorFile, source: Source) -> PretrainedNet:
     """
     key_map = SOURCES[source]
     classifier = next(theirs for theirs, ours in key_map.net if ours == "head.linear")
-    bias = file.tensors.get(f"{classifier}.bias")
-    num_classes = _IMAGENET_CLASSES if bias is None or bias.dim() != 1 else len(bias)
+    weight = file.tensors.get(f"{classifier}.weight")
+    num_classes = (
+        len(weight) if weight is not None and weight.dim() > 0 and len(weight) else _IMAGENET_CLASSES
+    )
     arguments = key_map.arguments(depth_of(file.path, file.tensors, key_map, source), num_classes)
-    net = build_resnet(**arguments)
-    _set(net, file, source)
+    with torch.device("meta"):  # a damaged file may ask for any number of classes
+        net = build_resnet(**arguments)
+    weights = _checked(net, file, source)
+    net.to_empty(device="cpu")
+    _set(net, weights)
     return PretrainedNet(net.eval(), net_metadata(arguments, key_map.normalize))
 
 
-def _set(model: ResNet, file: TensorFile, source: Source) -> None:
-    """Set a net's tensors from a file."""
+def _checked(model: ResNet, file: TensorFile, source: Source) -> dict[str, Tensor]:
+    """A file's tensors by the model's names, without biases, once they are known to fit it."""
     key_map, path, given = SOURCES[source], file.path, file.tensors
     names = _module_names(model, key_map)
     needed = {
@@ -125,15 +135,15 @@ def _set(model: ResNet, file: TensorFile, source: Source) -> None:
     check_plain(path, given)
     check_file(path, given, needed_tensors, biases, model, key_map)
     check_numbers(path, given, needed_tensors)
-    if any(tensor.is_meta for tensor in state.values()):
-        raise PretrainedError(
-            "the model is on the meta device and holds no numbers: build it on another, such as cpu"
-        )
-
     weights = {ours: given[theirs] for theirs, ours in (needed | biases).items() if theirs in given}
     if key_map.has_biases:
         fold_biases(weights, len(model.units))
-    for ours, tensor in state.items():
+    return weights
+
+
+@torch.no_grad()
+def _set(model: ResNet, weights: dict[str, Tensor]) -> None:
+    for ours, tensor in model.state_dict().items():
         tensor.copy_(weights[ours].view_as(tensor) if ours in weights else torch.zeros_like(tensor))
 
 

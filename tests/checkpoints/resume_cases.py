@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 from deepres.batch_sizes import batch_sizes
-from deepres.checkpoints.identity import Identity
+from deepres.checkpoints.identity import run_identity
 from deepres.checkpoints.restoring import restore_engine, restore_net, restore_training
 from deepres.checkpoints.resuming import read_checkpoint
 from deepres.checkpoints.run_facts import RunFacts
 from deepres.checkpoints.saving import commit_snapshot
 from deepres.checkpoints.snapshot import take_snapshot
 from deepres.config import load_config
+from deepres.data import find_data
 from deepres.distributed import start_process_group, stop_process_group, this_process
 from deepres.engines import make_engine
 from deepres.job import prepare, run_job
@@ -68,9 +69,12 @@ def move(folder: Path, name: str, engine_name: str, source: Path) -> None:
     restore_net(found, net)
     engine = make_engine(net, config, process, batch_sizes(config.train, process.world_size))
     restore_engine(found, engine)
-    identity = Identity(found.progress.identity, found.progress.tested_on)
+    info = find_data(config.data).info
+    identity = run_identity(config, batch_sizes(config.train, process.world_size), info)
     state = restore_training(found, process, identity)
-    facts = RunFacts(identity, "", found.progress.steps_per_epoch, keep_all_plan(len(net.units)))
+    facts = RunFacts(
+        identity, info.classes_sha256, found.progress.steps_per_epoch, keep_all_plan(len(net.units))
+    )
     snapshot = take_snapshot(engine, facts, state, metrics_bytes=0)
     if snapshot is not None:
         commit_snapshot(snapshot, folder / name / "checkpoints", keep=1)

@@ -205,14 +205,14 @@ def _run_together(
 
 def _terms(job: Job) -> dict[str, Any]:
     """What must be the same in all processes of a run."""
-    config = job.config.model_dump(mode="json")
+    config, identity = job.config.model_dump(mode="json"), job.identity
     settings = {
         f"{section}.{key}": value for section, values in config.items() for key, value in values.items()
     }
     return {
         **{name: value for name, value in settings.items() if name not in _OF_A_HOST},
-        **job.identity.of_run,
-        **job.identity.of_test,
+        **identity.of_run,
+        **identity.of_test,
         "the number of processes": job.process.world_size,
         "the device": job.process.device.type,
         "the version of deepres": __version__,

@@ -61,7 +61,7 @@ class Trainer:
         self._folder = folder
         self._planned = planned
         self._stop = stop
-        self._steps_per_epoch = steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
+        steps_per_epoch = data.num_train_batches // engine.sizes.accumulation
         self._num_steps = config.train.num_steps(steps_per_epoch)
         self._schedule = StepSchedule(config.optim, steps_per_epoch)
         self._facts = RunFacts(identity, data.info.classes_sha256, steps_per_epoch, planned.plan)
@@ -101,7 +101,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         """Train to the end of an epoch, or of the run."""
-        epoch, done = divmod(self._state.step, self._steps_per_epoch)
+        epoch, done = divmod(self._state.step, self._facts.steps_per_epoch)
         batches = Prefetch(self._coming_batches(), self._process.device)
         self._batches = batches
         with UntilOutOfMemory() as attempt:
@@ -109,7 +109,7 @@ class Trainer:
         if attempt.ran_out:
             raise self._out_of_memory_error()
         self._save_or_stop()
-        num_steps = min(self._steps_per_epoch - done, self._num_steps - self._state.step)
+        num_steps = min(self._facts.steps_per_epoch - done, self._num_steps - self._state.step)
         with self._log.bar(epoch, num_steps) as bar:
             for _ in range(num_steps):
                 flags: StepFlags | None = self._run_step(batches)
@@ -123,7 +123,7 @@ class Trainer:
 
     def _coming_batches(self) -> Iterator[Batch]:
         """This process's remaining micro batches of the epoch, from the next step on."""
-        epoch, done = divmod(self._state.step, self._steps_per_epoch)
+        epoch, done = divmod(self._state.step, self._facts.steps_per_epoch)
         return self._data.train_batches(epoch, start=done * self._engine.sizes.accumulation)
 
     def _run_step(self, batches: Prefetch) -> StepFlags:
@@ -213,7 +213,7 @@ class Trainer:
     @property
     def _evaluation_is_due(self) -> bool:
         step = self._state.step
-        epoch, steps = divmod(step, self._steps_per_epoch)
+        epoch, steps = divmod(step, self._facts.steps_per_epoch)
         at_epoch = step > 0 and steps == 0 and epoch % self._config.train.eval_every == 0
         return (at_epoch or step == self._num_steps) and not self._state.is_evaluated
 
@@ -248,9 +248,9 @@ class Trainer:
         num_bad = int(bad.count_nonzero())
         state = self._engine.state()
         if self._folder is not None:
-            self._folder.save_weights(state, weights_metadata(self._config, self._facts, state))
-        of_run = {
-            "steps_per_epoch": self._steps_per_epoch,
-            "identity": asdict(self._facts.identity),
-        }
+            self._folder.save_weights(
+                state, weights_metadata(self._config, self._facts.classes_sha256, state)
+            )
+        facts = self._facts
+        of_run = {"steps_per_epoch": facts.steps_per_epoch, "identity": asdict(facts.identity)}
         self._log.end(self._state.step, summary, num_bad, of_run)

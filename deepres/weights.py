@@ -62,9 +62,9 @@ def config_file_of(weights: Path) -> Path | None:
         if not weights.exists():
             raise ConfigError(f"there is no {weights}")
         folder = weights if weights.is_dir() else weights.parent
-        files = [folder / RUN_CONFIG, run_folder_of(weights) / RUN_CONFIG]
-        if (folder / MANIFEST).exists():  # other libraries, too, have a config.json beside their weights
-            files.insert(1, folder / CONFIG)
+        # Other libraries, too, have a config.json beside their weights.
+        of_checkpoint = [folder / CONFIG] if (folder / MANIFEST).exists() else []
+        files = (folder / RUN_CONFIG, *of_checkpoint, run_folder_of(weights) / RUN_CONFIG)
         return next((file for file in files if file.is_file()), None)
     except OSError as error:
         raise ConfigError(f"{weights} cannot be read: {error}") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from deepres.argument_parser import Parser
+from deepres.checkpoints.snapshot import weights_metadata
 from deepres.commit import SaveError
 from deepres.config import Config, ConfigError
 from deepres.evaluating import find_config, net_with
@@ -27,7 +28,7 @@ from deepres.pretrained import PretrainedError
 from deepres.pretrained.key_maps import Source
 from deepres.pretrained.loading import read_pretrained
 from deepres.tensor_files import TensorFile
-from deepres.trained_net import net_metadata, trained_on
+from deepres.trained_net import recorded_arguments
 from deepres.weights import load_weights
 from interface.command_line import image_size, run_program, writable_file
 
@@ -79,9 +80,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _of_a_run(file: TensorFile, config: Config) -> _Trained:
-    net, trained = net_with(file, config), trained_on(file)
-    arguments = config.model.building(num_classes=len(net.get_parameter("head.linear.weight")))
-    metadata = net_metadata(arguments, trained.normalize or config.data.normalize, trained.classes_sha256)
+    net = net_with(file, config)
+    is_recorded = recorded_arguments(file) is not None
+    metadata = file.metadata if is_recorded else weights_metadata(config, "", file.tensors)
     return _Trained(net, metadata, config.data.chosen_image_size)
 
 

@@ -146,14 +146,14 @@ def take_snapshot(
             CONFIG: json.dumps(config.model_dump(mode="json")),
             PLAN: facts.plan.to_json(),
         },
-        weights_metadata(config, facts, model),
+        weights_metadata(config, facts.classes_sha256, model),
     )
 
 
-def weights_metadata(config: Config, facts: RunFacts, weights: dict[str, Tensor]) -> dict[str, str]:
-    """The metadata of a run's file of weights."""
+def weights_metadata(config: Config, classes_sha256: str, weights: dict[str, Tensor]) -> dict[str, str]:
+    """The metadata of a file with the weights of a run's net."""
     arguments = config.model.building(num_classes=len(weights["head.linear.weight"]))
-    return net_metadata(arguments, config.data.normalize, facts.classes_sha256)
+    return net_metadata(arguments, config.data.normalize, classes_sha256)
 
 
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:

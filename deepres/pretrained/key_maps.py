@@ -53,9 +53,10 @@ class KeyMap:
 
     def call(self, depth: int, num_classes: int) -> str:
         """The call that makes the net, for messages."""
-        (_, _), *others = self.arguments(depth, num_classes).items()
-        named = ", ".join(f"{name}={json.dumps(v) if isinstance(v, str) else v}" for name, v in others)
-        return f"build_resnet({depth}, {named})"
+        named = self.arguments(depth, num_classes)
+        del named["depth"]
+        texts = [f"{name}={json.dumps(v) if isinstance(v, str) else v}" for name, v in named.items()]
+        return f"build_resnet({depth}, {', '.join(texts)})"
 
 
 _T7 = "{stage}.{unit}.0"  # the unit's ConcatTable: .0 the residual branch, .1 the shortcut

@@ -104,10 +104,9 @@ def read_pretrained(file: TensorFile, source: Source) -> PretrainedNet:
     key_map = SOURCES[source]
     classifier = next(theirs for theirs, ours in key_map.net if ours == "head.linear")
     weight = file.tensors.get(f"{classifier}.weight")
-    num_classes = (
-        len(weight) if weight is not None and weight.dim() > 0 and len(weight) else _IMAGENET_CLASSES
-    )
-    arguments = key_map.arguments(depth_of(file.path, file.tensors, key_map, source), num_classes)
+    num_rows = 0 if weight is None or weight.dim() == 0 else len(weight)
+    depth = depth_of(file.path, file.tensors, key_map, source)
+    arguments = key_map.arguments(depth, num_rows or _IMAGENET_CLASSES)
     with torch.device("meta"):  # a damaged file may ask for any number of classes
         net = build_resnet(**arguments)
     weights = _checked(net, file, source)

@@ -107,10 +107,10 @@ def evaluate(path: Path, config: Config, crop: Crop, device: torch.device) -> Me
     weights = load_weights(path)
     net, trained = net_with(weights, config), trained_on(weights)
     asked = config.data
-    if trained.normalize not in (None, asked.normalize):
+    if trained.normalize not in (None, asked.chosen_normalize):
         raise ConfigError(
             f"{weights.path} was trained on images normalised by data.normalize={trained.normalize}, not by "
-            f"{asked.normalize}"
+            f"{asked.chosen_normalize}"
         )
     if crop != "config":
         if not asked.known.is_files:

@@ -61,10 +61,10 @@ def set_initial_weights(net: ResNet, config: Config, info: DataInfo) -> InitialW
             tensor.copy_(weights[name])
     but = "" if is_same else ", except for the classifier, which was trained for other classes"
     told = f"begins with the weights of {path}{but}"
-    if before.normalize not in (None, config.data.normalize):
+    if before.normalize not in (None, config.data.chosen_normalize):
         told += (
             f"\nWARNING: they were trained with data.normalize={before.normalize}, this run has "
-            f"{config.data.normalize}"
+            f"{config.data.chosen_normalize}"
         )
     return InitialWeights(_sha256(weights), told)
 

@@ -10,7 +10,7 @@ from deepres.net_options import Family
 SetName = Literal["cifar10", "cifar100", "imagenet", "image_folder", "digits", "synthetic"]
 Augmentation = Literal["none", "crop", "crop_flip", "scale", "scale_and_aspect"]
 """Augmentation of training images, see `DataConfig`."""
-Normalize = Literal["mean_std", "per_pixel_mean", "half"]
+Normalize = Literal["mean_std", "per_pixel_mean", "imagenet_mean_std", "half"]
 """Normalization of all images, see `DataConfig`."""
 
 
@@ -36,13 +36,18 @@ class KnownSet:
     is_files: bool = False
 
     @property
+    def normalize(self) -> Normalize:
+        """Default normalization of its images."""
+        return "imagenet_mean_std" if self.is_files else "mean_std"
+
+    @property
     def has_one_size(self) -> bool:
         """Whether all images have `image_size` and are never resized (CIFAR)."""
         return self.has_root and not self.is_files
 
     def takes(self, normalize: Normalize) -> bool:
-        """Whether its images can be normalised so: files are too many to take a mean of each pixel."""
-        return not (self.is_files and normalize == "per_pixel_mean")
+        """Whether its images can be normalised so: files are too many to take their statistics."""
+        return not (self.is_files and normalize in ("mean_std", "per_pixel_mean"))
 
 
 KNOWN_SETS: dict[str, KnownSet] = {

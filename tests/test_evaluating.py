@@ -39,8 +39,13 @@ CONFIG = ROOT / "configs" / "quickstart.yaml"
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    plain = ("engine.name=plain", "engine.zero_stage=0", "data.name=synthetic", "data.num_images=64")
-    assert main(["--config", str(CONFIG), *SMALL, *plain, f"train.run_dir={folder}"]) == 0
+    plain = ("engine.name=plain", "engine.zero_stage=0")
+    data = (
+        "data.name=synthetic",
+        "data.num_images=64",
+        "data.normalize=imagenet_mean_std",
+    )  # as image files have
+    assert main(["--config", str(CONFIG), *SMALL, *plain, *data, f"train.run_dir={folder}"]) == 0
     return folder
 
 
@@ -405,7 +410,12 @@ def test_a_net_is_not_tested_on_classes_of_other_names(tmp_path, capsys):
     arguments = (*SMALL, "engine.name=plain", "engine.zero_stage=0", f"train.run_dir={run_dir}", *data)
     assert main(["--config", str(CONFIG), *arguments]) == 0
     assert evaluate.main([str(run_dir)]) == 0
-    without_names = ("data.name=synthetic", "data.num_classes=2", "data.num_images=8")
+    without_names = (
+        "data.name=synthetic",
+        "data.num_classes=2",
+        "data.num_images=8",
+        "data.normalize=imagenet_mean_std",
+    )
     assert evaluate.main([str(run_dir), *without_names]) == 0
     for split in ("train", "val"):
         (tmp_path / "images" / split / "a").rename(tmp_path / "images" / split / "c")

@@ -421,7 +421,7 @@ def test_exported_they_are_files_that_record_their_net(source, tmp_path, capsys)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(deepres.load_resnet(target)(x), _theirs(source)(x), rtol=1e-4, atol=1e-3)
-    normalize = {"timm": "half", "torch7": "mean_std"}[source]
+    normalize = {"timm": "half", "torch7": "imagenet_mean_std"}[source]
     assert trained_on(read_tensor_file(target)) == (normalize, "")
     again = tmp_path / "again.safetensors"
     assert export.main([str(target), "--format", "safetensors", "--output", str(again)]) == 0
@@ -456,10 +456,14 @@ def test_exported_they_are_tested_with_their_own_normalization(exported, capsys)
         loss = F.cross_entropy(_theirs("timm")(images), torch.arange(NUM_CLASSES))
     assert float(told.split("loss ")[1].split()[0]) == pytest.approx(float(loss), rel=1e-3)
     assert (
-        evaluate.main([str(exported / "ours.safetensors"), *_data(exported, "data.normalize=mean_std")]) == 2
+        evaluate.main(
+            [str(exported / "ours.safetensors"), *_data(exported, "data.normalize=imagenet_mean_std")]
+        )
+        == 2
     )
     assert (
-        "was trained on images normalised by data.normalize=half, not by mean_std" in capsys.readouterr().err
+        "was trained on images normalised by data.normalize=half, not by imagenet_mean_std"
+        in capsys.readouterr().err
     )
 
 

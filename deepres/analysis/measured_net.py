@@ -147,7 +147,7 @@ def batch_of(net: MeasuredNet, where: str | None, size: int, seed: int) -> tuple
     if run is None:
         name = "image_folder" if name == "imagenet" else name  # a subset of its classes will do
         assert where is not None
-        normalize = net.normalize or "mean_std"
+        normalize = net.normalize or KNOWN_SETS[name].normalize
         if not KNOWN_SETS[name].takes(normalize):
             raise ConfigError(
                 f"the net was trained on images normalised by {normalize}, which {name} cannot be: give --data {NOISE}"

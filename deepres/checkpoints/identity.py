@@ -40,7 +40,7 @@ def run_identity(
         "data.name": config.data.name,
         "data.augmentation": config.data.chosen_augmentation,
         "data.lighting": config.data.lighting,
-        "data.normalize": config.data.normalize,
+        "data.normalize": config.data.chosen_normalize,
         "data.image_size": info.image_size,
         "the number of training images": info.num_train,
         # Labels are positions among the sorted folder names: renaming one class can change the labels of all.

@@ -153,7 +153,7 @@ def take_snapshot(
 def weights_metadata(config: Config, classes_sha256: str, weights: dict[str, Tensor]) -> dict[str, str]:
     """The metadata of a file with the weights of a run's net."""
     arguments = config.model.building(num_classes=len(weights["head.linear.weight"]))
-    return net_metadata(arguments, config.data.normalize, classes_sha256)
+    return net_metadata(arguments, config.data.chosen_normalize, classes_sha256)
 
 
 def _of_each_process(engine: Engine) -> dict[str, Tensor]:

@@ -37,10 +37,10 @@ class DataConfig(Section):
     eval_shorter_side: ImageSize | None = None
     """Length to which the shorter side of test images is scaled before that crop. If training scales at random and
     crops to the same size, by default 256 for a crop of 224, others in proportion; else the size of the crop."""
-    normalize: Normalize = "mean_std"
-    """`mean_std` per channel, or `per_pixel_mean` as in the paper, both of the training set; for image files,
-    ImageNet's mean and standard deviation. `half`, for any data set: to the range from -1 to 1, as `timm`'s nets
-    expect."""
+    normalize: Normalize | None = None
+    """Normalization of images. By the training set's own statistics: `mean_std` of each channel (the default), or
+    `per_pixel_mean`, as in the paper; not for image files. By constants: `imagenet_mean_std`, ImageNet's of each
+    channel (the default for image files), or `half`, to the range from -1 to 1, as `timm`'s nets expect."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode image files, per training process (and as many again for the test split); 0: the training
     process itself."""
@@ -75,8 +75,8 @@ class DataConfig(Section):
                 ),
             ),
             (
-                not known.takes(self.normalize),
-                f"normalize of image files must be mean_std (ImageNet's) or half, got {self.normalize}",
+                not known.takes(self.chosen_normalize),
+                f"normalize of image files must be imagenet_mean_std or half, got {self.normalize}",
             ),
             (
                 not known.is_files and (self.eval_image_size, self.eval_shorter_side) != (None, None),
@@ -101,6 +101,11 @@ class DataConfig(Section):
     def chosen_augmentation(self) -> Augmentation:
         """`augmentation`, or the data set's default."""
         return self.augmentation or self.known.augmentation
+
+    @property
+    def chosen_normalize(self) -> Normalize:
+        """`normalize`, or the data set's default."""
+        return self.normalize or self.known.normalize
 
     @property
     def chosen_image_size(self) -> int:

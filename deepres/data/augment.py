@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from deepres.data.host_to_device import on_device
+from deepres.known_sets import Normalize
 
 PADDING = 4
 NUM_CROP_DRAWS = 3
 _PART = 1000
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+CONSTANTS: dict[Normalize, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet_mean_std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of each channel, for pixels in 0 … 1, of the normalizations that no set determines."""
 # Principal components of RGB in 0 … 1, one per column, and standard deviations along them, as in fb.resnet.torch.
 _COLOUR_COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -39,10 +43,8 @@ class Normalization:
     scale: Tensor
 
     @classmethod
-    def of_constants(
-        cls, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-    ) -> "Normalization":
-        """From the channels' means and standard deviations, for pixels in 0 … 1; ImageNet's by default."""
+    def of_constants(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> "Normalization":
+        """From the channels' means and standard deviations, for pixels in 0 … 1."""
         means = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1) * 255
         stds = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1) * 255
         return cls(means.float(), (1 / stds).float())

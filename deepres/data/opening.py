@@ -1,5 +1,6 @@
 """Data sets by name: `find_data` finds and checks one, `FoundData.open` opens it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 
 from deepres.config import DataConfig
 from deepres.data import cifar, cifar_layout, digits
-from deepres.data.augment import Normalization
+from deepres.data.augment import CONSTANTS, Normalization
 from deepres.data.batch import DataError, DataInfo
 from deepres.data.image_folder import FileSupply, ImageFolder, find_image_folder
 from deepres.data.pipeline import Pipeline, make_pipeline
@@ -79,6 +80,7 @@ class FoundData:
         """
         device = torch.device(device)
         info, asked, found = self.info, self._asked, self._found
+        normalize = asked.chosen_normalize
         schedule = Schedule(
             seed=seed,
             num_train=info.num_train,
@@ -98,11 +100,9 @@ class FoundData:
                 FileSupply(found.files, split, crop, seed=seed, num_workers=asked.num_workers, device=device)
                 for split, crop in zip((found.train, found.test), self._pipeline.crops, strict=True)
             )
-            normalization = Normalization.of_constants()
+            normalization = Normalization.of_constants(*CONSTANTS[normalize])
         else:
-            train, test, normalization = _resident(info, found, asked.normalize, seed, device)
-        if asked.normalize == "half":
-            normalization = Normalization.of_constants((0.5,) * 3, (0.5,) * 3)
+            train, test, normalization = _resident(info, found, normalize, seed, device)
         return DataSource(
             info,
             schedule,
@@ -172,18 +172,22 @@ def _resident(
         return (
             ResidentSupply(make, device),
             ResidentSupply(lambda indices: make(indices + info.num_train), device),
-            make.normalization(divide_by_std=normalize == "mean_std"),
+            _normalization(normalize, lambda: make.normalization(divide_by_std=normalize == "mean_std")),
         )
     if found is None:
         train, test = digits.read_digits(info.image_size)
     else:
         train = cifar.read_cifar(_CIFARS[info.name], *found, "train")
         test = cifar.read_cifar(_CIFARS[info.name], *found, "test")
-    statistics = (
-        Normalization.per_pixel_mean if normalize == "per_pixel_mean" else Normalization.channel_mean_std
-    )
+    of_set = Normalization.per_pixel_mean if normalize == "per_pixel_mean" else Normalization.channel_mean_std
     return (
         ResidentSupply.of_tensors(*train, device),
         ResidentSupply.of_tensors(*test, device),
-        statistics(train[0]),
+        _normalization(normalize, lambda: of_set(train[0])),
     )
+
+
+def _normalization(normalize: Normalize, of_set: Callable[[], Normalization]) -> Normalization:
+    """By constants, or by a set's own statistics."""
+    constants = CONSTANTS.get(normalize)
+    return of_set() if constants is None else Normalization.of_constants(*constants)

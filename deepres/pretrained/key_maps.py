@@ -92,6 +92,6 @@ SOURCES: dict[Source, KeyMap] = {
         depths=(200,),
         stem_activation=True,
         preactivation="own",
-        normalize="mean_std",
+        normalize="imagenet_mean_std",
     ),
 }

@@ -23,7 +23,14 @@ from deepres.config import DataConfig
             "eval_image_size and .* are for image files, not for synthetic",
         ),
         ("cifar10", {"eval_shorter_side": 9}, "eval_image_size and .* are for image files, not for cifar10"),
-        ("imagenet", {"normalize": "per_pixel_mean"}, "normalize of image files must be mean_std"),
+        *(
+            (
+                "imagenet",
+                {"normalize": statistics},
+                f"normalize of image files must be imagenet_mean_std or half, got {statistics}",
+            )
+            for statistics in ("mean_std", "per_pixel_mean")
+        ),
     ],
 )
 def test_what_does_not_fit_the_set_is_told(name, options, message):
@@ -35,4 +42,5 @@ def test_what_is_unset_is_the_sets_own():
     cifar, images = DataConfig(name="cifar10"), DataConfig(name="imagenet", image_size=192)
     assert (cifar.chosen_augmentation, cifar.chosen_image_size) == ("crop_flip", 32)
     assert (images.chosen_augmentation, images.chosen_image_size) == ("scale", 192)
+    assert (cifar.chosen_normalize, images.chosen_normalize) == ("mean_std", "imagenet_mean_std")
     assert DataConfig(name="cifar10", augmentation="none", image_size=32).chosen_augmentation == "none"

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepres.data.augment import IMAGENET_MEAN, IMAGENET_STD, Normalization, add_lighting, crop_and_flip
+from deepres.data.augment import CONSTANTS, Normalization, add_lighting, crop_and_flip
 from deepres.data.sampling import normals, uniforms
 from tests.data.opened import open_data
 
@@ -60,7 +60,7 @@ def test_a_channel_of_one_colour_does_not_become_nan():
 
 def test_decoded_images_come_out_contiguous_with_imagenets_statistics():
     images = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
-    normalized = Normalization.of_constants()(images.permute(0, 3, 1, 2))
+    normalized = Normalization.of_constants(*CONSTANTS["imagenet_mean_std"])(images.permute(0, 3, 1, 2))
     assert normalized.is_contiguous()
     red = (images[..., 0].double() / 255 - 0.485) / 0.229
     torch.testing.assert_close(normalized[:, 0].double(), red, rtol=1e-5, atol=1e-6)
@@ -69,14 +69,15 @@ def test_decoded_images_come_out_contiguous_with_imagenets_statistics():
 @given(seed=st.integers(0, 1000), deviation=st.sampled_from([0.1, 1.0]))
 def test_lighting_adds_to_all_pixels_of_an_image_one_colour_along_the_principal_components(seed, deviation):
     pixels = torch.randint(0, 256, (5, 3, 4, 6), generator=torch.Generator().manual_seed(seed))
-    normalization, drawn = Normalization.of_constants(), normals(seed, 0, 0, 5)
+    mean, std = CONSTANTS["imagenet_mean_std"]
+    normalization, drawn = Normalization.of_constants(mean, std), normals(seed, 0, 0, 5)
     lit = add_lighting(normalization(pixels.to(torch.uint8)), drawn, deviation, normalization)
     spread, components = (0.2175, 0.0188, 0.0045), _COMPONENTS
     for image, of_image, numbers in zip(lit, pixels, drawn, strict=True):
         colour = sum(deviation * numbers[k] * spread[k] * components[:, k] for k in range(3))
         for channel in range(3):
             value = of_image[channel] / 255 + colour[channel]
-            expected = (value - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+            expected = (value - mean[channel]) / std[channel]
             assert torch.allclose(image[channel], expected.float(), atol=1e-5)
 
 

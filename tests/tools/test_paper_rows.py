@@ -150,13 +150,13 @@ def test_cifar_rows_are_trained_by_the_paper_s_recipe_but_for_that_of_the_author
         assert schedule == ("epochs", (80, 121), 0)
         assert train.micro_batch_size == 32
         assert (train.epochs, train.max_steps, train.global_batch_size) == (200, None, 64)
-        assert (optim.nesterov, config.data.normalize) == (True, "mean_std")
+        assert (optim.nesterov, config.data.chosen_normalize) == (True, "mean_std")
     else:
         assert schedule == ("iterations", (32_000, 48_000), 400)
         assert optim.warmup_learning_rate == 0.01
         assert train.micro_batch_size == 64
         assert (train.epochs, train.max_steps, train.global_batch_size) == (None, 64_000, 128)
-        assert (optim.nesterov, config.data.normalize) == (False, "per_pixel_mean")
+        assert (optim.nesterov, config.data.chosen_normalize) == (False, "per_pixel_mean")
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith(("table5", "text"))])

@@ -104,7 +104,9 @@ def check_net(net: ResNet, file: TensorFile) -> None:
         return
     difference = first_difference(net, recorded.net)
     if difference is not None:
-        raise TrainedNetError(f"{file.path} has weights of {_call(recorded.arguments)}: here {difference}")
+        raise TrainedNetError(
+            f"{file.path} has weights of {build_call(recorded.arguments)}: here {difference}"
+        )
 
 
 def recorded_arguments(file: TensorFile) -> dict[str, Any] | None:
@@ -115,6 +117,13 @@ def recorded_arguments(file: TensorFile) -> dict[str, Any] | None:
     """
     recorded = _recorded(file)
     return None if recorded is None else recorded.arguments
+
+
+def build_call(arguments: Mapping[str, Any]) -> str:
+    """The call of `build_resnet` with these arguments, without defaults, for messages."""
+    defaults = {name: parameter.default for name, parameter in signature(build_resnet).parameters.items()}
+    given = [f"{name}={value!r}" for name, value in arguments.items() if value != defaults[name]]
+    return f"build_resnet({', '.join(given)})"
 
 
 class _Recorded(NamedTuple):
@@ -159,7 +168,7 @@ def _recorded(file: TensorFile) -> _Recorded | None:
         raise TrainedNetError(f"{path} records a net that cannot be built: {_line(error)}") from None
     wrong = _first_wrong(tensors, net.state_dict())
     if wrong is not None:
-        raise TrainedNetError(f"{path} does not hold the weights of {_call(bound.arguments)}: {wrong}")
+        raise TrainedNetError(f"{path} does not hold the weights of {build_call(bound.arguments)}: {wrong}")
     return _Recorded(bound.arguments, net)
 
 
@@ -172,13 +181,6 @@ def _first_wrong(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) ->
         if tensors[name].shape != needed[name].shape:
             return f"{name} is {list(tensors[name].shape)} instead of {list(needed[name].shape)}"
     return None
-
-
-def _call(arguments: Mapping[str, Any]) -> str:
-    """The call of `build_resnet`, without defaults."""
-    defaults = {name: parameter.default for name, parameter in signature(build_resnet).parameters.items()}
-    given = [f"{name}={value!r}" for name, value in arguments.items() if value != defaults[name]]
-    return f"build_resnet({', '.join(given)})"
 
 
 def _line(error: Exception) -> str:

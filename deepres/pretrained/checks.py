@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deepres.models import ResidualUnit, ResNet, build_resnet
 from deepres.models.difference import first_difference
 from deepres.pretrained.key_maps import KeyMap, Source
+from deepres.trained_net import build_call
 from deepres.wording import listed
 
 _DEPTHS: dict[tuple[int, ...], int] = {
@@ -77,13 +78,12 @@ def check_model(model: ResNet, key_map: KeyMap, source: Source) -> None:
             f"{source} has weights of ImageNet nets of bottleneck units (depth "
             f"{', '.join(map(str, key_map.depths))}); this model has {_dashed(model.units_per_stage)} {block} units"
         )
+    arguments = key_map.arguments(depth, linear.out_features)
     with torch.device("meta"):
-        meant = build_resnet(**key_map.arguments(depth, linear.out_features))
+        meant = build_resnet(**arguments)
     difference = first_difference(model, meant)
     if difference is not None:
-        raise PretrainedError(
-            f"weights of {source} fit {key_map.call(depth, linear.out_features)}; this model's {difference}"
-        )
+        raise PretrainedError(f"weights of {source} fit {build_call(arguments)}; this model's {difference}")
 
 
 def check_file(
@@ -115,7 +115,7 @@ def check_file(
             if keys
         ]
         depth, num_classes = _DEPTHS[model.units_per_stage], model.get_parameter("head.linear.bias").numel()
-        message = f"{path} is not of {key_map.call(depth, num_classes)}: {'; '.join(parts)}"
+        message = f"{path} is not of {build_call(key_map.arguments(depth, num_classes))}: {'; '.join(parts)}"
         units = _units_per_stage(given, key_map)
         if units in _DEPTHS and units != model.units_per_stage:
             message = (

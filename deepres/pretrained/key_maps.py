@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,13 +49,6 @@ class KeyMap:
             "stem_activation": self.stem_activation,
             "preactivation": self.preactivation,
         }
-
-    def call(self, depth: int, num_classes: int) -> str:
-        """The call that makes the net, for messages."""
-        named = self.arguments(depth, num_classes)
-        del named["depth"]
-        texts = [f"{name}={json.dumps(v) if isinstance(v, str) else v}" for name, v in named.items()]
-        return f"build_resnet({depth}, {', '.join(texts)})"
 
 
 _T7 = "{stage}.{unit}.0"  # the unit's ConcatTable: .0 the residual branch, .1 the shortcut

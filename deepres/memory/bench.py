@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -121,8 +121,13 @@ def checked_input(
 @contextmanager
 def as_in_training(device_type: str) -> Iterator[None]:
     """Record gradients and compute in the bench's own number format, whatever context the caller is in."""
-    number_format = torch.autocast(device_type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), number_format, backward_in_this_thread():
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), backward_in_this_thread()):
+            stack.enter_context(context)
+        if torch.is_autocast_enabled(
+            device_type
+        ):  # around autocast of a unit's own, it would keep cast weights alive
+            stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
 
 

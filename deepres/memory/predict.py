@@ -141,9 +141,10 @@ class _DropoutOfCards(TorchFunctionMode):
 
 
 def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
-    """Parameters and buffers, except those of the modules whose `id` is in `without`."""
+    """Parameters, buffers and attributes, except those of the modules whose `id` is in `without`."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
+    yield from (value for value in vars(module).values() if isinstance(value, Tensor) and value.is_leaf)
     for child in module.children():
         if id(child) not in without:
             yield from _tensors(child, without)
@@ -151,7 +152,7 @@ def _tensors(module: nn.Module, without: Container[int]) -> Iterator[Tensor]:
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     """A tensor of the same kind on the CPU, without copying values: fake tensors are made from it."""
-    if tensor.device.type in ("cpu", "meta") and not tensor.is_meta:
+    if tensor.device.type == "cpu":
         return tensor
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

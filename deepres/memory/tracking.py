@@ -43,13 +43,16 @@ class TensorBytes(TorchDispatchMode):
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._operator_peak_bytes is not None:
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes + self._operator_peak_bytes(func, args))
+        own_bytes = 0 if self._operator_peak_bytes is None else self._operator_peak_bytes(func, args)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + own_bytes)
         result = func(*args, **(kwargs or {}))
         there = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and _key(tensor) not in there:
                 self._count(tensor.untyped_storage())
+        # Autograd adds gradients up in place, except under a mode such as this one: the sum replaces its first summand.
+        if func is not torch.ops.aten.add.Tensor or torch._C._current_graph_task_id() < 0:
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -58,7 +61,6 @@ class TensorBytes(TorchDispatchMode):
             return
         self._live[key] = storage.nbytes()
         self.live_bytes += storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:

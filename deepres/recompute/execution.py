@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from deepres.recompute.discarding import CHANGES_INPUT, changes_leaf, leaf_to_discard
 from deepres.recompute.gradient_guard import GradientGuard, is_under_ddp
 from deepres.recompute.gradient_holder import GradientHolder
-from deepres.recompute.norm_updates import without_changes, without_updates
+from deepres.recompute.norm_updates import NormUpdates, without_changes
 from deepres.recompute.plan import Action, Step
 from deepres.recompute.random_state import Draws
 from deepres.recompute.retaining_unit import run_unit
+from deepres.recompute.shared_graph import mark_graph
 from deepres.recompute.unit_states import State, UnitStates
 
 
@@ -42,6 +43,7 @@ class Execution:
         continues: for each unit, whether its graph continues that of the previous unit.
         needs_grad: for each of x_0 … x_L, whether it needs a gradient.
         states: holds the units, and reads their states.
+        norm_updates: of the units' norms.
         guard: ensures that hooks see complete gradients.
         x: the input x_0.
     """
@@ -53,6 +55,7 @@ class Execution:
         continues: list[bool],
         needs_grad: list[bool],
         states: UnitStates,
+        norm_updates: NormUpdates,
         guard: GradientGuard,
         x: Tensor,
     ) -> None:
@@ -60,6 +63,7 @@ class Execution:
         self._retentions = retentions
         self._needs_grad = needs_grad
         self._states, self._guard, self._is_under_ddp = states, guard, is_under_ddp()
+        self._norm_updates = norm_updates
         self._then: State | None = None  # as of the end of the forward pass, which may create lazy parameters
         self._is_retaining = is_retaining
         self._continues = [*continues, False]
@@ -74,6 +78,7 @@ class Execution:
         self.draws = Draws(x.device)
         self._is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
         self._is_spent = False
+        self._mark = object()  # of this pass's graphs
         self.holder = GradientHolder()  # of the gradient of the output of the units whose backward comes next
 
     def output_of(
@@ -89,6 +94,11 @@ class Execution:
         """
         y: Tensor = _RunPlan.apply(x, anchor, self, forward, backward)  # type: ignore[no-untyped-call]
         return self.holder.filled_by(y)
+
+    @property
+    def output_needs_grad(self) -> bool:
+        """Whether the units' output needs a gradient, once they have run."""
+        return self._needs_grad[-1]
 
     def run_forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
         """Execute the steps before the HEAD; return the units' output."""
@@ -110,7 +120,6 @@ class Execution:
         self._guard.check_backward(self._states, is_under_ddp=self._is_under_ddp)
         assert self._then is not None
         self._states.check_same(self._then)
-        self.draws.begin_backward()
         first_trained = self._needs_grad.index(True, 1) - 1  # all units before it are frozen
         last = steps.index(Step(Action.BACKWARD, first_trained))
         for step in steps[: last + 1]:
@@ -140,34 +149,37 @@ class Execution:
         x = self._values[i] if step.begins_segment else self._values.pop(i)
         unit, version = self._units[i], x._version
         if not (keep and self._continues[i]):
-            begin = self.holder.leaf_of if keep else leaf_to_discard
+            kind, begin = type(x), self.holder.leaf_of if keep else leaf_to_discard
             x = begin(x, self._needs_grad[i])
+            if type(x) is not kind:
+                raise TypeError(
+                    f"{_name(i, unit)} takes a {kind.__name__}, which its replay would not get: under a plan units "
+                    "take plain tensors"
+                )
         try:
             with self._first_run_or_replay(i):
+                is_first = i not in self._memos
                 memo = self._memos.setdefault(i, {})
                 retention = self._retentions[i] if keep else None
                 y = run_unit(unit, x, is_retaining=self._is_retaining[i], keep=retention, memo=memo)
+                if not is_first and self._is_to_check(i) and isinstance(y, Tensor):
+                    self._norm_updates.check_unused(unit, _name(i, unit), x, y)
         except RuntimeError as error:
             if not changes_leaf(error):
                 raise
             raise RuntimeError(f"{_name(i, unit)} {CHANGES_INPUT}") from error
-        if not isinstance(y, Tensor):
-            raise TypeError(f"{_name(i, unit)} must return one tensor, got {type(y).__name__}")
+        y = _checked(y, x, _name(i, unit), needs_grad=self._needs_grad[i + 1])
         if x._version != version:
             raise RuntimeError(f"{_name(i, unit)} {CHANGES_INPUT}")
-        if y.device != x.device:
-            raise RuntimeError(
-                f"{_name(i, unit)} leads from {x.device} to {y.device}: under a plan all units run on "
-                "one device, whose random numbers are replayed"
-            )
-        if y.requires_grad and not self._needs_grad[i + 1]:
-            raise RuntimeError(
-                f"{_name(i, unit)} uses a tensor that needs a gradient and is neither its input nor "
-                "its parameter, so that a plan would leave it untrained: register it, or take the plan off with "
-                "deepres.apply_plan(model, None)"
-            )
+        if is_first and not self._is_retaining[i]:  # its runs record a graph
+            self._needs_grad[i + 1] = (
+                y.requires_grad
+            )  # such as after no_grad; frozen units choose kernels by it
         if not (keep and self._continues[i + 1]):
             if keep:
+                if y.requires_grad and i not in self._states.marked:
+                    self._states.marked.add(i)
+                    mark_graph(y, self._mark, i)
                 self._graphs[i] = self.holder.edge_of(y) if y.requires_grad else None
             y = y.detach()
         self._values[i + 1] = y
@@ -182,6 +194,10 @@ class Execution:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             yield
 
+    def _is_to_check(self, i: int) -> bool:
+        """Whether a unit that knows nothing of plans has not been replayed yet, and values may be looked at."""
+        return not (self._is_retaining[i] or i in self._states.replayed or self._is_captured)
+
     @contextlib.contextmanager
     def _first_run_or_replay(self, i: int) -> Iterator[None]:
         if i not in self._memos:
@@ -190,11 +206,11 @@ class Execution:
             return
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.draws.replay(i))
-            unit, is_first = self._units[i], i not in self._states.replayed
+            unit = self._units[i]
             if not self._is_retaining[i]:
-                by_value = is_first and not self._is_captured  # comparing values waits for the device
-                stack.enter_context(without_updates(unit, _name(i, unit), by_value=by_value))
-            elif is_first:  # changes by norms that take no memo, or by parametrizations
+                by_value = self._is_to_check(i)  # comparing values waits for the device
+                stack.enter_context(self._norm_updates.without(unit, _name(i, unit), by_value=by_value))
+            elif i not in self._states.replayed:  # changes by norms that take no memo, or by parametrizations
                 stack.enter_context(without_changes(unit, _name(i, unit)))
             yield
         self._states.replayed.add(i)
@@ -202,6 +218,33 @@ class Execution:
 
 def _name(i: int, unit: nn.Module) -> str:
     return f"unit {i} ({type(unit).__name__})"
+
+
+def _checked(y: object, x: Tensor, name: str, *, needs_grad: bool) -> Tensor:
+    """What a unit has returned for x.
+
+    Raises:
+        TypeError: it is not one tensor, or a gradient of its kind cannot be passed on.
+        RuntimeError: it is on another device, or needs a gradient for an unknown reason.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{name} must return one tensor, got {type(y).__name__}")
+    if y.device != x.device:
+        raise RuntimeError(
+            f"{name} leads from {x.device} to {y.device}: under a plan all units run on one device, whose random "
+            "numbers are replayed"
+        )
+    if y.requires_grad and not needs_grad:
+        raise RuntimeError(
+            f"{name} uses a tensor that needs a gradient and is neither its input nor its parameter, so that a plan "
+            "would leave it untrained: register it, or take the plan off with deepres.apply_plan(model, None)"
+        )
+    if y.requires_grad and (y.is_nested or y.layout is not torch.strided):
+        kind = "nested" if y.is_nested else f"{y.layout}"
+        raise TypeError(
+            f"{name} returns a {kind} tensor, which a plan cannot pass on: put two units into one"
+        )
+    return y
 
 
 class _RunPlan(torch.autograd.Function):
@@ -214,9 +257,13 @@ class _RunPlan(torch.autograd.Function):
         forward: tuple[Step, ...],
         backward: tuple[Step, ...],
     ) -> Tensor:
-        ctx.save_for_backward(x)  # so that autograd detects in-place changes before the backward pass
+        if not x.is_inference():
+            ctx.save_for_backward(x)  # so that autograd detects in-place changes before the backward pass
         ctx.execution, ctx.steps = execution, backward
-        return execution.run_forward(x.detach(), forward)
+        y = execution.run_forward(x.detach(), forward)
+        if not execution.output_needs_grad:
+            ctx.mark_non_differentiable(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -230,5 +277,10 @@ class _RunPlan(torch.autograd.Function):
             raise RuntimeError(
                 "a model under a plan has no second derivatives (backward with create_graph=True); "
                 "deepres.apply_plan(model, None) takes the plan off"
+            )
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "a model under a plan cannot replay units in inference mode: call backward outside of it, or take the "
+                "plan off with deepres.apply_plan(model, None)"
             )
         return (ctx.execution.run_backward(ctx.steps), None, None, None, None)

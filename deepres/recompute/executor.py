@@ -20,6 +20,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from deepres.recompute.execution import Execution
 from deepres.recompute.gradient_guard import GradientGuard
+from deepres.recompute.norm_updates import NormUpdates
 from deepres.recompute.plan import Action, Plan
 from deepres.recompute.retaining_unit import RetainingUnit, retentions_of
 from deepres.recompute.unit_states import UnitStates
@@ -150,6 +151,7 @@ class PlanExecutor:
             self._continues,
             needs_grad,
             self._states,
+            self._norm_updates,
             self._guard,
             x,
         )
@@ -167,7 +169,7 @@ class PlanExecutor:
             )
         _refuse_others(units)
         self.release()  # watching would keep replaced parameters alive
-        self._states = UnitStates(units)
+        self._states, self._norm_updates = UnitStates(units), NormUpdates()
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow on a protocol
         # Whether a unit's graph continues that of the previous unit. Not if units share parameters: their gradients
         # are accumulated unit by unit, as autograd does it.
@@ -177,11 +179,12 @@ class PlanExecutor:
 def _refuse_others(units: list[nn.Module]) -> None:
     """Refuse units that TorchScript or FSDP has taken over."""
     for i, unit in enumerate(units):
-        if isinstance(unit, torch.jit.ScriptModule):
-            raise TypeError(
-                f"unit {i} is TorchScript, which a plan cannot replay: use the module that it was made of"
-            )
         for module in unit.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                what = "is" if module is unit else "contains"
+                raise TypeError(
+                    f"unit {i} {what} TorchScript, which a plan cannot replay: use the module that it was made of"
+                )
             # By name, because importing FSDP is slow.
             if {"FSDPModule", "FullyShardedDataParallel"} & {each.__name__ for each in type(module).__mro__}:
                 raise TypeError(

@@ -4,64 +4,133 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deepres.recompute.unit_states import version_of
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _HIDES_COUNT = (_BatchNorm.forward, _InstanceNorm.forward)
 """Forwards that skip the batch count if `num_batches_tracked` is None; a subclass's own forward may need it."""
 
 
-@contextlib.contextmanager
-def without_updates(unit: nn.Module, name: str, *, by_value: bool) -> Iterator[None]:
-    """Hide the running statistics of PyTorch's norms in `unit`: a batch in training is normalised without them.
+class NormUpdates:
+    """Lets norms be replayed without a second update of their running statistics.
 
-    They stay among the norms' buffers, so that a `state_dict` taken meanwhile, by a hook or another thread, has them.
-
-    Args:
-        unit: the unit to replay.
-        name: what errors call it.
-        by_value: see `without_changes`.
-
-    Raises:
-        RuntimeError: the unit uses running statistics, or changes another buffer or a parameter.
+    A replay writes into tensors of NaN instead, which all norms of one width share. A norm that reads them in training
+    returns NaN, and is refused. Compiled code does not see them, and updates the statistics: it is found out by a
+    unit's first replay, and the statistics are put back after each.
     """
-    hidden = {
-        norm: _hidden(norm)
+
+    def __init__(self) -> None:
+        self._nowhere: dict[tuple[object, ...], Tensor] = {}
+        self._are_put_back = set[nn.Module]()
+
+    @contextlib.contextmanager
+    def without(self, unit: nn.Module, name: str, *, by_value: bool) -> Iterator[None]:
+        """Context of a replay, which leaves the running statistics of PyTorch's norms in `unit` as they are.
+
+        They stay among the norms' buffers, so that a `state_dict` taken meanwhile, by a hook or another thread, has
+        them.
+
+        Args:
+            unit: the unit to replay.
+            name: what errors call it.
+            by_value: see `without_changes`.
+
+        Raises:
+            RuntimeError: the unit uses a norm's batch count, or changes another buffer or a parameter.
+        """
+        norms = _updating_norms(unit)
+        kept = {norm: {each: norm._buffers[each] for each in _STATISTICS} for norm in norms}
+        are_kept = {id(tensor) for tensors in kept.values() for tensor in tensors.values()}
+        before = [
+            (norm, tensor, tensor.clone())
+            for norm in norms
+            if by_value or norm in self._are_put_back
+            for tensor in kept[norm].values()
+            if tensor is not None
+        ]
+        with without_changes(unit, name, by_value=by_value, but=are_kept):
+            try:
+                for norm in norms:
+                    # Takes precedence over the buffers of these names.
+                    norm.__dict__.update(self._instead(norm))
+                yield
+            except (AttributeError, TypeError, AssertionError) as error:
+                if not norms:
+                    raise
+                raise _uses_statistics(name) from error
+            finally:
+                for norm, tensors in kept.items():
+                    for each in _STATISTICS:
+                        norm.__dict__.pop(each, None)
+                    norm._buffers.update(tensors)  # in case the norm has replaced one
+                for norm, tensor, value in before:
+                    if norm in self._are_put_back or not torch.equal(tensor, value):
+                        self._are_put_back.add(norm)
+                        with _unsafe_preserve_version_counter(tensor):  # a graph may have saved it
+                            tensor.copy_(value)
+
+    def check_unused(self, unit: nn.Module, name: str, x: Tensor, y: Tensor) -> None:
+        """Check that what a replay has returned, y, does not depend on running statistics.
+
+        Raises:
+            RuntimeError: it does.
+        """
+        if _updating_norms(unit) and _has_nan(y) and not _has_nan(x):
+            raise _uses_statistics(name)
+
+    def _instead(self, norm: nn.Module) -> dict[str, Tensor | None]:
+        """What replaces a norm's own values in a replay."""
+        own = norm._buffers
+        count = None if type(norm).forward in _HIDES_COUNT else own["num_batches_tracked"]
+        return {
+            "running_mean": self._nowhere_like("running_mean", own["running_mean"]),
+            "running_var": self._nowhere_like("running_var", own["running_var"]),
+            "num_batches_tracked": None if count is None else count.clone(),
+        }
+
+    def _nowhere_like(self, name: str, own: Tensor | None) -> Tensor | None:
+        """A tensor of NaN to write to, the same one for all of this name and kind."""
+        if own is None:
+            return None
+        kind = name, own.shape, own.dtype, own.device
+        if kind not in self._nowhere:
+            self._nowhere[kind] = torch.full_like(own, torch.nan)
+        return self._nowhere[kind].data  # with a version counter of its own: graphs may save it
+
+
+def _updating_norms(unit: nn.Module) -> list[nn.Module]:
+    """PyTorch's norms in it that update running statistics."""
+    return [
+        norm
         for norm in unit.modules()
         if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats
-    }
-    kept = {norm: {name: norm._buffers[name] for name in values} for norm, values in hidden.items()}
-    are_hidden = {id(tensor) for values in kept.values() for tensor in values.values()}
-    with without_changes(unit, name, by_value=by_value, but=are_hidden):
-        for norm, values in hidden.items():
-            norm.__dict__.update(values)  # takes precedence over the buffers of these names
-        try:
-            yield
-        except (AttributeError, TypeError, AssertionError) as error:
-            if not hidden:
-                raise
-            raise RuntimeError(
-                f"{name} uses the running statistics of a norm in training, which its first run "
-                f"changed, so it cannot be replayed ({error}): {_ADVICE}"
-            ) from error
-        finally:
-            for norm, buffers in kept.items():
-                for name in buffers:
-                    norm.__dict__.pop(name, None)
-                norm._buffers.update(buffers)  # in case the norm has replaced one
+    ]
+
+
+def _has_nan(x: Tensor) -> bool:
+    # amax needs no memory, unlike isnan.
+    return x.is_floating_point() and x.numel() > 0 and bool(x.detach().amax().isnan())
+
+
+def _uses_statistics(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} uses the running statistics of a norm in training, which its first run changed, so it cannot be "
+        f"replayed: {_ADVICE}"
+    )
 
 
 @contextlib.contextmanager
 def without_changes(
     unit: nn.Module, name: str, *, by_value: bool = False, but: Container[int] = frozenset()
 ) -> Iterator[None]:
-    """Check that a replay leaves a unit's buffers and parameters as they are.
+    """Check that a replay leaves a unit's buffers, parameters and their gradients as they are.
 
     Args:
         unit: the unit to replay.
@@ -102,18 +171,10 @@ _ADVICE = (
 )
 
 
-def _hidden(norm: nn.Module) -> dict[str, Any]:
-    """What replaces a norm's own values in a replay."""
-    count: Any = None if type(norm).forward in _HIDES_COUNT else norm.num_batches_tracked
-    return {
-        "running_mean": None,
-        "running_var": None,
-        "num_batches_tracked": None if count is None else count.clone(),
-    }
-
-
 def _tensors(unit: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, buffer in unit.named_buffers():
         yield "buffer", name, buffer
     for name, parameter in unit.named_parameters():
         yield "parameter", name, parameter
+        if parameter.grad is not None:
+            yield "gradient", name, parameter.grad

@@ -62,22 +62,16 @@ class Draws:
             self._now = now
             self._are_moved.add(unit)
 
-    def begin_backward(self) -> None:
-        """Read the generators' state again: head and loss may have drawn from them."""
-        now = RandomState.read(self._device)
-        if now != self._now:
-            self._now = now
-
     @contextmanager
     def replay(self, unit: int) -> Iterator[None]:
         """Context of a replay: the unit draws what it drew first, and the generators are left as they were."""
+        now = RandomState.read(self._device)
         # `_are_moved` alone misses a unit that draws and puts the generators back (`torch.random.fork_rng`).
-        if self._states[unit] is self._now and unit not in self._are_moved:
+        if self._states[unit] == now and unit not in self._are_moved:
             yield
             return
-        now = RandomState.read(self._device)
-        self._states[unit].restore()
         try:
+            self._states[unit].restore()
             yield
         finally:
             now.restore()

@@ -36,11 +36,12 @@ class UnitStates:
         units: the units.
         recurrent: PyTorch's recurrent layers in them, each with its unit's number.
         replayed: numbers of units that have been replayed without changing their buffers.
+        marked: numbers of units whose graphs have been marked, see `mark_graph`.
     """
 
     def __init__(self, units: Sequence[nn.Module]) -> None:
         self.units = list(units)
-        self.replayed = set[int]()
+        self.replayed, self.marked = set[int](), set[int]()
         self._modules = [(module, i) for i, unit in enumerate(units) for module in unit.modules()]
         self._children = self._read_children()
         self.recurrent = [(module, i) for module, i in self._modules if isinstance(module, nn.RNNBase)]

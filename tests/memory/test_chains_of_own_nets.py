@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepres import apply_plan, measure_chain, predict_chain
+from deepres import apply_plan, make_plan, measure_chain, predict_chain
 from deepres.memory import AllocatedBytes
 from deepres.recompute import Chain, Plan, keep_all_plan, per_unit_plan, simulate
 
@@ -216,6 +216,36 @@ def test_units_that_cannot_be_copied_are_refused_in_one_line(costs):
     net(torch.randn(4, 8)).mean().backward()
     with pytest.raises(TypeError, match=r"^a Linear cannot be copied, .* use those of torch.nn.utils.param"):
         costs(net, (4, 8))
+
+
+class _ComputingInBf16(nn.Linear):
+    """Casts its weight anew in each run, and keeps the cast until its backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+@BOTH
+def test_units_may_enter_autocast_themselves(costs):
+    model = nn.Sequential(*[_ComputingInBf16(256, 256) for _ in range(4)])
+    plan = make_plan(costs(model, (4, 256)), 2**30)
+    assert _peak_bytes(model, plan, torch.randn(4, 256)) == pytest.approx(plan.peak_bytes, rel=0.03)
+
+
+class _Masking(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.mask = torch.ones(8)  # no buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.mask
+
+
+@BOTH
+def test_units_may_have_tensors_that_are_no_buffers(costs):
+    chain = costs(nn.Sequential(*[_Masking() for _ in range(3)]), (5, 8))
+    assert [unit.output_bytes for unit in chain.units] == [160] * 3
 
 
 class _Nearest(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from deepres.memory import TensorBytes
+from deepres.memory import AllocatedBytes, TensorBytes
 
 
 def test_a_tensor_counts_from_its_making_to_its_end():
@@ -52,6 +52,21 @@ def test_tensors_that_autograd_holds_count_until_the_backward_pass():
         assert tracker.live_bytes == 400 + 400 + 4  # exp keeps its output
         loss.backward()
         assert tracker.live_bytes == 4 + 400  # the gradient of x
+
+
+def test_gradients_are_added_up_in_place_as_without_a_mode():
+    """Autograd itself adds out of place under one."""
+    peaks = []
+    for meter in (TensorBytes(), AllocatedBytes(torch.device("cpu"))):
+        x = torch.ones(10_000, requires_grad=True)
+        x.grad = torch.zeros(10_000)
+        with meter:
+            y = x.neg()
+            loss = y.neg().sum() + y.mul(2).sum()
+            del y
+            loss.backward()
+        peaks.append(meter.peak_bytes)
+    assert peaks[0] == pytest.approx(peaks[1], abs=100)
 
 
 def test_several_results_of_one_operator_all_count():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deepres import apply_plan, build_resnet
 from deepres.recompute import Plan, per_unit_plan
@@ -61,21 +65,56 @@ class _Counting(nn.BatchNorm1d):
         return y if self.num_batches_tracked < 100 else 2 * y
 
 
-@PLANS
-@pytest.mark.parametrize(
-    "unit",
-    [_Function, _SetsMomentum, _Overflowing, lambda: nn.Sequential(nn.Linear(6, 6), _Counting(6))],
-    ids=["function", "momentum", "overflow", "counter"],
-)
-def test_a_norm_s_statistics_are_updated_once_however_it_is_used(unit, plan):
-    assert_exact(nn.Sequential(*[unit() for _ in range(4)]), plan, loss=_loss)
-
-
 class _ByHand(_Unit):
     def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         with torch.no_grad():
             norm.running_mean.lerp_(y.mean(0), 0.1)
         return norm(y)
+
+
+class _Checkpointed(_Unit):
+    """Runs the norm again in its backward pass, which updates it again, with or without a plan."""
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        return checkpoint(norm, y, use_reentrant=False)
+
+
+@PLANS
+@pytest.mark.parametrize(
+    "unit",
+    [
+        _Function,
+        _SetsMomentum,
+        _Overflowing,
+        _ByHand,
+        _Checkpointed,
+        lambda: nn.Sequential(nn.Linear(6, 6), _Counting(6)),
+    ],
+    ids=["function", "momentum", "overflow", "by_hand", "checkpoint", "counter"],
+)
+def test_a_norm_s_statistics_are_updated_once_however_it_is_used(unit, plan):
+    assert_exact(nn.Sequential(*[unit() for _ in range(4)]), plan, loss=_loss)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@PLANS
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, track_running_stats=True)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_norm_s_statistics_are_updated_once(plan, norm, backend):
+    torch._dynamo.reset()
+    model = nn.Sequential(
+        *[nn.Sequential(nn.Conv1d(2, 2, 3, padding=1), norm(2), nn.Tanh()) for _ in range(4)]
+    )
+    x = torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(1))
+    trained = []
+    for each in (None, plan):
+        units = (torch.compile(unit, backend=backend) for unit in copy.deepcopy(model))
+        net = nn.Sequential(*units)
+        apply_plan(net, each)
+        for _ in range(3):
+            net(x).square().mean().backward()
+        trained.append([*net.buffers(), *(p.grad for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
 
 
 class _Renormalising(_Unit):
@@ -86,6 +125,17 @@ class _Renormalising(_Unit):
         return norm(y) / scale
 
 
+class _RenormalisingIfItCan(nn.BatchNorm1d):
+    """Uses them if there are any, as there are not with `track_running_stats=False`."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1.0 if self.running_var is None else self.running_var.sqrt().clone()
+        return super().forward(x) / scale
+
+
 class _Subclass(nn.BatchNorm1d):
     def __init__(self) -> None:
         super().__init__(6)
@@ -93,11 +143,11 @@ class _Subclass(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             self.running_mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
-        return x - self.running_mean
+        return (x - self.running_mean) * self.weight
 
 
 @PLANS
-@pytest.mark.parametrize("unit", [_ByHand, _Renormalising, _Subclass])
+@pytest.mark.parametrize("unit", [_Renormalising, _RenormalisingIfItCan, _Subclass])
 def test_a_unit_that_uses_running_statistics_itself_cannot_be_replayed(unit, plan):
     net = nn.Sequential(*[unit() for _ in range(4)])
     apply_plan(net, plan)

@@ -22,7 +22,7 @@ from deepres.metrics import Metrics, metric_sums
 from deepres.models import ResNet, build_resnet
 from deepres.run_folder import CONFIG as RUN_CONFIG
 from deepres.tensor_files import TensorFile
-from deepres.trained_net import TrainedNetError, check_net, recorded_arguments, trained_on
+from deepres.trained_net import TrainedNetError, recorded_arguments, set_weights, trained_on
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 Crop = Literal["config", "224", "320", "ten"]
@@ -78,11 +78,10 @@ def net_with(weights: TensorFile, config: Config) -> ResNet:
     num_classes = num_classes_of(weights)
     try:
         net = build_resnet(**config.model.building(num_classes))
-        check_net(net, weights)
-        net.load_state_dict(weights.tensors)
-    except (ValueError, RuntimeError) as error:
+        set_weights(net, weights)
+    except ValueError as error:
         raise ConfigError(
-            f"the weights at {weights.path} are not of the configuration's net: {error!s:.300}"
+            f"the weights at {weights.path} are not of the configuration's net: {error}"
         ) from None
     return net.eval()
 

@@ -89,24 +89,23 @@ def recorded_net(file: TensorFile) -> ResNet:
     return net.eval()
 
 
-def check_net(net: ResNet, file: TensorFile) -> None:
-    """Compare a net with the one that a file of weights records, if it records one.
-
-    Args:
-        net: the net to load the weights into.
-        file: the file of weights.
+def set_weights(net: ResNet, file: TensorFile) -> None:
+    """Set a net's parameters and buffers to those of a file.
 
     Raises:
-        TrainedNetError: they differ.
+        TrainedNetError: they are another net's, by what the file records or by their names and shapes.
     """
     recorded = _recorded(file)
-    if recorded is None:
-        return
-    difference = first_difference(net, recorded.net)
-    if difference is not None:
-        raise TrainedNetError(
-            f"{file.path} has weights of {build_call(recorded.arguments)}: here {difference}"
-        )
+    if recorded is not None:
+        difference = first_difference(net, recorded.net)
+        if difference is not None:
+            raise TrainedNetError(
+                f"{file.path} has weights of {build_call(recorded.arguments)}: here {difference}"
+            )
+    wrong = _first_wrong(file.tensors, net.state_dict())
+    if wrong is not None:
+        raise TrainedNetError(f"{file.path} has weights of another net: {wrong}")
+    net.load_state_dict(file.tensors)
 
 
 def recorded_arguments(file: TensorFile) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from deepres.data import DataError, find_data
 from deepres.known_sets import KNOWN_SETS, SET_OF, Normalize
 from deepres.models import ResNet, build_resnet
 from deepres.net_options import Activation, Family
-from deepres.trained_net import TrainedNetError, check_net, recorded_arguments, trained_on
+from deepres.trained_net import TrainedNetError, recorded_arguments, set_weights, trained_on
 from deepres.weights import config_file_of, load_weights, num_classes_of
 
 NOISE = "noise"
@@ -100,10 +100,9 @@ def checkpoint_nets(
     def trained(seed: int) -> ResNet:
         net = fresh.make(seed)
         try:
-            check_net(net, weights)
-            net.load_state_dict(weights.tensors)
-        except (RuntimeError, TrainedNetError) as error:
-            raise ConfigError(f"the weights at {path} are of another net: {error!s:.300}") from None
+            set_weights(net, weights)
+        except TrainedNetError as error:
+            raise ConfigError(f"the weights at {path} are of another net: {error}") from None
         return net
 
     normalize = trained_on(weights).normalize

@@ -1,4 +1,4 @@
-"""Strict YAML: no duplicate keys, no Python objects, and every error with its file and line."""
+"""Strict YAML: no duplicate keys, no aliases, no Python objects, and every error with its file and line."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ _INT = "tag:yaml.org,2002:int"
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that reads decimal integers only, not YAML 1.1's others: `010` for 8, `1:30` for 90."""
+    """A loader without aliases, and of integers only in decimals, not YAML 1.1's others: `010` for 8, `1:30` for 90."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in forms if tag != _INT]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse `*name`: a few lines of it can stand for millions of values."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (`*name`); write its value out", mark)
+        return super().compose_node(parent, index)
+
 
 _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
-
-_MOST_VALUES = 100_000
 
 _MISTAKES = (yaml.YAMLError, ValueError, KeyError, RecursionError)
 """What PyYAML raises; the last three for impossible dates, `!!bool x` and thousands of nested brackets."""
@@ -40,7 +45,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
     Raises:
         YamlError: the file cannot be read, is not YAML, is not a mapping, has a duplicate key or one that is not text,
-            is too large once aliases are expanded, or asks for anything but plain data (`!!python/object`).
+            has an alias, or asks for anything but plain data (`!!python/object`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,7 +56,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         node = yaml.compose(text, Loader=_Loader)
         lines: dict[KeyPath, int] = {}
         if node is not None:
-            _count_values(node, path, {})
             _note_lines(node, (), lines, path)
         content = yaml.load(text, _Loader)
     except YamlError:
@@ -81,27 +85,6 @@ def parse_value(text: str) -> Any:
     if " #" in f" {text}" and "#" not in str(value):
         raise YamlError(f"{text!r} has a YAML comment from # on: quote the value ('…') if that belongs to it")
     return value
-
-
-def _count_values(node: yaml.Node, path: Path, counted: dict[yaml.Node, int | None]) -> int:
-    """The number of values once aliases are expanded: each alias may double the number of the one before.
-
-    Args:
-        node: counted with all that it contains.
-        path: the file's.
-        counted: the results so far; None for a node that is being counted.
-    """
-    if node not in counted:
-        counted[node] = None
-        values = node.value if isinstance(node, yaml.CollectionNode) else []
-        children = [child for value in values for child in (value if isinstance(value, tuple) else (value,))]
-        counted[node] = 1 + sum(_count_values(child, path, counted) for child in children)
-    num, line = counted[node], node.start_mark.line + 1
-    if num is None:
-        raise YamlError(f"{path}:{line}: a section may not hold itself (an alias, `*name`, does)")
-    if num > _MOST_VALUES:
-        raise YamlError(f"{path}:{line}: more than {_MOST_VALUES} values with aliases (`*name`) written out")
-    return num
 
 
 def _note_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:

@@ -171,10 +171,8 @@ class Execution:
         y = _checked(y, x, _name(i, unit), needs_grad=self._needs_grad[i + 1])
         if x._version != version:
             raise RuntimeError(f"{_name(i, unit)} {CHANGES_INPUT}")
-        if is_first and not self._is_retaining[i]:  # its runs record a graph
-            self._needs_grad[i + 1] = (
-                y.requires_grad
-            )  # such as after no_grad; frozen units choose kernels by it
+        if is_first and not self._is_retaining[i]:  # so that its run has recorded a graph
+            self._needs_grad[i + 1] = y.requires_grad  # not after no_grad, say; kernels are chosen by it
         if not (keep and self._continues[i + 1]):
             if keep:
                 if y.requires_grad and i not in self._states.marked:

@@ -18,6 +18,7 @@ shortcuts alone: the same of what comes through no residual; direct units: over 
 lambdas: what Equation 8 predicts for the number to the left, where it speaks of the net"""
 """What a reader must know to read the table."""
 
+_MOST_UNITS = 12
 _HEADER = (
     ("", "net"),
     ("signal", "first"), ("", "last"),
@@ -59,9 +60,9 @@ def propagation_text(nets: Mapping[str, Propagation]) -> str:
     return "\n".join(aligned(rows))
 
 
-def units_text(found: Propagation, most: int = 12) -> str:
+def units_text(found: Propagation) -> str:
     """A table of one net with a line for each unit, or for some of them if there are many."""
-    step = max(1, math.ceil(found.num_units / most))
+    step = max(1, math.ceil(found.num_units / _MOST_UNITS))
     numbers = [*range(0, found.num_units, step), found.num_units]
     rows = [["unit", "signal rms", "gradient norm", "shortcuts alone", "h/F"]]
     for k in numbers:

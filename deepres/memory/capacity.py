@@ -34,7 +34,6 @@ class CapacityRow:
 def capacity(
     profiled: ProfiledNet,
     cards_bytes: Sequence[int] = CARD_BYTES,
-    extra_shares: Sequence[float] = EXTRA_SHARES,
 ) -> tuple[CapacityRow, ...]:
     """The largest batches of a net on cards of some memory.
 
@@ -42,10 +41,9 @@ def capacity(
         profiled: the net; its target's memory does not matter. Plans are made at its batch, with the least peak
             for each extra time, and then kept as the batch grows.
         cards_bytes: the cards' memory.
-        extra_shares: the extra time that a plan may take, as shares of a step with everything kept; ascending.
     """
     frontier = Frontier(profiled.chain)
-    plans = [keep_all_plan(len(profiled.net.units)), *map(frontier.smallest_within, extra_shares)]
+    plans = [keep_all_plan(len(profiled.net.units)), *map(frontier.smallest_within, EXTRA_SHARES)]
     rows = []
     for num_bytes in cards_bytes:
         kept, *others = (largest_batch_of(profiled.within(num_bytes), plan) for plan in plans)
@@ -53,14 +51,12 @@ def capacity(
     return tuple(rows)
 
 
-def capacity_table(
-    rows: Sequence[CapacityRow], extra_shares: Sequence[float] = EXTRA_SHARES
-) -> list[list[str]]:
-    """Cells, the heading first."""
+def capacity_table(rows: Sequence[CapacityRow]) -> list[list[str]]:
+    """Cells of rows for `EXTRA_SHARES`, the heading first."""
     heading = [
         "largest batch on",
         "keep all",
-        *(f"plan, ≤ {100 * share:g} % extra" for share in extra_shares),
+        *(f"plan, ≤ {100 * share:g} % extra" for share in EXTRA_SHARES),
     ]
     return [
         heading,

@@ -74,6 +74,11 @@ def predict_chain(
             return read_chain(model, images, _FakeBench(mode, card, dtype), loss)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(f"{_CANNOT} depends on values, by {error}: {_MEASURE}") from error
+    except NotImplementedError as error:  # such as of sparse gradients
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{_CANNOT} does what PyTorch cannot do without values ({reason}): {_MEASURE}"
+        ) from error
 
 
 class _FakeBench:

@@ -78,16 +78,15 @@ class Frontier:
             (price(self._chain, self._coarse.expand(plan)) for plan in plans), key=lambda plan: plan.total_ms
         )
 
-    def smallest_within(self, max_extra_share: float, precision: float = 0.01) -> PricedPlan:
-        """A plan with about the least peak among those within a limit on extra time.
+    def smallest_within(self, max_extra_share: float) -> PricedPlan:
+        """A plan with the least peak, to 1 %, among those within a limit on extra time.
 
         Args:
             max_extra_share: the limit, as a share of a step with everything kept.
-            precision: how closely to search for the budget, relatively.
         """
         high = self.plan(2**62).peak_bytes
         best, low = self.plan(high), self.floor_bytes
-        while high - low > max(1, precision * low):
+        while high - low > max(1, 0.01 * low):
             middle = min(max(round((low * high) ** 0.5), low + 1), high - 1)
             plan = self.plan(middle)
             if plan.extra_share <= max_extra_share:

@@ -322,6 +322,15 @@ class _First(nn.LSTM):
         return super().forward(x)[0]
 
 
+class _Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.embedding(x.argmax(-1))
+
+
 class _Masked(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[x[:, 0] > -9])
@@ -332,6 +341,7 @@ class _Masked(nn.Linear):
     [
         (_First(8, 8), "is an LSTM, of which"),
         (_Masked(8, 8), r"depends on values, by aten\.nonzero\.default"),
+        (_Sparse(), r"does what PyTorch cannot do without values \(Cannot access storage of Sparse"),
     ],
 )
 @pytest.mark.parametrize("gpu", [None, "RTX 4090"])

@@ -162,8 +162,8 @@ class Execution:
                 memo = self._memos.setdefault(i, {})
                 retention = self._retentions[i] if keep else None
                 y = run_unit(unit, x, is_retaining=self._is_retaining[i], keep=retention, memo=memo)
-                if not is_first and self._is_to_check(i) and isinstance(y, Tensor):
-                    self._norm_updates.check_unused(unit, _name(i, unit), x, y)
+                if not is_first and isinstance(y, Tensor):
+                    self._norm_updates.check_unused(_name(i, unit), x, y)
         except RuntimeError as error:
             if not changes_leaf(error):
                 raise
@@ -192,10 +192,6 @@ class Execution:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             yield
 
-    def _is_to_check(self, i: int) -> bool:
-        """Whether a unit that knows nothing of plans has not been replayed yet, and values may be looked at."""
-        return not (self._is_retaining[i] or i in self._states.replayed or self._is_captured)
-
     @contextlib.contextmanager
     def _first_run_or_replay(self, i: int) -> Iterator[None]:
         if i not in self._memos:
@@ -204,11 +200,15 @@ class Execution:
             return
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.draws.replay(i))
-            unit = self._units[i]
+            unit, is_first = self._units[i], i not in self._states.replayed
             if not self._is_retaining[i]:
-                by_value = self._is_to_check(i)  # comparing values waits for the device
-                stack.enter_context(self._norm_updates.without(unit, _name(i, unit), by_value=by_value))
-            elif i not in self._states.replayed:  # changes by norms that take no memo, or by parametrizations
+                may_wait = not self._is_captured
+                stack.enter_context(
+                    self._norm_updates.without(
+                        unit, _name(i, unit), by_value=is_first and may_wait, may_wait=may_wait
+                    )
+                )
+            elif is_first:  # changes by norms that take no memo, or by parametrizations
                 stack.enter_context(without_changes(unit, _name(i, unit)))
             yield
         self._states.replayed.add(i)

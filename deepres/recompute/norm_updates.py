@@ -22,16 +22,17 @@ class NormUpdates:
     """Lets norms be replayed without a second update of their running statistics.
 
     A replay writes into tensors of NaN instead, which all norms of one width share. A norm that reads them in training
-    returns NaN, and is refused. Compiled code does not see them, and updates the statistics: it is found out by a
-    unit's first replay, and the statistics are put back after each.
+    returns NaN, and is refused. Compiled code does not see them, and updates the statistics, which are then put back:
+    those of compiled modules always, of others if a norm's first replay has changed them.
     """
 
     def __init__(self) -> None:
         self._nowhere: dict[tuple[object, ...], Tensor] = {}
-        self._are_put_back = set[nn.Module]()
+        self._updates_anyway: dict[nn.Module, bool] = {}  # of each norm that has been replayed
+        self._is_first = False  # whether a norm's first replay is running
 
     @contextlib.contextmanager
-    def without(self, unit: nn.Module, name: str, *, by_value: bool) -> Iterator[None]:
+    def without(self, unit: nn.Module, name: str, *, by_value: bool, may_wait: bool) -> Iterator[None]:
         """Context of a replay, which leaves the running statistics of PyTorch's norms in `unit` as they are.
 
         They stay among the norms' buffers, so that a `state_dict` taken meanwhile, by a hook or another thread, has
@@ -41,48 +42,57 @@ class NormUpdates:
             unit: the unit to replay.
             name: what errors call it.
             by_value: see `without_changes`.
+            may_wait: whether values may be looked at, which waits for the device.
 
         Raises:
             RuntimeError: the unit uses a norm's batch count, or changes another buffer or a parameter.
         """
         norms = _updating_norms(unit)
+        is_compiled = bool(norms) and _is_compiled(unit)
         kept = {norm: {each: norm._buffers[each] for each in _STATISTICS} for norm in norms}
         are_kept = {id(tensor) for tensors in kept.values() for tensor in tensors.values()}
+        first = [norm for norm in norms if may_wait and norm not in self._updates_anyway]
         before = [
             (norm, tensor, tensor.clone())
             for norm in norms
-            if by_value or norm in self._are_put_back
+            if is_compiled or self._updates_anyway.get(norm, True)
             for tensor in kept[norm].values()
             if tensor is not None
         ]
+        updated = set[nn.Module]()
         with without_changes(unit, name, by_value=by_value, but=are_kept):
             try:
                 for norm in norms:
                     # Takes precedence over the buffers of these names.
                     norm.__dict__.update(self._instead(norm))
+                for norm, tensor, _ in before:
+                    if is_compiled and norm in first and tensor.is_floating_point():
+                        _set_value(tensor, torch.nan)
+                self._is_first = bool(first)
                 yield
             except (AttributeError, TypeError, AssertionError) as error:
                 if not norms:
                     raise
                 raise _uses_statistics(name) from error
             finally:
+                self._is_first = False
                 for norm, tensors in kept.items():
                     for each in _STATISTICS:
                         norm.__dict__.pop(each, None)
                     norm._buffers.update(tensors)  # in case the norm has replaced one
                 for norm, tensor, value in before:
-                    if norm in self._are_put_back or not torch.equal(tensor, value):
-                        self._are_put_back.add(norm)
-                        with _unsafe_preserve_version_counter(tensor):  # a graph may have saved it
-                            tensor.copy_(value)
+                    if norm in first and not torch.equal(tensor, value):
+                        updated.add(norm)
+                    _set_value(tensor, value)
+        self._updates_anyway.update({norm: norm in updated for norm in first})
 
-    def check_unused(self, unit: nn.Module, name: str, x: Tensor, y: Tensor) -> None:
-        """Check that what a replay has returned, y, does not depend on running statistics.
+    def check_unused(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Check, in a norm's first replay, that what the unit has returned, y, does not depend on running statistics.
 
         Raises:
             RuntimeError: it does.
         """
-        if _updating_norms(unit) and _has_nan(y) and not _has_nan(x):
+        if self._is_first and _has_nan(y) and not _has_nan(x):
             raise _uses_statistics(name)
 
     def _instead(self, norm: nn.Module) -> dict[str, Tensor | None]:
@@ -112,6 +122,21 @@ def _updating_norms(unit: nn.Module) -> list[nn.Module]:
         for norm in unit.modules()
         if isinstance(norm, _BatchNorm | _InstanceNorm) and norm.training and norm.track_running_stats
     ]
+
+
+def _is_compiled(unit: nn.Module) -> bool:
+    """Whether it or a module in it is compiled; a function that its forward calls may be, too."""
+    # By name, because importing the compiler is slow.
+    return any(
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+        for module in unit.modules()
+    )
+
+
+def _set_value(tensor: Tensor, value: Tensor | float) -> None:
+    """Set a tensor's value unseen by graphs that have saved the tensor."""
+    with torch.no_grad(), _unsafe_preserve_version_counter(tensor):
+        tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
 
 
 def _has_nan(x: Tensor) -> bool:

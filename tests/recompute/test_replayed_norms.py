@@ -117,6 +117,31 @@ def test_a_compiled_norm_s_statistics_are_updated_once(plan, norm, backend):
     assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
 
 
+class _Plain(_Unit):
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        return norm(y)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@PLANS
+@pytest.mark.parametrize(("compiled_in", "trained_in"), [(1, 0), (0, 1)])
+def test_a_norm_may_be_compiled_or_trained_from_the_second_step_on(plan, compiled_in, trained_in):
+    torch._dynamo.reset()
+    model = nn.Sequential(*[_Plain() for _ in range(4)])
+    trained = []
+    for each in (None, plan):
+        net = copy.deepcopy(model)
+        apply_plan(net, each)
+        for step in range(3):
+            if step == compiled_in:
+                for unit in net:
+                    unit.compile(backend="aot_eager")
+            net.train(step >= trained_in)
+            _loss(net).backward()
+        trained.append([*net.buffers(), *(p.grad for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
 class _Renormalising(_Unit):
     """Uses the statistics as they were before this batch (Batch Renormalization, Ioffe 2017)."""
 
@@ -146,10 +171,16 @@ class _Subclass(nn.BatchNorm1d):
         return (x - self.running_mean) * self.weight
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
 @PLANS
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("unit", [_Renormalising, _RenormalisingIfItCan, _Subclass])
-def test_a_unit_that_uses_running_statistics_itself_cannot_be_replayed(unit, plan):
+def test_a_unit_that_uses_running_statistics_itself_cannot_be_replayed(unit, is_compiled, plan):
+    torch._dynamo.reset()
     net = nn.Sequential(*[unit() for _ in range(4)])
+    if is_compiled:
+        for each in net:
+            each.compile(backend="aot_eager")
     apply_plan(net, plan)
     before = list(net.state_dict())
     loss = _loss(net)

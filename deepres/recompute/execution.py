@@ -78,6 +78,7 @@ class Execution:
         self.draws = Draws(x.device)
         self._is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
         self._is_spent = False
+        self._with_nan = set[int]()  # units whose first run has returned NaN
         self._mark = object()  # of this pass's graphs
         self.holder = GradientHolder()  # of the gradient of the output of the units whose backward comes next
 
@@ -151,7 +152,7 @@ class Execution:
         if not (keep and self._continues[i]):
             kind, begin = type(x), self.holder.leaf_of if keep else leaf_to_discard
             x = begin(x, self._needs_grad[i])
-            if type(x) is not kind:
+            if i > 0 and type(x) is not kind:
                 raise TypeError(
                     f"{_name(i, unit)} takes a {kind.__name__}, which its replay would not get: under a plan units "
                     "take plain tensors"
@@ -162,8 +163,8 @@ class Execution:
                 memo = self._memos.setdefault(i, {})
                 retention = self._retentions[i] if keep else None
                 y = run_unit(unit, x, is_retaining=self._is_retaining[i], keep=retention, memo=memo)
-                if not is_first and isinstance(y, Tensor):
-                    self._norm_updates.check_unused(_name(i, unit), x, y)
+                if isinstance(y, Tensor) and not self._is_retaining[i] and not self._is_captured:
+                    self._look_for_nan(i, y, is_first=is_first, keep=keep)
         except RuntimeError as error:
             if not changes_leaf(error):
                 raise
@@ -181,6 +182,15 @@ class Execution:
                 self._graphs[i] = self.holder.edge_of(y) if y.requires_grad else None
             y = y.detach()
         self._values[i + 1] = y
+
+    def _look_for_nan(self, i: int, y: Tensor, *, is_first: bool, keep: bool) -> None:
+        """Refuse a unit whose output depends on running statistics, by the NaN that a replay has in their place."""
+        if is_first:
+            will_be_checked = not keep and i not in self._states.replayed  # looking waits for the device
+            if will_be_checked and self._norm_updates.returned_nan(self._units[i], y):
+                self._with_nan.add(i)
+        elif i not in self._with_nan:
+            self._norm_updates.check_unused(_name(i, self._units[i]), y)
 
     @contextlib.contextmanager
     def _as_in_forward(self) -> Iterator[None]:

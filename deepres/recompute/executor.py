@@ -169,7 +169,7 @@ class PlanExecutor:
             )
         _refuse_others(units)
         self.release()  # watching would keep replaced parameters alive
-        self._states, self._norm_updates = UnitStates(units), NormUpdates()
+        self._states, self._norm_updates = UnitStates(units), NormUpdates(units)
         self._is_retaining = [isinstance(unit, RetainingUnit) for unit in units]  # slow on a protocol
         # Whether a unit's graph continues that of the previous unit. Not if units share parameters: their gradients
         # are accumulated unit by unit, as autograd does it.

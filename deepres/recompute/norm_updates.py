@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,18 @@ class NormUpdates:
     A replay writes into tensors of NaN instead, which all norms of one width share. A norm that reads them in training
     returns NaN, and is refused. Compiled code does not see them, and updates the statistics, which are then put back:
     those of compiled modules always, of others if a norm's first replay has changed them.
+
+    Args:
+        units: the units.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, units: Iterable[nn.Module]) -> None:
         self._nowhere: dict[tuple[object, ...], Tensor] = {}
         self._updates_anyway: dict[nn.Module, bool] = {}  # of each norm that has been replayed
         self._is_first = False  # whether a norm's first replay is running
+        for unit in units:
+            for norm in _updating_norms(unit):
+                self._instead(norm)  # allocated before any step whose bytes somebody counts
 
     @contextlib.contextmanager
     def without(self, unit: nn.Module, name: str, *, by_value: bool, may_wait: bool) -> Iterator[None]:
@@ -86,13 +92,17 @@ class NormUpdates:
                     _set_value(tensor, value)
         self._updates_anyway.update({norm: norm in updated for norm in first})
 
-    def check_unused(self, name: str, x: Tensor, y: Tensor) -> None:
+    def returned_nan(self, unit: nn.Module, y: Tensor) -> bool:
+        """Whether a unit's first run has returned NaN; False if its replay will not be checked."""
+        return any(norm not in self._updates_anyway for norm in _updating_norms(unit)) and _has_nan(y)
+
+    def check_unused(self, name: str, y: Tensor) -> None:
         """Check, in a norm's first replay, that what the unit has returned, y, does not depend on running statistics.
 
         Raises:
             RuntimeError: it does.
         """
-        if self._is_first and _has_nan(y) and not _has_nan(x):
+        if self._is_first and _has_nan(y):
             raise _uses_statistics(name)
 
     def _instead(self, norm: nn.Module) -> dict[str, Tensor | None]:
@@ -140,8 +150,14 @@ def _set_value(tensor: Tensor, value: Tensor | float) -> None:
 
 
 def _has_nan(x: Tensor) -> bool:
-    # amax needs no memory, unlike isnan.
-    return x.is_floating_point() and x.numel() > 0 and bool(x.detach().amax().isnan())
+    x = x.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    if not x.is_floating_point() or x.numel() == 0:
+        return False
+    if x.dtype.itemsize == 1:
+        x = x.float()
+    return bool(x.amax().isnan())  # needs no memory, unlike isnan of all
 
 
 def _uses_statistics(name: str) -> RuntimeError:

@@ -150,11 +150,18 @@ class _Kind(Tensor):
     """A tensor of another kind."""
 
 
-def test_tensors_of_another_kind_are_refused():
-    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    apply_plan(net, Plan(((0, 2),), ("all",) * 2))
-    loss = net(_images().as_subclass(_Kind)).sum()
-    with pytest.raises(TypeError, match=r"^unit \d \(Linear\) takes a _Kind, which its replay would not get"):
+class _Making(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).as_subclass(_Kind)
+
+
+def test_tensors_of_another_kind_are_refused_between_units():
+    net = nn.Sequential(_Making(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    apply_plan(net, per_unit_plan(3))
+    loss = net(_images()).sum()
+    with pytest.raises(
+        TypeError, match=r"^unit [12] \(Linear\) takes a _Kind, which its replay would not get"
+    ):
         loss.backward()
 
 

@@ -56,6 +56,23 @@ class _Overflowing(_Unit):
         return norm(y * 1e25)
 
 
+class _WithNan(_Unit):
+    """As attention gives for a row that is masked throughout."""
+
+    def use(self, y: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        return norm(y).masked_fill(torch.arange(6) > 3, torch.nan)
+
+
+def test_a_unit_may_return_nan():
+    units = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), _WithNan()]
+
+    def loss(model: nn.Module) -> Tensor:
+        return model(torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))[:, :4].square().mean()
+
+    assert_exact(nn.Sequential(*units), per_unit_plan(2), loss=loss)
+    assert_exact(nn.Sequential(*units), Plan(((0, 2),), ("all",) * 2), loss=loss)
+
+
 class _Counting(nn.BatchNorm1d):
     """Needs its counter."""
 
